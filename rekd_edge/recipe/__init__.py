@@ -1,0 +1,1 @@
+"""Recipes: what is trained, as reviewable data. Imports neither torch nor transformers."""
