@@ -1,0 +1,210 @@
+"""Batches of model inputs, in an order that is a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
+from rekd_edge.data.split import Split
+from rekd_edge.errors import DataError
+from rekd_edge.recipe.schema import AugmentSpec
+from rekd_edge.types import Batch
+
+BUCKET_BATCHES = 50
+"""Batches whose texts are sorted by length together while shuffling."""
+
+_TOKEN_IDS: weakref.WeakKeyDictionary[Split, dict[str, list[np.ndarray]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def split_token_ids(split: Split, preprocessor: TextPreprocessor) -> list[np.ndarray]:
+    """Token ids of every text of ``split``: int64 ``[token]`` each, unpadded.
+
+    Encoded once for each split and tokenizer, and kept while the split lives.
+
+    Raises:
+        DataError: a text has no tokens.
+    """
+    cached = _TOKEN_IDS.setdefault(split, {})
+    if preprocessor.fingerprint not in cached:
+        texts: list[str] = []
+        for index in range(len(split)):
+            text = split.raw(index)
+            if not isinstance(text, str):
+                raise DataError(f"the {split.name} split holds images, not texts")
+            texts.append(text)
+        cached[preprocessor.fingerprint] = preprocessor.token_ids(texts)
+    return cached[preprocessor.fingerprint]
+
+
+def make_loader(
+    split: Split,
+    preprocessor: Preprocessor,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    augment: AugmentSpec | None = None,
+    drop_last: bool = False,
+    num_workers: int = 0,
+) -> DataLoader[Batch]:
+    """A torch ``DataLoader`` of :class:`~rekd_edge.types.Batch`.
+
+    Texts of like length share a batch. Shuffled: the order is random, texts are then sorted by
+    length inside windows of :data:`BUCKET_BATCHES` batches, and the batches are shuffled. Not
+    shuffled: texts go from the longest to the shortest (``Batch.index`` says which is which),
+    images in the order of the split. Augmentation depends on (seed, epoch, example) alone.
+
+    Raises:
+        DataError: an example cannot be read or encoded; images raise it while iterating.
+    """
+    if isinstance(preprocessor, TextPreprocessor):
+        dataset: _BatchDataset = _TextBatches(split, preprocessor)
+    else:
+        dataset = _ImageBatches(split, preprocessor, augment, seed=seed, epoch=epoch)
+    sampler = BucketSampler(
+        dataset.lengths,
+        len(split),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        drop_last=drop_last,
+    )
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=_as_it_is, num_workers=num_workers
+    )
+
+
+class BucketSampler(Sampler[list[int]]):
+    """Batches of example indices; see :func:`make_loader` for the order."""
+
+    def __init__(
+        self,
+        lengths: np.ndarray | None,
+        count: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        epoch: int,
+        drop_last: bool,
+    ) -> None:
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(count) if shuffle else np.arange(count)
+        if lengths is not None:
+            window = BUCKET_BATCHES * batch_size if shuffle else max(count, 1)
+            pieces = [order[start : start + window] for start in range(0, count, window)]
+            pieces = [piece[np.argsort(-lengths[piece], kind="stable")] for piece in pieces]
+            order = np.concatenate(pieces) if pieces else order
+        batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
+        if drop_last and batches and len(batches[-1]) < batch_size:
+            batches.pop()
+        if shuffle:
+            batches = [batches[position] for position in rng.permutation(len(batches))]
+        self.batches = [batch.tolist() for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _BatchDataset(Dataset[Batch]):
+    """A data set that makes whole batches: torch calls ``__getitems__`` where it exists."""
+
+    lengths: np.ndarray | None = None
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        positions = np.asarray(indices, dtype=np.int64)
+        inputs = {name: torch.from_numpy(value) for name, value in self.encode(indices).items()}
+        return Batch(
+            inputs=inputs,
+            labels=torch.from_numpy(self.split.labels[positions]),
+            index=torch.from_numpy(positions),
+        )
+
+    def encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+
+class _TextBatches(_BatchDataset):
+    def __init__(self, split: Split, preprocessor: TextPreprocessor) -> None:
+        super().__init__(split)
+        self.preprocessor = preprocessor
+        self.token_ids = split_token_ids(split, preprocessor)
+        self.lengths = np.asarray([len(ids) for ids in self.token_ids], dtype=np.int64)
+
+    def encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        return self.preprocessor.pad([self.token_ids[index] for index in indices])
+
+
+class _ImageBatches(_BatchDataset):
+    def __init__(
+        self,
+        split: Split,
+        preprocessor: ImagePreprocessor,
+        augment: AugmentSpec | None,
+        *,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        super().__init__(split)
+        self.preprocessor = preprocessor
+        self.augment = augment
+        self.seed = seed
+        self.epoch = epoch
+
+    def encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        return self.preprocessor.encode([self._image(index) for index in indices])
+
+    def _image(self, index: int) -> np.ndarray:
+        image = self.split.raw(index)
+        if isinstance(image, str):
+            raise DataError(f"the {self.split.name} split holds texts, not images")
+        if self.augment is None:
+            return image
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        return augment_image(image, self.augment, rng)
+
+
+def augment_image(
+    image: np.ndarray, augment: AugmentSpec, rng: np.random.Generator
+) -> np.ndarray:
+    """A random crop out of the zero-padded image, then a random flip.
+
+    uint8 ``[height, width, 3]`` in and out, of the same size.
+    """
+    padding = augment.crop_padding
+    if padding:
+        height, width = image.shape[:2]
+        top, left = rng.integers(0, 2 * padding + 1, size=2)
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        image = padded[top : top + height, left : left + width]
+    if augment.flip and rng.random() < 0.5:
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)

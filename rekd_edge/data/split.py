@@ -1,0 +1,201 @@
+"""Splits: labelled examples behind one interface, and cutting them by class.
+
+A split gives its labels at once and its raw examples one at a time, so that a folder of images
+is as good as an array in memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rekd_edge.data.images import rgb_from_bytes, rgb_from_file
+from rekd_edge.errors import DataError
+
+RawExample = str | np.ndarray
+"""A text, or an image: uint8 ``[height, width, 3]`` (RGB)."""
+
+
+class Split(ABC):
+    """Labelled examples. Compared and hashed by identity.
+
+    ``labels`` is int64 ``[example]``; ``name`` is ``train``, ``dev`` or ``test``.
+    """
+
+    def __init__(self, name: str, labels: np.ndarray) -> None:
+        self.name = name
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def raw(self, index: int) -> RawExample:
+        """Example ``index`` as it is in the source.
+
+        Raises:
+            DataError: an image cannot be read; the message names it.
+        """
+
+    @abstractmethod
+    def take(self, indices: np.ndarray, name: str | None = None) -> Split:
+        """The examples at ``indices``, int64 ``[example]``, in that order."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, examples={len(self)})"
+
+
+class ArraySplit(Split):
+    """Texts, or images of one size (uint8 ``[example, height, width, 3]``), in memory."""
+
+    def __init__(
+        self, name: str, labels: np.ndarray, examples: Sequence[str] | np.ndarray
+    ) -> None:
+        super().__init__(name, labels)
+        if len(examples) != len(self.labels):
+            raise ValueError(f"{len(examples)} examples and {len(self.labels)} labels")
+        self.examples = examples
+
+    def raw(self, index: int) -> RawExample:
+        return self.examples[index]
+
+    def take(self, indices: np.ndarray, name: str | None = None) -> ArraySplit:
+        if isinstance(self.examples, np.ndarray):
+            examples = self.examples[indices]
+        else:
+            examples = [self.examples[int(index)] for index in indices]
+        return ArraySplit(name or self.name, self.labels[indices], examples)
+
+
+class FileSplit(Split):
+    """Image files, read when asked for."""
+
+    def __init__(self, name: str, labels: np.ndarray, paths: Sequence[Path]) -> None:
+        super().__init__(name, labels)
+        if len(paths) != len(self.labels):
+            raise ValueError(f"{len(paths)} paths and {len(self.labels)} labels")
+        self.paths = tuple(paths)
+
+    def raw(self, index: int) -> np.ndarray:
+        return rgb_from_file(self.paths[index])
+
+    def take(self, indices: np.ndarray, name: str | None = None) -> FileSplit:
+        paths = [self.paths[int(index)] for index in indices]
+        return FileSplit(name or self.name, self.labels[indices], paths)
+
+
+class EncodedImageSplit(Split):
+    """Images kept as file contents (PNG, JPEG...), decoded when asked for.
+
+    ``places`` says where each one comes from, for messages.
+    """
+
+    def __init__(
+        self, name: str, labels: np.ndarray, contents: Sequence[bytes], places: Sequence[str]
+    ) -> None:
+        super().__init__(name, labels)
+        if not len(contents) == len(places) == len(self.labels):
+            raise ValueError(f"{len(contents)} images and {len(self.labels)} labels")
+        self.contents = contents
+        self.places = places
+
+    def raw(self, index: int) -> np.ndarray:
+        return rgb_from_bytes(self.contents[index], self.places[index])
+
+    def take(self, indices: np.ndarray, name: str | None = None) -> EncodedImageSplit:
+        return EncodedImageSplit(
+            name or self.name,
+            self.labels[indices],
+            [self.contents[int(index)] for index in indices],
+            [self.places[int(index)] for index in indices],
+        )
+
+
+def stratified_split(
+    labels: np.ndarray, shares: Mapping[str, float], *, rest: str, seed: int
+) -> dict[str, np.ndarray]:
+    """Cut ``labels`` (int64 ``[example]``) into disjoint index arrays, class by class.
+
+    Each part of ``shares`` (name -> share of all examples) gets that share of every class,
+    rounded to the nearest example but at least one where the share is above 0; ``rest`` gets
+    what remains. The cut depends on the labels and ``seed`` alone; indices are ascending.
+
+    Raises:
+        DataError: a class has too few examples to be in every part. The message numbers the
+            class; callers that know names check with :func:`require_examples` first.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*shares, rest)}
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = np.random.default_rng((seed, int(label))).permutation(members)
+        start = 0
+        for name, share in shares.items():
+            count = max(round(share * len(members)), 1) if share > 0 else 0
+            parts[name].append(order[start : start + count])
+            start += count
+        if start >= len(members):
+            raise DataError(
+                f"class {int(label)} has {len(members)} examples, too few for the shares "
+                f"{dict(shares)}"
+            )
+        parts[rest].append(order[start:])
+    return {
+        name: np.sort(np.concatenate(pieces)) if pieces else np.empty(0, dtype=np.int64)
+        for name, pieces in parts.items()
+    }
+
+
+def stratified_limit(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
+    """Ascending indices of ``limit`` examples whose class shares are those of ``labels``.
+
+    Shares are kept to within one example (largest remainder), with at least one of each class.
+
+    Raises:
+        DataError: there are more classes than ``limit``.
+    """
+    if limit >= len(labels):
+        return np.arange(len(labels))
+    classes, counts = np.unique(labels, return_counts=True)
+    if limit < len(classes):
+        raise DataError(f"a limit of {limit} examples cannot hold {len(classes)} classes")
+    exact = counts * (limit / len(labels))
+    quota = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while quota.sum() < limit:
+        quota[np.argmax(np.where(quota < counts, exact - quota, -np.inf))] += 1
+    while quota.sum() > limit:
+        quota[np.argmax(np.where(quota > 1, quota - exact, -np.inf))] -= 1
+    chosen = [
+        np.random.default_rng((seed, int(label))).permutation(np.flatnonzero(labels == label))[:n]
+        for label, n in zip(classes, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def require_examples(
+    labels: np.ndarray, label_names: Sequence[str], needed: int, *, place: str, reason: str
+) -> None:
+    """Refuse classes with fewer than ``needed`` examples, naming all of them at once.
+
+    Raises:
+        DataError: with every such class and its count.
+    """
+    counts = np.bincount(labels, minlength=len(label_names))
+    rare = [
+        f"{name!r} has {count}"
+        for name, count in zip(label_names, counts, strict=True)
+        if count < needed
+    ]
+    if rare:
+        raise DataError(
+            f"{place}: every class needs at least {needed} examples ({reason}); "
+            f"class {', class '.join(rare)}",
+            hint="add examples, or leave the class out with `data.labels`",
+        )
+    if len(label_names) < 2:
+        raise DataError(
+            f"{place}: a classifier needs two classes, found {len(label_names)}"
+            + (f" ({label_names[0]!r})" if label_names else "")
+        )
