@@ -1,0 +1,1 @@
+"""Training: what is optimised (objectives), on what (targets, attribution), and how (loop)."""

@@ -1,0 +1,82 @@
+"""Losses of the method, each a small pure function with its equation and source.
+
+The whole: L = alpha * [CE + lambda_select * L_sel]
+             + (1 - alpha) * [lambda_rationale * KL_R + tau^2 * KL_Y]      (arXiv 2601.22531)
+
+All KL terms are forward KL(teacher || student). See docs/adr/0005 for the direction, the
+reduction, and where T^2 applies.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def budget_penalty(keep: Tensor, valid: Tensor, rationale_ratio: float) -> Tensor:
+    """L_sel = (batch mean of the selected count - ratio * mean valid count)^2.
+
+    ``keep`` float ``[batch, token]``, ``valid`` bool ``[batch, token]``. The published text code
+    counts padding in the target; here the target counts valid tokens (equal for images).
+    """
+    selected = (keep * valid).sum(dim=1).mean()
+    target = rationale_ratio * valid.sum(dim=1).to(keep.dtype).mean()
+    return (selected - target) ** 2
+
+
+def rationale_kl_sampled(
+    teacher_log_probability: Tensor, student_log_probability: Tensor, valid: Tensor
+) -> Tensor:
+    """Published KL_R: KL(teacher || student) over {drop, keep}, summed over positions, divided
+    by the batch size; no tau^2.
+
+    Both inputs are Gumbel-noised log-softmax values ``[batch, token, 2]`` with independent noise.
+    """
+    divergence = teacher_log_probability.exp() * (teacher_log_probability - student_log_probability)
+    return (divergence.sum(dim=-1) * valid).sum() / valid.shape[0]
+
+
+def rationale_kl(
+    teacher_margin: Tensor, student_margin: Tensor, valid: Tensor, *, temperature: float
+) -> Tensor:
+    """Noiseless KL_R of the default objective, the mean over valid tokens.
+
+    ``*_margin`` ``[batch, token]`` are selection scores minus the example's own k-th threshold, so
+    sigmoid(margin / temperature) is the chance of being kept under the budget. Bernoulli
+    KL(teacher || student) = p_t * log(p_t / p_s) + (1 - p_t) * log((1 - p_t) / (1 - p_s)).
+
+    Deviations from the published term: no noise (its KL has a floor of its own), centred on the
+    threshold of exactly-k, and averaged over tokens so that its scale does not grow with length.
+    """
+    teacher_logit = teacher_margin / temperature
+    student_logit = student_margin / temperature
+    probability = torch.sigmoid(teacher_logit)
+    divergence = probability * (F.logsigmoid(teacher_logit) - F.logsigmoid(student_logit)) + (
+        1.0 - probability
+    ) * (F.logsigmoid(-teacher_logit) - F.logsigmoid(-student_logit))
+    return (divergence * valid).sum() / valid.sum().clamp_min(1)
+
+
+def prediction_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float) -> Tensor:
+    """KL_Y = KL(softmax(teacher / T) || softmax(student / T)), batch mean, *without* T^2.
+
+    The caller multiplies by T^2 (Hinton et al. 2015), as the whole formula above shows.
+    """
+    return F.kl_div(
+        F.log_softmax(student_logits / temperature, dim=-1),
+        F.log_softmax(teacher_logits / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def attribution_cross_entropy(
+    selection_score: Tensor, attribution: Tensor, valid: Tensor, *, temperature: float
+) -> Tensor:
+    """Listwise amortisation: cross-entropy of softmax(score) against softmax(attribution / T)
+    over each example's valid tokens, batch mean (ListNet, Cao et al. 2007)."""
+    lowest = torch.finfo(selection_score.dtype).min
+    target = torch.softmax((attribution / temperature).masked_fill(~valid, lowest), dim=1)
+    log_probability = torch.log_softmax(selection_score.masked_fill(~valid, lowest), dim=1)
+    return -(target * log_probability.masked_fill(~valid, 0.0)).sum(dim=1).mean()

@@ -1,0 +1,285 @@
+"""Encoders that can run on a chosen subset of tokens.
+
+One interface over transformers' BERT and timm's ViT. A model input is viewed as *content*
+tokens (word pieces after ``[CLS]``, or raw pixel patches) and *prefix* tokens that belong to the
+model (``[CLS]``, class and register tokens). Content is gathered before it is embedded, so what
+was not selected never enters the network; position embeddings are those of the original
+positions.
+
+The submodules stay those of transformers and timm: weights load and save under their names.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rekd_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import BertModel
+
+MAX_RELATIVE_LOGIT = 10.0
+"""Cap on how far a dropped key's attention logit may exceed the kept ones in the gradient path."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenView:
+    """A model input as content tokens.
+
+    ``content`` is int64 ``[batch, token]`` (word pieces) or float ``[batch, token, pixel]``
+    (flattened patches); ``position`` int64 ``[batch, token]`` indexes position embeddings;
+    ``attended`` bool ``[batch, token]`` is False at padding; ``selectable`` bool ``[batch, token]``
+    is False at padding and at special tokens.
+    """
+
+    content: Tensor
+    position: Tensor
+    attended: Tensor
+    selectable: Tensor
+
+
+def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor) -> Tensor:
+    """Attention in which key j counts ``key_weight[b, j]`` times.
+
+    ``query``, ``key``, ``value`` ``[batch, head, token, channel]``; ``key_weight`` float
+    ``[batch, token]``. With weights 0/1 it equals attention with those keys excluded; unlike a
+    boolean mask it has a gradient with respect to the weight of an excluded key.
+    """
+    logit = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    excluded = (key_weight <= 0)[:, None, None, :]
+    highest = logit.detach().masked_fill(excluded, -torch.inf).amax(dim=-1, keepdim=True)
+    weight = (logit - highest).clamp_max(MAX_RELATIVE_LOGIT).exp() * key_weight[:, None, None, :]
+    return (weight / weight.sum(dim=-1, keepdim=True)) @ value
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor | None, dropout: float
+) -> Tensor:
+    if key_weight is None:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    if key_weight.dtype == torch.bool:
+        allowed = key_weight[:, None, None, :]
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=allowed, dropout_p=dropout
+        )
+    return weighted_attention(query, key, value, key_weight)
+
+
+class Encoder(nn.Module, ABC):
+    """A backbone that encodes prefix tokens and any subset of content tokens."""
+
+    num_prefix_tokens: int
+    embed_dim: int
+
+    @property
+    @abstractmethod
+    def num_blocks(self) -> int: ...
+
+    @abstractmethod
+    def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
+        """Splits a model input into content tokens."""
+
+    @abstractmethod
+    def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
+        """``[batch, token, ...]`` and int64 ``[batch, token]`` to ``[batch, token, channel]``."""
+
+    @abstractmethod
+    def embed_prefix(self, batch_size: int) -> Tensor:
+        """The model's own tokens, ``[batch, prefix, channel]``."""
+
+    @abstractmethod
+    def run_blocks(self, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+        """All blocks and the final norm; ``key_weight`` as in :meth:`forward`."""
+
+    @abstractmethod
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """Parameters that ``train_embeddings: false`` freezes."""
+
+    def forward(
+        self,
+        content: Tensor,
+        position: Tensor,
+        key_weight: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of prefix and content, ``[batch, prefix + token, channel]``.
+
+        ``key_weight`` ``[batch, token]``: bool excludes keys, float weighs them
+        (:func:`weighted_attention`), None attends to all. ``scale`` float ``[batch, token]``
+        multiplies the content embeddings (the published zero-masking).
+        """
+        embedded = self.embed_content(content, position)
+        if scale is not None:
+            embedded = embedded * scale.unsqueeze(2)
+        tokens = torch.cat([self.embed_prefix(content.shape[0]), embedded], dim=1)
+        if key_weight is not None:
+            always = key_weight.new_ones((key_weight.shape[0], self.num_prefix_tokens))
+            key_weight = torch.cat([always, key_weight], dim=1)
+        return self.run_blocks(tokens, key_weight)
+
+
+class BertEncoder(Encoder):
+    """transformers ``BertModel`` without its pooler. Content is everything after ``[CLS]``."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self, backbone: BertModel, *, cls_id: int, sep_id: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.cls_id = cls_id
+        self.sep_id = sep_id
+        self.embed_dim = int(backbone.config.hidden_size)
+        self.max_positions = int(backbone.config.max_position_embeddings)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.backbone.encoder.layer)
+
+    def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
+        content = inputs["input_ids"][:, 1:]
+        attended = inputs["attention_mask"][:, 1:] > 0
+        position = torch.arange(1, content.shape[1] + 1, device=content.device)
+        selectable = attended & (content != self.sep_id) & (content != self.cls_id)
+        return TokenView(content, position.unsqueeze(0).expand_as(content), attended, selectable)
+
+    def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
+        embeddings = self.backbone.embeddings
+        embedded = (
+            embeddings.word_embeddings(content)
+            + embeddings.token_type_embeddings.weight[0]
+            + embeddings.position_embeddings(position)
+        )
+        return embeddings.dropout(embeddings.LayerNorm(embedded))
+
+    def embed_prefix(self, batch_size: int) -> Tensor:
+        weight = self.backbone.embeddings.word_embeddings.weight
+        content = torch.full((batch_size, 1), self.cls_id, device=weight.device)
+        return self.embed_content(content, torch.zeros_like(content))
+
+    def run_blocks(self, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+        for layer in self.backbone.encoder.layer:
+            tokens = self._block(layer, tokens, key_weight)
+        return tokens
+
+    @staticmethod
+    def _block(layer: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+        attention = layer.attention.self
+        heads, channel = attention.num_attention_heads, attention.attention_head_size
+
+        def split(projected: Tensor) -> Tensor:
+            return projected.unflatten(2, (heads, channel)).transpose(1, 2)
+
+        attended = _attend(
+            split(attention.query(tokens)),
+            split(attention.key(tokens)),
+            split(attention.value(tokens)),
+            key_weight,
+            attention.dropout.p if attention.training else 0.0,
+        )
+        attended = layer.attention.output(attended.transpose(1, 2).flatten(2), tokens)
+        return layer.output(layer.intermediate(attended), attended)
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        return [self.backbone.embeddings.word_embeddings.weight]
+
+
+class VitEncoder(Encoder):
+    """timm ``VisionTransformer``. Content is the raw pixels of each patch."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        reason = _unsupported_vit(backbone)
+        if reason is not None:
+            raise UsageError(
+                f"this timm backbone cannot run on a subset of its patches: {reason}",
+                hint="use a plain ViT with absolute position embeddings, such as vit_*_patch16_224",
+            )
+        self.backbone = backbone
+        self.embed_dim = int(backbone.embed_dim)
+        self.num_prefix_tokens = int(backbone.num_prefix_tokens)
+        self.grid: tuple[int, int] = tuple(backbone.patch_embed.grid_size)
+        self.patch_size: tuple[int, int] = tuple(backbone.patch_embed.patch_size)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.backbone.blocks)
+
+    def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
+        pixels = inputs["pixel_values"]
+        rows, columns = self.grid
+        height, width = self.patch_size
+        patches = pixels.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+        content = patches.reshape(-1, rows * columns, 3 * height * width)
+        position = torch.arange(rows * columns, device=pixels.device)
+        position = position.unsqueeze(0).expand(content.shape[0], -1)
+        valid = torch.ones_like(position, dtype=torch.bool)
+        return TokenView(content, position, valid, valid)
+
+    def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
+        projection = self.backbone.patch_embed.proj
+        embedded = F.linear(content, projection.weight.flatten(1), projection.bias)
+        embedded = self.backbone.patch_embed.norm(embedded)
+        table = self.backbone.pos_embed[0]
+        if not self.backbone.no_embed_class:
+            table = table[self.num_prefix_tokens :]
+        return self.backbone.pos_drop(embedded + F.embedding(position, table))
+
+    def embed_prefix(self, batch_size: int) -> Tensor:
+        backbone = self.backbone
+        tokens = [t[0] for t in (backbone.cls_token, backbone.reg_token) if t is not None]
+        prefix = torch.cat(tokens, dim=0)
+        if not backbone.no_embed_class:
+            prefix = prefix + backbone.pos_embed[0, : self.num_prefix_tokens]
+        return backbone.pos_drop(prefix).unsqueeze(0).expand(batch_size, -1, -1)
+
+    def run_blocks(self, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+        tokens = self.backbone.norm_pre(tokens)
+        for block in self.backbone.blocks:
+            attended = self._attention(block.attn, block.norm1(tokens), key_weight)
+            tokens = tokens + block.drop_path1(block.ls1(attended))
+            tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+        return self.backbone.norm(tokens)
+
+    @staticmethod
+    def _attention(attention: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+        heads = attention.num_heads
+        projected = attention.qkv(tokens).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = projected.unbind(0)
+        attended = _attend(
+            attention.q_norm(query),
+            attention.k_norm(key),
+            value,
+            key_weight,
+            attention.attn_drop.p if attention.training else 0.0,
+        )
+        attended = attention.norm(attended.transpose(1, 2).flatten(2))
+        return attention.proj_drop(attention.proj(attended))
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        return list(self.backbone.patch_embed.parameters())
+
+
+def _unsupported_vit(backbone: Any) -> str | None:
+    """Why a timm model cannot be used here, or None."""
+    from timm.layers.attention import Attention
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    if not isinstance(backbone, VisionTransformer):
+        return f"{type(backbone).__name__} is no VisionTransformer"
+    if backbone.pos_embed is None:
+        return "it has no absolute position embedding"
+    if backbone.num_prefix_tokens < 1:
+        return "it has no class token"
+    blocks: Sequence[Any] = list(backbone.blocks)
+    if not all(type(block) is Block for block in blocks):
+        return f"its blocks are {type(blocks[0]).__name__}, not timm's plain Block"
+    if not all(isinstance(b.attn, Attention) and b.attn.gate is None for b in blocks):
+        return "its attention is gated or not timm's plain Attention"
+    return None

@@ -1,0 +1,152 @@
+"""The rationalist: a selector that scores tokens and a predictor that sees only the kept ones.
+
+Lei et al. 2016 (select-predict); Dai & Goebel, arXiv 2601.22531 (REKD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rekd_edge.models.encoder import Encoder, TokenView
+from rekd_edge.selection import (
+    budget_fraction,
+    gather_slots,
+    gather_tokens,
+    keep_top_k,
+    rationale_budget,
+    slot_count,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A selector's answer.
+
+    ``score`` float ``[batch, token]`` is the log-odds of keeping a token, l1 - l0; ``logits``
+    ``[batch, token, 2]`` are (drop, keep); ``view`` holds the content tokens scored.
+    """
+
+    score: Tensor
+    logits: Tensor
+    view: TokenView
+
+
+class Selector(nn.Module):
+    """Scores every content token with one pass over the whole input."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.embed_dim, 2)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
+        view = self.encoder.view(inputs)
+        hidden = self.encoder(view.content, view.position, view.attended)
+        logits = self.head(hidden[:, self.encoder.num_prefix_tokens :])
+        return Scores(logits[..., 1] - logits[..., 0], logits, view)
+
+
+class Predictor(nn.Module):
+    """Classifies from the tokens it is given and from nothing else."""
+
+    def __init__(
+        self, encoder: Encoder, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if pooling not in {"cls", "mean"}:
+            raise ValueError(f"unknown pooling {pooling!r}")
+        self.encoder = encoder
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        content: Tensor,
+        position: Tensor,
+        key_weight: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
+        hidden = self.encoder(content, position, key_weight, scale)
+        return self.head(self.dropout(self._pool(hidden, key_weight)))
+
+    def _pool(self, hidden: Tensor, key_weight: Tensor | None) -> Tensor:
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        prefix = self.encoder.num_prefix_tokens
+        class_token, content = hidden[:, :1], hidden[:, prefix:]
+        if key_weight is None:
+            return torch.cat([class_token, content], dim=1).mean(dim=1)
+        weight = key_weight.to(hidden.dtype).unsqueeze(2)
+        total = class_token[:, 0] + (content * weight).sum(dim=1)
+        return total / (1.0 + weight.sum(dim=1))
+
+
+class Rationalist(nn.Module):
+    """Selector and predictor with a fixed share of tokens to keep."""
+
+    def __init__(self, selector: Selector, predictor: Predictor, rationale_ratio: float) -> None:
+        super().__init__()
+        self.selector = selector
+        self.predictor = predictor
+        self.rationale_ratio = rationale_ratio
+        self.ratio_fraction = budget_fraction(rationale_ratio)
+
+    def budget(self, view: TokenView) -> Tensor:
+        """Tokens to keep of each example, int64 ``[batch]``."""
+        return rationale_budget(view.selectable.sum(dim=1), *self.ratio_fraction)
+
+    def keep(self, scores: Scores) -> Tensor:
+        """The deterministic rationale, bool ``[batch, token]``."""
+        return keep_top_k(scores.score, scores.view.selectable, self.budget(scores.view))
+
+    def classify_masked(self, view: TokenView, key_weight: Tensor) -> Tensor:
+        """Logits from tokens with non-zero ``key_weight`` ``[batch, token]``, by key exclusion."""
+        return self.predictor(view.content, view.position, key_weight)
+
+    def classify_zeroed(self, view: TokenView, keep: Tensor) -> Tensor:
+        """Logits with embeddings multiplied by ``keep`` (the published masking).
+
+        Zeroed tokens are still attended to, so the predictor can read the geometry of the mask.
+        Deviation: the class token is never masked and padding is never attended.
+        """
+        return self.predictor(view.content, view.position, view.attended, keep)
+
+    def classify_gathered(self, view: TokenView, index: Tensor, valid: Tensor) -> Tensor:
+        """Logits from the content at ``index`` ``[batch, slot]`` where ``valid``; nothing else is
+        read."""
+        content = gather_tokens(view.content, index)
+        position = gather_tokens(view.position, index)
+        return self.predictor(content, position, valid)
+
+    def slots(self, view: TokenView) -> int:
+        """Slots that hold any rationale of this batch."""
+        return slot_count(view.content.shape[1], *self.ratio_fraction)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits under the deterministic rationale, predictor on gathered tokens."""
+        scores = self.selector(inputs)
+        index, valid = gather_slots(self.keep(scores), self.slots(scores.view))
+        return self.classify_gathered(scores.view, index, valid)
+
+
+class Classifier(nn.Module):
+    """The plain backbone on all tokens: the black box to beat."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        view = self.predictor.encoder.view(inputs)
+        weight = None if view.content.dim() == 3 else view.attended
+        return self.predictor(view.content, view.position, weight)

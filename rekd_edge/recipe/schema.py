@@ -1,0 +1,220 @@
+"""The recipe: everything that decides what is trained, as data.
+
+A recipe holds no code and no absolute behaviour outside this schema; unknown keys are errors.
+This package imports neither torch nor transformers (a test proves it in a subprocess), so
+that recipes can be checked on any machine.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Spec(BaseModel):
+    """Base of all recipe sections: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LimitSpec(Spec):
+    """Caps on the number of examples, drawn per class with the split's seed; null keeps all."""
+
+    train: int | None = Field(default=None, ge=2)
+    dev: int | None = Field(default=None, ge=2)
+    test: int | None = Field(default=None, ge=2)
+
+
+class SplitSpec(Spec):
+    """Stratified shares cut from the source's training data."""
+
+    dev: Share = 0.1
+    """Share of the training data held out for model selection."""
+    test: Share = 0.2
+    """Share held out for testing; ignored where the source brings its own test split."""
+    seed: int = 0
+    """Seed of the split. It is apart from the training seed: all seeds see the same split."""
+
+
+class AugmentSpec(Spec):
+    """Training-time image augmentation; never applied to dev or test data."""
+
+    crop_padding: int = Field(default=0, ge=0)
+    """Pixels of zero padding, at the source resolution, before a random crop; 0 turns it off."""
+    flip: bool = False
+    """Random horizontal flip."""
+
+
+class DataSpec(Spec):
+    """Where examples come from and how they become tensors."""
+
+    source: str
+    """A bundled set (`rekd-edge data list`), or one of `image-folder`, `csv`, `jsonl`,
+    `parquet`, `huggingface`."""
+    path: str | None = None
+    """File or folder, relative to the recipe, for own data."""
+    test_path: str | None = None
+    """A separate test file or folder; without it the test split is cut from `path`."""
+    name: str | None = None
+    """Data set name on the Hugging Face hub."""
+    config_name: str | None = None
+    """Configuration of a Hugging Face data set."""
+    text_column: str = "text"
+    image_column: str = "image"
+    label_column: str = "label"
+    labels: tuple[str, ...] | None = None
+    """Class names in order; null takes the sorted names found in the data."""
+    split: SplitSpec = SplitSpec()
+    limit: LimitSpec = LimitSpec()
+    max_length: int = Field(default=64, ge=4, le=512)
+    """Text: tokens kept of each example, prefix tokens included."""
+    image_size: int = Field(default=112, ge=16)
+    """Images: side in pixels after resizing."""
+    augment: AugmentSpec = AugmentSpec()
+
+
+class BackboneSpec(Spec):
+    """An encoder and where its weights come from."""
+
+    weights: tuple[str, ...] = Field(min_length=1)
+    """Sources in order; the first that can be had is used and recorded. Each is
+    `package:NAME` (a pinned registry package), `hub:OWNER/NAME` (Hugging Face),
+    `timm:NAME` (timm with pretrained weights), `path:FOLDER` (local, safetensors only),
+    or `random:NAME` (random initialisation of that architecture, for tests)."""
+    depth: int | None = Field(default=None, ge=1)
+    """Keep the first `depth` blocks; null keeps all."""
+    dropout: Probability = 0.0
+    train_embeddings: bool = True
+    """Whether token embeddings (text) or the patch projection (images) are trained."""
+
+
+class SelectorSpec(BackboneSpec):
+    """The selector scores every token or patch."""
+
+
+class PredictorSpec(BackboneSpec):
+    """The predictor classifies from the rationale alone."""
+
+    pooling: Literal["cls", "mean"] = "mean"
+    """`cls` reads the class token; `mean` averages the class token and all kept tokens."""
+
+
+class TemperatureSpec(Spec):
+    """tau(step) = max(start * exp(-gamma * step), end), gamma = ln(start / end) / total steps
+    (arXiv 2601.22531)."""
+
+    start: float = Field(default=5.0, gt=0)
+    end: float = Field(default=0.1, gt=0)
+    update_every: int = Field(default=100, ge=1)
+    """Steps between updates of tau."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TemperatureSpec:
+        if self.end > self.start:
+            raise ValueError("temperature.end must not be above temperature.start")
+        return self
+
+
+class ObjectiveSpec(Spec):
+    """L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R +
+    tau^2 * KL_Y]; see rekd_edge/losses.py."""
+
+    name: Literal["deploy", "paper"] = "deploy"
+    """`deploy` trains exactly what is exported (exactly k, keys excluded, noiseless rationale
+    KD); `paper` is the published formula (Bernoulli Gumbel, zero-masking, batch-mean budget)."""
+    alpha: Probability = 0.5
+    """Weight of the task loss against the distillation losses."""
+    lambda_rationale: float = Field(default=0.5, ge=0)
+    lambda_select: float = Field(default=0.0, ge=0)
+    """Budget penalty of `paper`; `deploy` keeps exactly k and needs none."""
+    temperature: TemperatureSpec = TemperatureSpec()
+    """`paper`: tau of Gumbel noise and KD. `deploy`: tau of the straight-through surrogate."""
+    kd_temperature: float = Field(default=2.0, gt=0)
+    """`deploy`: constant T of KL_Y."""
+    rationale_temperature: float = Field(default=1.0, gt=0)
+    """`deploy`: T of the threshold-centred keep probabilities compared by KL_R."""
+    selection_noise: float = Field(default=1.0, ge=0)
+    """`deploy`: scale of the Gumbel noise added to scores while training, times tau."""
+
+
+class WarmupSpec(Spec):
+    """What happens before joint training starts."""
+
+    predictor_epochs: float = Field(default=0.0, ge=0)
+    """Epochs of the predictor on random subsets of ratio U(rationale_ratio, 1)."""
+    selector: Literal["none", "mask_gradient", "occlusion", "teacher"] = "none"
+    """What the selector learns first. `mask_gradient`: the derivative of the predictor's answer
+    with respect to each token's attention weight (one backward pass an example); `occlusion`: the
+    drop of that answer when the token is removed (one forward pass a token); `teacher`: the
+    teacher's rationale."""
+    selector_epochs: float = Field(default=0.0, ge=0)
+    occlusion_examples: int = Field(default=2000, ge=1)
+    """Training examples whose occlusion attributions are computed."""
+
+
+class TrainSpec(Spec):
+    """One optimisation run (AdamW)."""
+
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of the two linear heads; null takes `learning_rate`."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    lr_warmup_share: Share = 0.06
+    """Share of all steps in which the learning rate rises linearly from 0."""
+    gradient_clip: float | None = Field(default=1.0, gt=0)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    warmup: WarmupSpec = WarmupSpec()
+    checkpoint_every_steps: int = Field(default=200, ge=1)
+    """Steps between resumable checkpoints; one is also written at every epoch's end."""
+
+
+class RationalistSpec(Spec):
+    """A selector, a predictor, and how they are trained."""
+
+    selector: SelectorSpec
+    predictor: PredictorSpec
+    train: TrainSpec = TrainSpec()
+
+
+class TeacherSpec(RationalistSpec):
+    """The teacher rationalist: trained first, or loaded from a finished run."""
+
+    run: str | None = None
+    """A finished run folder whose teacher is loaded instead of training one."""
+    objective: ObjectiveSpec = ObjectiveSpec(alpha=1.0)
+
+
+class Recipe(Spec):
+    """One experiment: data, teacher, student and objective."""
+
+    schema_version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    task: Literal["distill", "extract", "classify"] = "distill"
+    """`distill`: teacher and student rationalists. `extract`: the student without a teacher.
+    `classify`: the student's predictor on all tokens, the black box to beat."""
+    modality: Literal["text", "image"]
+    seed: int = Field(default=0, ge=0)
+    rationale_ratio: Ratio = 0.2
+    """Share of valid tokens kept: k = clamp(ceil(ratio * n_valid), 1, n_valid)."""
+    data: DataSpec
+    teacher: TeacherSpec | None = None
+    student: RationalistSpec
+    objective: ObjectiveSpec = ObjectiveSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.task == "distill" and self.teacher is None:
+            raise ValueError("task 'distill' needs a `teacher` section (or use task: extract)")
+        return self

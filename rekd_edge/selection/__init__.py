@@ -1,0 +1,31 @@
+"""The mathematics of picking tokens: budget, exactly-k with a tie rule, gathering, Gumbel noise.
+
+Everything here is a pure function of tensors, apart from models and training.
+"""
+
+from rekd_edge.selection.budget import budget_fraction, rationale_budget, slot_count
+from rekd_edge.selection.gumbel import bernoulli_straight_through, gumbel_noise
+from rekd_edge.selection.topk import (
+    LOWEST_SCORE,
+    gather_slots,
+    gather_tokens,
+    keep_top_k,
+    selection_margin,
+    selection_threshold,
+    straight_through_top_k,
+)
+
+__all__ = [
+    "LOWEST_SCORE",
+    "bernoulli_straight_through",
+    "budget_fraction",
+    "gather_slots",
+    "gather_tokens",
+    "gumbel_noise",
+    "keep_top_k",
+    "rationale_budget",
+    "selection_margin",
+    "selection_threshold",
+    "slot_count",
+    "straight_through_top_k",
+]

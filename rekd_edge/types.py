@@ -1,0 +1,73 @@
+"""Values shared by several stages. Arrays are named by their axes, e.g. ``[batch, token]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Modality = Literal["text", "image"]
+
+TEXT_INPUTS = ("input_ids", "attention_mask")
+"""Model inputs for text: int64 ``[batch, token]`` each."""
+IMAGE_INPUTS = ("pixel_values",)
+"""Model input for images: float32 ``[batch, 3, height, width]``, normalised."""
+OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
+"""Model outputs: float32 ``[batch, class]``, bool ``[batch, token]``, float32
+``[batch, token]``, float32 ``[batch]``. Prefix tokens are part of the token axis of text
+(``[CLS]`` is token 0) and never selected; for images the token axis is the patch grid, row by
+row, without class or register tokens."""
+
+
+def input_names(modality: Modality) -> tuple[str, ...]:
+    return TEXT_INPUTS if modality == "text" else IMAGE_INPUTS
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch of model inputs.
+
+    ``inputs`` maps the names of :func:`input_names` to tensors; ``labels`` is int64
+    ``[batch]``; ``index`` is the position of each example in its split, int64 ``[batch]``.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    labels: torch.Tensor
+    index: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What every runner answers, as numpy arrays in the layout of :data:`OUTPUTS`."""
+
+    logits: np.ndarray
+    rationale_mask: np.ndarray
+    selection_score: np.ndarray
+    selection_margin: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSpec:
+    """One axis of a model input or output: a fixed size, or a name for a dynamic one."""
+
+    name: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    name: str
+    dtype: Literal["int64", "float32", "bool"]
+    axes: tuple[AxisSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IoSpec:
+    """Names, types and axes of a model's inputs and outputs, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
