@@ -1,0 +1,69 @@
+"""What a schema cannot say: rules between the values of a valid recipe.
+
+They need no network, data or torch, so that a long run does not start with a doomed recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from rekd_edge.recipe.schema import BackboneSpec, DataSpec, RationalistSpec, Recipe
+
+WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
+FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet")
+"""Values of ``data.source`` that read ``data.path``."""
+
+Location = tuple[int | str, ...]
+
+
+def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
+    """Every contradiction as (where, what)."""
+    yield from _data_problems(recipe.data, recipe.modality)
+    if recipe.teacher is not None:
+        yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality)
+    yield from _rationalist_problems(("student",), recipe.student, recipe.modality)
+
+
+def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, str]]:
+    if data.source in FILE_SOURCES and not data.path:
+        yield ("data", "path"), f"is needed where data.source is {data.source!r}"
+    if data.source == "huggingface":
+        if not (data.name or data.path):
+            yield ("data", "name"), "(or data.path) is needed where data.source is 'huggingface'"
+    elif data.source not in FILE_SOURCES:
+        for key in ("path", "test_path"):
+            if getattr(data, key):
+                yield ("data", key), f"has no meaning where data.source is {data.source!r}"
+    if data.source == "image-folder" and modality != "image":
+        yield ("data", "source"), "'image-folder' needs modality: image"
+    if data.labels is not None:
+        if len(set(data.labels)) < len(data.labels):
+            yield ("data", "labels"), "names a class twice"
+        if len(data.labels) < 2:
+            yield ("data", "labels"), "needs at least two classes"
+
+
+def _rationalist_problems(
+    location: Location, rationalist: RationalistSpec, modality: str
+) -> Iterator[tuple[Location, str]]:
+    for part in ("selector", "predictor"):
+        backbone: BackboneSpec = getattr(rationalist, part)
+        for index, source in enumerate(backbone.weights):
+            message = _weights_problem(source, modality)
+            if message:
+                yield (*location, part, "weights", index), message
+
+
+def _weights_problem(source: str, modality: str) -> str | None:
+    kind, colon, name = source.partition(":")
+    if not colon or not name.strip():
+        kinds = ", ".join(f"{kind}:" for kind in WEIGHT_SOURCES)
+        return f"{source!r} must be a source and a name, with one of {kinds}"
+    if kind not in WEIGHT_SOURCES:
+        close = difflib.get_close_matches(kind, WEIGHT_SOURCES, n=1, cutoff=0.5)
+        meant = f" (did you mean '{close[0]}:{name}'?)" if close else ""
+        return f"unknown weights source {kind!r} in {source!r}{meant}"
+    if kind == "timm" and modality != "image":
+        return f"{source!r} is an image backbone, but modality is {modality!r}"
+    return None
