@@ -1,0 +1,43 @@
+"""From a torch model to a file that a runtime reads."""
+
+from __future__ import annotations
+
+from rekd_edge.convert.graph import CUT_NAMES, GraphError, predictor_graph, with_cut_outputs
+from rekd_edge.convert.io_spec import (
+    IoAxisError,
+    IoDTypeError,
+    IoNameError,
+    IoSpecError,
+    read_io,
+    validate_io,
+)
+from rekd_edge.convert.targets import TargetSpec, load_target
+from rekd_edge.convert.to_onnx import (
+    ConversionError,
+    OnnxArtefact,
+    convert_to_onnx,
+    file_sha256,
+    label_metadata,
+    weights_sha256,
+)
+
+__all__ = [
+    "CUT_NAMES",
+    "ConversionError",
+    "GraphError",
+    "IoAxisError",
+    "IoDTypeError",
+    "IoNameError",
+    "IoSpecError",
+    "OnnxArtefact",
+    "TargetSpec",
+    "convert_to_onnx",
+    "file_sha256",
+    "label_metadata",
+    "load_target",
+    "predictor_graph",
+    "read_io",
+    "validate_io",
+    "weights_sha256",
+    "with_cut_outputs",
+]

@@ -1,0 +1,153 @@
+"""Operations on ONNX graphs: cleaning, exposing inner values and cutting out a part.
+
+A shipped rationalist names two inner values, ``rationale_index`` and ``rationale_valid``. All
+that the predictor learns about the input passes through them, so a graph cut there is the
+predictor alone, with a rationale that the caller holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx
+import onnx.inliner
+from onnx import TensorProto, helper
+
+from rekd_edge.convert.io_spec import data_inputs
+from rekd_edge.errors import GateError
+
+CUT_NAMES = ("rationale_index", "rationale_valid")
+"""Inner values at which the predictor can be cut off: int64 and bool, ``[batch, slot]``."""
+CUT_DTYPES = {"rationale_index": TensorProto.INT64, "rationale_valid": TensorProto.BOOL}
+
+
+class GraphError(GateError):
+    """An ONNX graph does not have the structure that a checkable rationalist must have."""
+
+
+def strip_provenance(model: onnx.ModelProto) -> None:
+    """Removes source paths, stack traces and comments that exporters leave in a file."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    for graph in _graphs(model.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        # Names of inner shapes are the exporter's own; runtimes infer shapes again by themselves.
+        del graph.value_info[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+        for value in (*graph.input, *graph.output):
+            value.doc_string = ""
+            del value.metadata_props[:]
+        for tensor in graph.initializer:
+            tensor.doc_string = ""
+            del tensor.metadata_props[:]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for inner in _subgraphs(node):
+            yield from _graphs(inner)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def node_inputs(node: onnx.NodeProto) -> list[str]:
+    """Values that a node reads, those that its subgraphs take from outside included."""
+    names = [name for name in node.input if name]
+    for inner in _subgraphs(node):
+        made = {value.name for value in inner.input} | {t.name for t in inner.initializer}
+        for child in inner.node:
+            names += [name for name in node_inputs(child) if name not in made]
+            made.update(child.output)
+        names += [value.name for value in inner.output if value.name not in made]
+    return names
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, int]:
+    """Position in ``graph.node`` of the node that makes each value."""
+    return {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+
+
+def flat(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions, so that every path is visible."""
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def require_cut(model: onnx.ModelProto) -> None:
+    """Raises :class:`GraphError` unless the graph computes both values of :data:`CUT_NAMES`."""
+    made = producers(model.graph)
+    missing = [name for name in CUT_NAMES if name not in made]
+    if missing:
+        raise GraphError(
+            f"the graph has no value named {' or '.join(missing)}, so the predictor cannot be "
+            "cut off and its independence of unselected input cannot be proven"
+        )
+
+
+def hide_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Keeps the named values inside the graph but no longer returns them."""
+    kept = [value for value in model.graph.output if value.name not in names]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+
+
+def with_cut_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that also returns ``rationale_index`` and ``rationale_valid``."""
+    require_cut(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    have = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(_cut_info(name) for name in CUT_NAMES if name not in have)
+    return copy
+
+
+def _cut_info(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, CUT_DTYPES[name], ["batch", "slot"])
+
+
+def predictor_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The part of the graph between a held rationale and ``logits``.
+
+    Inputs: the model's data inputs that this part still reads, then ``rationale_index`` and
+    ``rationale_valid``. Output: ``logits``. Nodes and weights are those of ``model``, unchanged.
+    """
+    model = flat(model)
+    require_cut(model)
+    graph = model.graph
+    made = producers(graph)
+    needed: set[int] = set()
+    values: set[str] = set()
+    pending = ["logits"]
+    while pending:
+        name = pending.pop()
+        if name in values:
+            continue
+        values.add(name)
+        if name in CUT_NAMES or name not in made:
+            continue
+        if made[name] not in needed:
+            needed.add(made[name])
+            pending += node_inputs(graph.node[made[name]])
+    inputs = [value for value in data_inputs(graph) if value.name in values]
+    inputs += [_cut_info(name) for name in CUT_NAMES]
+    cut = helper.make_graph(
+        [node for i, node in enumerate(graph.node) if i in needed],
+        "predictor",
+        inputs,
+        [value for value in graph.output if value.name == "logits"],
+        [tensor for tensor in graph.initializer if tensor.name in values],
+    )
+    if not cut.output:
+        raise GraphError("the graph has no output named 'logits'")
+    return helper.make_model(
+        cut, opset_imports=list(model.opset_import), ir_version=model.ir_version
+    )

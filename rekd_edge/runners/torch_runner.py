@@ -1,0 +1,54 @@
+"""Runs a fused torch model with the interface of the other runners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import nn
+
+from rekd_edge.errors import UsageError
+from rekd_edge.runners.threads import resolve_threads
+from rekd_edge.types import OUTPUTS, Outputs
+
+
+class TorchRunner:
+    """A context manager around a fused model in eval mode.
+
+    ``input_names`` gives the order of the model's arguments. ``threads`` are set for the process
+    while the runner is open and set back afterwards. The model's own mode is not changed.
+    """
+
+    def __init__(
+        self, model: nn.Module, input_names: tuple[str, ...], *, threads: int | None = None
+    ) -> None:
+        self.model = model
+        self.input_names = input_names
+        self.threads = resolve_threads(threads)
+        self._previous_threads: int | None = None
+
+    def __enter__(self) -> TorchRunner:
+        if any(module.training for module in self.model.modules()):
+            raise UsageError("the model is in training mode", hint="call .eval() on it first")
+        self._previous_threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._previous_threads is not None:
+            torch.set_num_threads(self._previous_threads)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
+        """All of :data:`~rekd_edge.types.OUTPUTS` for one batch."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[n])) for n in self.input_names]
+        with torch.inference_mode():
+            answers = self.model(*tensors)
+        names = zip(OUTPUTS, answers[: len(OUTPUTS)], strict=True)
+        return Outputs(**{name: value.cpu().numpy() for name, value in names})
