@@ -216,7 +216,9 @@ def _run(archive: PinnedArchive, tool: str, command: list[str], folder: Path) ->
     output = f"{result.stdout}\n{result.stderr}"
     lowered = output.lower()
     if any(word in lowered for word in _DISK_FULL_WORDS):
-        raise OSError(errno.ENOSPC, f"the disk filled up while fetching {archive.label}", str(folder))
+        raise OSError(
+            errno.ENOSPC, f"the disk filled up while fetching {archive.label}", str(folder)
+        )
     if any(word in lowered for word in _HASH_WORDS):
         raise IntegrityError(
             f"the download of {archive.label} is not the pinned file (expected sha256 "

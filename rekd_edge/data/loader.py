@@ -79,9 +79,7 @@ def make_loader(
         epoch=epoch,
         drop_last=drop_last,
     )
-    return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=_as_it_is, num_workers=num_workers
-    )
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is, num_workers=num_workers)
 
 
 class BucketSampler(Sampler[list[int]]):
@@ -192,9 +190,7 @@ class _ImageBatches(_BatchDataset):
         return augment_image(image, self.augment, rng)
 
 
-def augment_image(
-    image: np.ndarray, augment: AugmentSpec, rng: np.random.Generator
-) -> np.ndarray:
+def augment_image(image: np.ndarray, augment: AugmentSpec, rng: np.random.Generator) -> np.ndarray:
     """A random crop out of the zero-padded image, then a random flip.
 
     uint8 ``[height, width, 3]`` in and out, of the same size.

@@ -189,7 +189,9 @@ class ImagePreprocessor:
         from PIL import Image
 
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(f"an image is uint8 [height, width, 3], not {image.dtype} {image.shape}")
+            raise DataError(
+                f"an image is uint8 [height, width, 3], not {image.dtype} {image.shape}"
+            )
         size = self.image_size
         height, width = image.shape[:2]
         if min(height, width) < 1:

@@ -51,9 +51,7 @@ class Split(ABC):
 class ArraySplit(Split):
     """Texts, or images of one size (uint8 ``[example, height, width, 3]``), in memory."""
 
-    def __init__(
-        self, name: str, labels: np.ndarray, examples: Sequence[str] | np.ndarray
-    ) -> None:
+    def __init__(self, name: str, labels: np.ndarray, examples: Sequence[str] | np.ndarray) -> None:
         super().__init__(name, labels)
         if len(examples) != len(self.labels):
             raise ValueError(f"{len(examples)} examples and {len(self.labels)} labels")
