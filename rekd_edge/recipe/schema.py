@@ -155,8 +155,7 @@ class WarmupSpec(Spec):
     drop of that answer when the token is removed (one forward pass a token); `teacher`: the
     teacher's rationale."""
     selector_epochs: float = Field(default=0.0, ge=0)
-    occlusion_examples: int = Field(default=2000, ge=1)
-    """Training examples whose occlusion attributions are computed."""
+    """Epochs of that; a share such as 0.25 limits the cost of `occlusion`."""
 
 
 class TrainSpec(Spec):

@@ -1,0 +1,461 @@
+"""The training loop: phases of steps, resumable to the same weights.
+
+Randomness is a function of (seed, phase, step), never of what ran before, and every batch's
+order is a function of (seed, epoch): a run that is killed and resumed makes the same draws as
+one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rekd_edge.distill.checkpoint import (
+    read_training_state,
+    restore_model,
+    restore_optimizer,
+    save_model,
+    save_training_state,
+)
+from rekd_edge.distill.objectives import LossTerms, Progress
+from rekd_edge.errors import RekdEdgeError, UsageError
+from rekd_edge.recipe.schema import TrainSpec
+from rekd_edge.schedules import learning_rate_factor
+from rekd_edge.types import Batch
+
+LOG_EVERY_STEPS = 10
+
+
+class DivergedError(RekdEdgeError):
+    """The loss is no longer a number."""
+
+    exit_code = 3
+
+
+class BatchLoader(Sized, Iterable[Batch], Protocol):
+    """An epoch of batches with a known number of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One objective optimised for some epochs.
+
+    ``trained`` are the submodules that get gradients; the rest of the model is frozen and in
+    evaluation mode. ``select`` phases are evaluated after each epoch and may hold the best model.
+    """
+
+    name: str
+    objective: nn.Module
+    epochs: float
+    trained: tuple[nn.Module, ...]
+    select: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DevResult:
+    """Result on the development split: ``accuracy`` in 0..1 and mean cross-entropy."""
+
+    accuracy: float
+    loss: float
+
+    def better_than(self, other: DevResult | None) -> bool:
+        return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+@dataclass(slots=True)
+class FitReport:
+    """What happened: the best development result, and one entry an epoch in ``history``."""
+
+    best: DevResult | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    wall_s: float = 0.0
+    resumed_at_step: int | None = None
+
+
+class ProgressListener(Protocol):
+    """Receives progress; the command line draws bars, tests count."""
+
+    def phase(self, name: str, total_steps: int, done_steps: int) -> None: ...
+    def step(self, terms: dict[str, float]) -> None: ...
+    def epoch(self, name: str, result: DevResult) -> None: ...
+
+
+class Silent:
+    """A listener that does nothing."""
+
+    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
+        return
+
+    def step(self, terms: dict[str, float]) -> None:
+        return
+
+    def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    inputs = {name: value.to(device, non_blocking=True) for name, value in batch.inputs.items()}
+    return Batch(inputs, batch.labels.to(device), batch.index)
+
+
+def fit(
+    model: nn.Module,
+    phases: list[Phase],
+    *,
+    train: TrainSpec,
+    epoch_loader: Callable[[int], BatchLoader],
+    evaluate: Callable[[nn.Module], DevResult],
+    folder: Path,
+    seed: int,
+    device: str = "auto",
+    resume: bool = False,
+    listener: ProgressListener | None = None,
+) -> FitReport:
+    """Runs ``phases`` in order and leaves the best model in ``folder/best``.
+
+    ``epoch_loader(e)`` gives the batches of epoch ``e``, in an order that depends on ``e`` alone.
+    Logs go to ``folder/log.jsonl`` and TensorBoard files in ``folder/tensorboard``; a resumable
+    checkpoint to ``folder/last.safetensors``. With ``resume`` and such a checkpoint, training
+    goes on from there; a finished one returns at once.
+
+    Raises:
+        DivergedError: the loss is not finite; the last good checkpoint is kept.
+        UsageError: the device or precision is not available.
+    """
+    run = _Run(model, phases, train, epoch_loader, evaluate, folder, seed, device, listener)
+    return run.execute(resume)
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        phases: list[Phase],
+        train: TrainSpec,
+        epoch_loader: Callable[[int], BatchLoader],
+        evaluate: Callable[[nn.Module], DevResult],
+        folder: Path,
+        seed: int,
+        device: str,
+        listener: ProgressListener | None,
+    ) -> None:
+        self.model = model
+        self.phases = phases
+        self.train = train
+        self.epoch_loader = epoch_loader
+        self.evaluate = evaluate
+        self.folder = folder
+        self.seed = seed
+        self.listener = listener or Silent()
+        self.accelerator = make_accelerator(train, device)
+        self.report = FitReport()
+        self.checkpoint = folder / "last.safetensors"
+        # Which parameters a recipe trains at all; phases only narrow it.
+        self.wanted = {p for p in model.parameters() if p.requires_grad}
+        world = self.accelerator.num_processes
+        self.batches_per_epoch = max(1, len(epoch_loader(0)) // world)
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / train.gradient_accumulation)
+
+    def execute(self, resume: bool) -> FitReport:
+        started = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model.to(self.accelerator.device)
+        tensors: dict[str, Tensor] | None = None
+        state: dict[str, Any] = {"phase": 0, "step": 0, "elapsed_s": 0.0}
+        log_path = self.folder / "log.jsonl"
+        if resume and self.checkpoint.is_file():
+            tensors, state = read_training_state(self.checkpoint)
+            restore_model(self.model, tensors)
+            best = state["best"]
+            self.report.best = DevResult(**best) if best else None
+            self.report.history = state["history"]
+            self.report.resumed_at_step = state["step"]
+            _truncate_log(log_path, state["phase"], state["step"])
+        elif self.accelerator.is_main_process:
+            log_path.unlink(missing_ok=True)
+        with _Log(self.folder, self.accelerator.is_main_process) as log:
+            for index in range(state["phase"], len(self.phases)):
+                first = state["step"] if index == state["phase"] else 0
+                moments = tensors if index == state["phase"] and first > 0 else None
+                self._phase(index, first, moments, log, started - state["elapsed_s"])
+        self.report.wall_s = time.monotonic() - started + state["elapsed_s"]
+        return self.report
+
+    def _phase(
+        self,
+        index: int,
+        first_step: int,
+        moments: dict[str, Tensor] | None,
+        log: _Log,
+        started: float,
+    ) -> None:
+        phase = self.phases[index]
+        total_steps = max(1, round(phase.epochs * self.steps_per_epoch))
+        trained = {p for module in phase.trained for p in module.parameters()} & self.wanted
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter in trained)
+        optimizer = make_optimizer(phase.trained, trained, self.train, self.accelerator.device)
+        if moments is not None:
+            restore_optimizer(optimizer, moments)
+        objective, prepared = self.accelerator.prepare(phase.objective, optimizer)
+        self.listener.phase(phase.name, total_steps, first_step)
+        self._training_mode(phase)
+        step, micro = first_step, 0
+        while step < total_steps:
+            epoch, skipped = divmod(step, self.steps_per_epoch)
+            # Phases draw from different epochs, so that none repeats another's order.
+            batches = self._batches(index * 1000 + epoch, skipped)
+            for batch in batches:
+                if micro == 0:
+                    self._seed_step(index, step)
+                    self._set_learning_rate(optimizer, step, total_steps)
+                boundary = micro + 1 == self.train.gradient_accumulation or batches.last
+                terms = self._micro_step(
+                    objective, prepared, batch, Progress(step, total_steps), boundary, phase
+                )
+                micro = 0 if boundary else micro + 1
+                if not boundary:
+                    continue
+                step += 1
+                self.report.steps += 1
+                if step % LOG_EVERY_STEPS == 0 or step == total_steps:
+                    values = {name: round(float(term), 6) for name, term in terms.items()}
+                    rate = optimizer.param_groups[0]["lr"]
+                    log.write(index, phase.name, step, {**values, "learning_rate": rate})
+                    self.listener.step(values)
+                else:
+                    self.listener.step({})
+                if step % self.train.checkpoint_every_steps == 0 and step < total_steps:
+                    if step % self.steps_per_epoch != 0:
+                        self._save(index, step, optimizer, started)
+                if step >= total_steps:
+                    break
+            if phase.select:
+                self._select(phase, index, step, log)
+            if step < total_steps:
+                self._save(index, step, optimizer, started)
+        for parameter in self.wanted:
+            parameter.requires_grad_(True)
+        self._save(index + 1, 0, optimizer, started)
+
+    def _batches(self, epoch: int, skipped_steps: int) -> _EpochBatches:
+        return _EpochBatches(
+            self.epoch_loader(epoch),
+            skip=skipped_steps * self.train.gradient_accumulation,
+            limit=self.batches_per_epoch,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            device=self.accelerator.device,
+        )
+
+    def _micro_step(
+        self,
+        objective: nn.Module,
+        optimizer: Any,
+        batch: Batch,
+        progress: Progress,
+        boundary: bool,
+        phase: Phase,
+    ) -> LossTerms:
+        with self.accelerator.autocast():
+            terms: LossTerms = objective(batch, progress)
+        loss = terms["loss"]
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {float(loss)} in phase {phase.name!r} at step {progress.step}; "
+                "the last good checkpoint is kept",
+                hint="lower train.learning_rate, or set train.precision to 'no', then --resume",
+            )
+        self.accelerator.backward(loss / self.train.gradient_accumulation)
+        if boundary:
+            if self.train.gradient_clip is not None:
+                for group in optimizer.param_groups:
+                    self.accelerator.clip_grad_norm_(group["params"], self.train.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _training_mode(self, phase: Phase) -> None:
+        self.model.eval()
+        for module in phase.trained:
+            module.train()
+
+    def _seed_step(self, phase_index: int, step: int) -> None:
+        rank = self.accelerator.process_index
+        mixed = (self.seed * 1_000_003 + phase_index) * 10_000_019 + step * 257 + rank
+        torch.manual_seed(mixed % (2**63))
+
+    def _set_learning_rate(
+        self, optimizer: torch.optim.Optimizer, step: int, total_steps: int
+    ) -> None:
+        factor = learning_rate_factor(
+            step, total_steps, warmup_share=self.train.lr_warmup_share, kind=self.train.lr_schedule
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def _select(self, phase: Phase, index: int, step: int, log: _Log) -> None:
+        self.model.eval()
+        result = self.evaluate(self.model)
+        self._training_mode(phase)
+        entry = {"phase": phase.name, "step": step, **asdict(result)}
+        self.report.history.append(entry)
+        log.write(index, f"{phase.name}/dev", step, asdict(result))
+        self.listener.epoch(phase.name, result)
+        if result.better_than(self.report.best):
+            self.report.best = result
+            if self.accelerator.is_main_process:
+                save_model(self.folder / "best" / "model.safetensors", self.model)
+
+    def _save(
+        self, phase: int, step: int, optimizer: torch.optim.Optimizer, started: float
+    ) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "phase": phase,
+            "step": step,
+            "best": asdict(self.report.best) if self.report.best else None,
+            "history": self.report.history,
+            "elapsed_s": time.monotonic() - started,
+        }
+        save_training_state(self.checkpoint, self.model, optimizer, state)
+
+
+class _EpochBatches:
+    """This process's share of an epoch, moved to its device; ``last`` is True on the final one."""
+
+    def __init__(
+        self,
+        loader: BatchLoader,
+        *,
+        skip: int,
+        limit: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        self.loader = loader
+        self.skip = skip
+        self.limit = limit
+        self.rank = rank
+        self.world = world
+        self.device = device
+        self.last = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for position, batch in enumerate(self.loader):
+            own, turn = divmod(position, self.world)
+            if turn != self.rank or own < self.skip:
+                continue
+            if own >= self.limit:
+                return
+            self.last = own == self.limit - 1
+            yield move_batch(batch, self.device)
+
+
+class _Log:
+    """One JSON object a line, and the same values for TensorBoard."""
+
+    def __init__(self, folder: Path, active: bool) -> None:
+        self.folder = folder
+        self.active = active
+        self._file: Any = None
+        self._board: Any = None
+
+    def __enter__(self) -> _Log:
+        if self.active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._file = (self.folder / "log.jsonl").open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.active:
+            self._file.close()
+            self._board.close()
+
+    def write(self, phase_index: int, name: str, step: int, values: dict[str, float]) -> None:
+        if not self.active:
+            return
+        entry = {"phase_index": phase_index, "phase": name, "step": step, **values}
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._board.add_scalar(f"{name}/{key}", value, step)
+
+
+def _truncate_log(path: Path, phase_index: int, step: int) -> None:
+    """Drops entries that the resumed run will write again."""
+    if not path.is_file():
+        return
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line that a killed process left half-written
+        if (entry["phase_index"], entry["step"]) <= (phase_index, step):
+            kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def make_accelerator(train: TrainSpec, device: str) -> Any:
+    """Accelerate's ``Accelerator`` for this machine.
+
+    Raises:
+        UsageError: an unknown device, CUDA without CUDA, or fp16 on the CPU.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    if device not in {"auto", "cpu", "cuda"}:
+        raise UsageError(f"unknown device {device!r}", hint="use auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is available", hint="use --device cpu or auto")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and train.precision == "fp16":
+        raise UsageError("train.precision fp16 needs a CUDA device", hint="use 'bf16' or 'no'")
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=train.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def make_optimizer(
+    modules: tuple[nn.Module, ...],
+    trained: set[nn.Parameter],
+    train: TrainSpec,
+    device: torch.device,
+) -> torch.optim.AdamW:
+    """AdamW with one group each for the bodies (decayed or not) and the linear heads.
+
+    Biases, norms and other one-dimensional parameters are not decayed.
+    """
+    head_rate = train.head_learning_rate or train.learning_rate
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter not in trained:
+                continue
+            rate = head_rate if name.startswith("head.") else train.learning_rate
+            decay = train.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        fused=device.type in {"cpu", "cuda"},
+    )

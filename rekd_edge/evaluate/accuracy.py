@@ -1,0 +1,151 @@
+"""Accuracy of a classifier or a rationalist over a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.selection import (
+    bernoulli_straight_through,
+    gather_slots,
+    gumbel_noise,
+    keep_top_k,
+)
+from rekd_edge.types import Batch
+
+SelectionMode = Literal[
+    "top_k_gathered",
+    "top_k_masked",
+    "top_k_zeroed",
+    "threshold",
+    "sampled_top_k",
+    "sampled_bernoulli",
+    "sampled_bernoulli_zeroed",
+    "full",
+]
+"""How the rationale is chosen and shown to the predictor.
+
+``top_k_*``: the deterministic exactly-k rationale, by gathering, by key exclusion, or by zeroed
+embeddings. ``threshold``: every token with log-odds above 0. ``sampled_top_k``: exactly k of
+noised scores. ``sampled_bernoulli``: one hard Gumbel draw a token. ``full``: every valid token.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """``logits`` float ``[example, class]`` and ``labels`` int64 ``[example]`` in split order;
+    ``kept_share`` is the mean share of selectable tokens that was kept."""
+
+    logits: Tensor
+    labels: Tensor
+    kept_share: float
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.logits.argmax(dim=1) == self.labels).double().mean())
+
+    @property
+    def loss(self) -> float:
+        return float(F.cross_entropy(self.logits, self.labels))
+
+    def per_class(self) -> list[float]:
+        """Recall of each class, in label order; NaN for a class without examples."""
+        hit = (self.logits.argmax(dim=1) == self.labels).double()
+        return [
+            float(hit[self.labels == label].mean()) for label in range(self.logits.shape[1])
+        ]
+
+
+Answer = tuple[Tensor, Tensor, Tensor]
+"""Logits ``[batch, class]``, kept tokens and selectable tokens of each example ``[batch]``."""
+
+
+def selection_forward(
+    model: Rationalist, inputs: Mapping[str, Tensor], mode: SelectionMode
+) -> Answer:
+    """One forward pass under ``mode``."""
+    scores = model.selector(inputs)
+    view, selectable = scores.view, scores.view.selectable
+    if mode == "threshold":
+        keep = (scores.score > 0) & selectable
+    elif mode == "sampled_top_k":
+        noised = scores.score + gumbel_noise(scores.score) - gumbel_noise(scores.score)
+        keep = keep_top_k(noised, selectable, model.budget(view))
+    elif mode in {"sampled_bernoulli", "sampled_bernoulli_zeroed"}:
+        drawn, _ = bernoulli_straight_through(scores.logits, temperature=1.0)
+        keep = (drawn > 0.5) & selectable
+    elif mode == "full":
+        keep = selectable
+    else:
+        keep = model.keep(scores)
+    if mode == "top_k_gathered":
+        index, valid = gather_slots(keep, model.slots(view))
+        logits = model.classify_gathered(view, index, valid)
+    elif mode in {"top_k_zeroed", "sampled_bernoulli_zeroed"}:
+        logits = model.classify_zeroed(view, keep.to(scores.score.dtype))
+    else:
+        logits = model.classify_masked(view, keep)
+    return logits, keep.sum(dim=1), selectable.sum(dim=1)
+
+
+@torch.no_grad()
+def evaluate_rationalist(
+    model: Rationalist,
+    loader: Iterable[Batch],
+    mode: SelectionMode = "top_k_gathered",
+    *,
+    seed: int = 0,
+) -> Predictions:
+    """Runs ``model`` in evaluation mode over ``loader``; ``seed`` drives the sampled modes.
+
+    The global random state is left as it was.
+    """
+
+    def answer(inputs: Mapping[str, Tensor]) -> Answer:
+        return selection_forward(model, inputs, mode)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _collect(model, loader, answer)
+
+
+@torch.no_grad()
+def evaluate_classifier(model: Classifier, loader: Iterable[Batch]) -> Predictions:
+    """Runs a plain classifier in evaluation mode over ``loader``."""
+
+    def answer(inputs: Mapping[str, Tensor]) -> Answer:
+        logits = model(inputs)
+        count = torch.ones(logits.shape[0])
+        return logits, count, count
+
+    return _collect(model, loader, answer)
+
+
+def _collect(
+    model: torch.nn.Module,
+    loader: Iterable[Batch],
+    answer: Callable[[Mapping[str, Tensor]], Answer],
+) -> Predictions:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits, labels, index, kept, selectable = [], [], [], 0.0, 0.0
+    for batch in loader:
+        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+        batch_logits, batch_kept, batch_selectable = answer(inputs)
+        logits.append(batch_logits.float().cpu())
+        labels.append(batch.labels)
+        index.append(batch.index)
+        kept += float(batch_kept.sum())
+        selectable += float(batch_selectable.sum())
+    model.train(was_training)
+    order = torch.cat(index).argsort()
+    return Predictions(
+        torch.cat(logits)[order], torch.cat(labels)[order], kept / max(1.0, selectable)
+    )

@@ -1,0 +1,102 @@
+"""What fusing changed: accuracy under every way of selecting, and the gathered form's error."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rekd_edge.evaluate.accuracy import SelectionMode, evaluate_rationalist
+from rekd_edge.fuse.fused import FusedRationalist
+from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.types import Batch
+
+SAMPLED_DRAWS = 5
+GATHER_TOLERANCE = 1e-4
+"""Largest logit difference of masked and gathered that rounding explains (float32)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeResult:
+    """Accuracy (0..1) under one selection mode, over ``draws`` draws, and the share kept."""
+
+    accuracy: float
+    accuracy_spread: float
+    kept_share: float
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class FuseReport:
+    """``modes`` by name; ``masked_gathered_difference`` is the largest absolute difference of
+    logits between key exclusion and gathering, ``fused_difference`` that between the trained
+    model's gathered pass and the fused model."""
+
+    modes: dict[str, ModeResult]
+    examples: int
+    masked_gathered_difference: float
+    fused_difference: float
+    tolerance: float = GATHER_TOLERANCE
+
+    @property
+    def passed(self) -> bool:
+        """Whether the fused model is the trained model up to rounding."""
+        return max(self.masked_gathered_difference, self.fused_difference) <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def fuse_report(
+    model: Rationalist,
+    fused: FusedRationalist,
+    make_loader: Callable[[], Iterable[Batch]],
+    *,
+    draws: int = SAMPLED_DRAWS,
+) -> FuseReport:
+    """Evaluates ``model`` under every selection mode and compares it with ``fused``.
+
+    ``make_loader`` gives the evaluation batches anew each time. Accuracy spreads are sample
+    standard deviations over the draws.
+    """
+    modes: dict[str, ModeResult] = {}
+    masked = evaluate_rationalist(model, make_loader(), "top_k_masked")
+    gathered = evaluate_rationalist(model, make_loader(), "top_k_gathered")
+    for name, predictions in (("top_k_masked", masked), ("top_k_gathered", gathered)):
+        modes[name] = ModeResult(predictions.accuracy, 0.0, predictions.kept_share, 1)
+    deterministic: tuple[SelectionMode, ...] = ("top_k_zeroed", "threshold")
+    for mode in deterministic:
+        predictions = evaluate_rationalist(model, make_loader(), mode)
+        modes[mode] = ModeResult(predictions.accuracy, 0.0, predictions.kept_share, 1)
+    sampled: tuple[SelectionMode, ...] = ("sampled_top_k", "sampled_bernoulli")
+    for mode in sampled:
+        results = [
+            evaluate_rationalist(model, make_loader(), mode, seed=draw) for draw in range(draws)
+        ]
+        accuracies = [result.accuracy for result in results]
+        modes[mode] = ModeResult(
+            statistics.fmean(accuracies),
+            statistics.stdev(accuracies) if draws > 1 else 0.0,
+            statistics.fmean(result.kept_share for result in results),
+            draws,
+        )
+    return FuseReport(
+        modes=modes,
+        examples=len(gathered.labels),
+        masked_gathered_difference=float((masked.logits - gathered.logits).abs().max()),
+        fused_difference=_fused_difference(fused, gathered.logits, make_loader()),
+    )
+
+
+@torch.no_grad()
+def _fused_difference(
+    fused: FusedRationalist, expected: torch.Tensor, loader: Iterable[Batch]
+) -> float:
+    largest = 0.0
+    for batch in loader:
+        logits = fused(*batch.inputs.values())[0]
+        largest = max(largest, float((logits - expected[batch.index]).abs().max()))
+    return largest

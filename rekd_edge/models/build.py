@@ -1,0 +1,123 @@
+"""From a recipe's sections to models, recording where every weight came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
+from rekd_edge.errors import IntegrityError, UsageError
+from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
+from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
+from rekd_edge.models.weights import OpenedBackbone, open_backbone
+from rekd_edge.recipe.schema import (
+    BackboneSpec,
+    DataSpec,
+    PredictorSpec,
+    RationalistSpec,
+    Recipe,
+)
+
+if TYPE_CHECKING:
+    from rekd_edge.types import Modality
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A model, its preprocessor, and the source and sha256 of each backbone by name."""
+
+    model: Rationalist | Classifier
+    preprocessor: Preprocessor
+    weights: dict[str, dict[str, str | None]]
+
+
+def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -> Built:
+    """Selector and predictor from their weight sources.
+
+    Raises:
+        BackendError: none of a backbone's sources can be had.
+        UsageError: an unknown backbone, or selector and predictor that see different tokens.
+    """
+    selector, selector_opened = _encoder(spec.selector, recipe)
+    predictor, predictor_opened = _predictor(spec.predictor, recipe, num_classes)
+    preprocessor = _preprocessor(predictor_opened, recipe)
+    if not same_tokens(preprocessor, _preprocessor(selector_opened, recipe)):
+        raise UsageError(
+            "the selector and the predictor tokenise or normalise their input differently",
+            hint="give both weights of one family, e.g. the same backbone with another depth",
+        )
+    _same_grid(selector, predictor.encoder)
+    model = Rationalist(Selector(selector), predictor, recipe.rationale_ratio)
+    weights = {
+        "selector": _provenance(selector_opened),
+        "predictor": _provenance(predictor_opened),
+    }
+    return Built(model, preprocessor, weights)
+
+
+def build_classifier(spec: RationalistSpec, recipe: Recipe, num_classes: int) -> Built:
+    """The predictor's backbone as a plain classifier."""
+    predictor, opened = _predictor(spec.predictor, recipe, num_classes)
+    weights = {"predictor": _provenance(opened)}
+    return Built(Classifier(predictor), _preprocessor(opened, recipe), weights)
+
+
+def same_tokens(first: Preprocessor, second: Preprocessor) -> bool:
+    """Whether two preprocessors turn any input into the same tensors."""
+    return first.fingerprint == second.fingerprint
+
+
+def _same_grid(first: Encoder, second: Encoder) -> None:
+    if isinstance(first, VitEncoder) and isinstance(second, VitEncoder):
+        if (first.grid, first.patch_size) != (second.grid, second.patch_size):
+            raise UsageError(
+                f"the selector sees {first.grid} patches and the predictor {second.grid}",
+                hint="choose backbones of one patch size",
+            )
+
+
+def _predictor(
+    spec: PredictorSpec, recipe: Recipe, num_classes: int
+) -> tuple[Predictor, OpenedBackbone]:
+    encoder, opened = _encoder(spec, recipe)
+    predictor = Predictor(encoder, num_classes, pooling=spec.pooling, dropout=spec.dropout)
+    return predictor, opened
+
+
+def _encoder(spec: BackboneSpec, recipe: Recipe) -> tuple[Encoder, OpenedBackbone]:
+    modality: Modality = recipe.modality
+    data: DataSpec = recipe.data
+    opened = open_backbone(
+        spec, modality, image_size=data.image_size, max_length=data.max_length
+    )
+    backbone: Any = opened.module
+    encoder: Encoder
+    if modality == "text":
+        special = _text_preprocessor(opened, data).special_ids
+        encoder = BertEncoder(backbone, cls_id=special["cls"], sep_id=special["sep"])
+    else:
+        encoder = VitEncoder(backbone)
+    if not spec.train_embeddings:
+        for parameter in encoder.embedding_parameters():
+            parameter.requires_grad_(False)
+    return encoder, opened
+
+
+def _text_preprocessor(opened: OpenedBackbone, data: DataSpec) -> TextPreprocessor:
+    tokenizer_file: Path | None = opened.tokenizer_file
+    if tokenizer_file is None:
+        raise IntegrityError(f"the weights {opened.source!r} came without a tokenizer.json")
+    return TextPreprocessor(tokenizer_file, data.max_length)
+
+
+def _preprocessor(opened: OpenedBackbone, recipe: Recipe) -> Preprocessor:
+    if recipe.modality == "text":
+        return _text_preprocessor(opened, recipe.data)
+    if opened.mean is None or opened.std is None:
+        raise IntegrityError(f"the weights {opened.source!r} came without a normalisation")
+    return ImagePreprocessor(recipe.data.image_size, opened.mean, opened.std)
+
+
+def _provenance(opened: OpenedBackbone) -> dict[str, str | None]:
+    return {"source": opened.source, "sha256": opened.sha256}
