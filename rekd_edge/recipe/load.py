@@ -32,7 +32,11 @@ class InvalidRecipeError(RecipeError):
     """A recipe that cannot be used; ``problems`` lists everything that is wrong with it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(
+            sorted(
+                problems, key=lambda p: (p.place.line is None, p.place.source, p.place.line or 0)
+            )
+        )
         count = len(self.problems)
         title = "the recipe is invalid" if count == 1 else f"the recipe has {count} problems"
         super().__init__("\n  ".join([f"{title}:", *map(str, self.problems)]))
@@ -281,10 +285,14 @@ def _explain_one(item: Any, location: tuple[int | str, ...]) -> str:
         return f"must be one of {listed}, not {given!r}{meant}"
     if kind == "string_type" and isinstance(given, bool | int | float):
         return f"must be text, not {given!r} (put it in quotes)"
+    if given is None:
+        return "is empty, but a value is needed"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"must be a mapping of keys to values, not {given!r}"
     if kind == "tuple_type":
         return f"must be a list, not {given!r}"
+    if kind == "too_short":
+        return f"needs at least {item['ctx']['min_length']} item(s)"
     if kind == "value_error":
         return str(item["ctx"]["error"])
     if isinstance(given, dict | list):
