@@ -1,0 +1,78 @@
+# Set-up, checks and the demo. `make help` lists the targets; every target sets up what it needs.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: demo
+demo: $(INSTALLED) ## train, distill, export, check and measure on real text (minutes, 2 cores)
+	$(BIN)/rekd-edge compare recipes/text/movie-review-snippets.yaml --output runs/demo --export
+
+.PHONY: test
+test: lint ## lint, types, import rules and all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## the slow tests: installed wheel, whole runs
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff, pyright and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: $(INSTALLED) ## format the code and mend what ruff can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: docs
+docs: $(INSTALLED) ## write docs/recipe.md from the recipe schema
+	$(BIN)/python -m rekd_edge.recipe.reference docs/recipe.md
+
+.PHONY: constraints
+constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 \
+		--extra onnx --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make constraints" --quiet --output-file constraints.txt
+
+.PHONY: setup
+setup: $(INSTALLED) ## make .venv and install everything into it
+
+.PHONY: clean
+clean: ## remove .venv and caches; runs/ is kept
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+
+# A version manager can leave a `python3.12` that does not run, so each candidate is tried.
+$(INSTALLED): constraints.txt pyproject.toml
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		for candidate in python3.12 python3.11 python3; do \
+			if "$$candidate" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1; then \
+				echo "making $(VENV) with $$("$$candidate" --version)"; \
+				"$$candidate" -m venv --clear $(VENV); \
+				break; \
+			fi; \
+		done; \
+		if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+			echo "error: needs Python 3.11 or 3.12 with the venv module (on Debian: apt-get install python3-venv)" >&2; \
+			exit 4; \
+		fi; \
+	fi
+	@echo "installing the pinned packages (some 6 GB and 2 minutes the first time)"
+	@$(BIN)/python -m pip install -qq --require-hashes -r constraints.txt
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
