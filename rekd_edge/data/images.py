@@ -33,6 +33,27 @@ def rgb_from_file(path: Path) -> np.ndarray:
     return rgb_from_bytes(content, str(path))
 
 
+def require_image_header(path: Path) -> None:
+    """Look at the first bytes of an image file without decoding it.
+
+    Raises:
+        DataError: it is missing, unreadable or not an image. Damage further inside is found by
+            :func:`rgb_from_file`.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path):
+            pass
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: not an image, or of an unknown format") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: the image is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path}: cannot be read: {reason}") from error
+
+
 def rgb_from_bytes(content: bytes, place: str) -> np.ndarray:
     """Decode the contents of an image file as uint8 ``[height, width, 3]``.
 

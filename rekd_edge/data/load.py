@@ -39,8 +39,12 @@ def load_data(recipe: Recipe) -> TaskData:
         DataError: an example, a column or a class that cannot be used; it is named.
         BackendError, IntegrityError: the source cannot be had; see :mod:`rekd_edge.data.fetch`.
     """
-    spec = recipe.data
-    source = read_source(spec, recipe.modality)
+    return load_source(recipe.data, recipe.modality)
+
+
+def load_source(spec: DataSpec, modality: Modality) -> TaskData:
+    """:func:`load_data` for a ``data`` section alone."""
+    source = read_source(spec, modality)
     place = f"data source {spec.source!r}"
     parts = _cut(source, spec, place)
     limits = {"train": spec.limit.train, "dev": spec.limit.dev, "test": spec.limit.test}
@@ -56,7 +60,7 @@ def load_data(recipe: Recipe) -> TaskData:
         "split_seed": str(spec.split.seed),
         **{name: str(len(split)) for name, split in parts.items()},
     }
-    if recipe.modality == "text":
+    if modality == "text":
         facts["texts_shared_between_splits"] = str(_shared_texts(parts))
     return TaskData(
         train=parts["train"],

