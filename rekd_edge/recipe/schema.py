@@ -153,7 +153,7 @@ class WarmupSpec(Spec):
     """What the selector learns first. `mask_gradient`: the derivative of the predictor's answer
     with respect to each token's attention weight (one backward pass an example); `occlusion`: the
     drop of that answer when the token is removed (one forward pass a token); `teacher`: the
-    teacher's rationale."""
+    teacher's rationale (without a teacher, as in `task: extract`: `mask_gradient`)."""
     selector_epochs: float = Field(default=0.0, ge=0)
     """Epochs of that; a share such as 0.25 limits the cost of `occlusion`."""
 

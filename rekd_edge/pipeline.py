@@ -1,0 +1,442 @@
+"""The stages put together: from a recipe to a trained, evaluated, fused run folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rekd_edge.data import TaskData, load_data
+from rekd_edge.data.loader import make_loader
+from rekd_edge.data.preprocess import Preprocessor
+from rekd_edge.data.split import Split
+from rekd_edge.distill.checkpoint import load_model, write_json
+from rekd_edge.distill.loop import (
+    BatchLoader,
+    DevResult,
+    FitReport,
+    Phase,
+    ProgressListener,
+    fit,
+    make_accelerator,
+)
+from rekd_edge.distill.objectives import (
+    ClassifyObjective,
+    DeployObjective,
+    PaperObjective,
+    PredictorWarmup,
+    SelectorWarmup,
+)
+from rekd_edge.distill.targets import CachedTargets, TargetSource, teacher_targets
+from rekd_edge.errors import UsageError
+from rekd_edge.evaluate import SelectionMode, evaluate_classifier, evaluate_rationalist
+from rekd_edge.fuse import fuse, fuse_report
+from rekd_edge.machine import hardware, package_versions
+from rekd_edge.models.build import build_classifier, build_rationalist, same_tokens
+from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.recipe import dump_recipe, load_recipe
+from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe, TrainSpec
+from rekd_edge.run_folder import (
+    LABELS_FILE,
+    PREPROCESSOR_FOLDER,
+    RECIPE_FILE,
+    RUN_FILE,
+    Run,
+    open_run,
+)
+from rekd_edge.types import Batch
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run would do (``--dry-run``): sizes of the splits, parameters, steps."""
+
+    examples: dict[str, int]
+    label_names: tuple[str, ...]
+    parameters: dict[str, int]
+    steps_per_epoch: int
+    weights: dict[str, dict[str, str | None]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_run(recipe: Recipe) -> RunPlan:
+    """Opens data and weights as training would, and trains nothing."""
+    data = load_data(recipe)
+    classes = len(data.label_names)
+    parameters: dict[str, int] = {}
+    weights: dict[str, dict[str, str | None]] = {}
+    for role, spec in _roles(recipe):
+        build = build_classifier if recipe.task == "classify" else build_rationalist
+        built = build(spec, recipe, classes)
+        parameters[role] = sum(p.numel() for p in built.model.parameters())
+        weights |= {f"{role}.{name}": source for name, source in built.weights.items()}
+    steps = -(-len(data.train) // recipe.student.train.batch_size)
+    examples = {split.name: len(split) for split in (data.train, data.dev, data.test)}
+    return RunPlan(examples, data.label_names, parameters, steps, weights)
+
+
+def _roles(recipe: Recipe) -> list[tuple[str, RationalistSpec]]:
+    roles: list[tuple[str, RationalistSpec]] = [("student", recipe.student)]
+    if recipe.task == "distill" and recipe.teacher is not None:
+        if recipe.teacher.run is None:
+            roles.insert(0, ("teacher", recipe.teacher))
+    return roles
+
+
+def train_run(
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    listener: ProgressListener | None = None,
+) -> Run:
+    """Trains what ``recipe.task`` asks for into ``output`` and evaluates it on the test split.
+
+    Raises:
+        UsageError: ``output`` holds another run, or a run and ``resume`` is off; unusable recipe.
+        DataError, BackendError, IntegrityError: data or weights cannot be had.
+    """
+    started = time.monotonic()
+    _claim(output, recipe, resume)
+    data = load_data(recipe)
+    trainer = _Trainer(recipe, data, output, device, resume, listener)
+    results = trainer.train()
+    info = {
+        "status": "finished",
+        "task": recipe.task,
+        "seed": recipe.seed,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": round(time.monotonic() - started, 1),
+        "data": dict(data.source),
+        "weights": trainer.weights,
+        "versions": package_versions(),
+        "hardware": hardware(),
+    }
+    write_json(output / "reports" / "distill.json", results)
+    write_json(output / RUN_FILE, info)
+    return open_run(output)
+
+
+def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
+    """Makes ``output`` this recipe's run folder, or refuses."""
+    resolved = dump_recipe(recipe)
+    stated = output / RECIPE_FILE
+    if stated.is_file():
+        if not resume:
+            raise UsageError(
+                f"{output} already holds a run",
+                hint="continue it with --resume, or choose another --output",
+            )
+        if load_recipe(stated) != recipe:
+            raise UsageError(
+                f"{output} was started with another recipe; it cannot be resumed with this one",
+                hint=f"compare with {stated}, or choose another --output",
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(
+            f"{output} exists and is no run folder", hint="choose another --output"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = stated.with_name(f".{stated.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(resolved, encoding="utf-8")
+        os.replace(temporary, stated)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_json(output / RUN_FILE, {"status": "training", "task": recipe.task, "seed": recipe.seed})
+
+
+class _Trainer:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TaskData,
+        output: Path,
+        device: str,
+        resume: bool,
+        listener: ProgressListener | None,
+    ) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.output = output
+        self.device = device
+        self.resume = resume
+        self.listener = listener
+        self.weights: dict[str, Any] = {}
+        self.preprocessor: Preprocessor | None = None
+
+    def train(self) -> dict[str, Any]:
+        recipe, classes = self.recipe, len(self.data.label_names)
+        write_json(self.output / LABELS_FILE, list(self.data.label_names))
+        results: dict[str, Any] = {"task": recipe.task, "seed": recipe.seed}
+        torch.manual_seed(recipe.seed)
+        if recipe.task == "classify":
+            built = build_classifier(recipe.student, recipe, classes)
+            self._adopt("student", built.weights, built.preprocessor)
+            assert isinstance(built.model, Classifier)
+            results["student"] = self._fit_classifier(built.model)
+            return results
+        teacher = None
+        if recipe.task == "distill":
+            teacher = self._teacher(results)
+            torch.manual_seed(recipe.seed)
+        built = build_rationalist(recipe.student, recipe, classes)
+        self._adopt("student", built.weights, built.preprocessor)
+        student = built.model
+        assert isinstance(student, Rationalist)
+        results["student"] = self._fit_rationalist(
+            student, "student", recipe.student, recipe.objective, teacher
+        )
+        if teacher is not None:
+            results["agreement_with_teacher"] = self._agreement(student, teacher)
+        fused = fuse(
+            student,
+            label_names=self.data.label_names,
+            max_length=recipe.data.max_length if recipe.modality == "text" else None,
+        )
+        student.cpu()
+        report = fuse_report(student, fused, lambda: self._loader(self.data.test))
+        write_json(self.output / "reports" / "fuse.json", report.to_json())
+        return results
+
+    def _teacher(self, results: dict[str, Any]) -> Rationalist:
+        spec = self.recipe.teacher
+        assert spec is not None
+        if spec.run is not None:
+            run = open_run(Path(spec.run))
+            if run.label_names != self.data.label_names:
+                raise UsageError(
+                    f"the teacher of {spec.run} knows the labels {', '.join(run.label_names)}; "
+                    f"this recipe's data have {', '.join(self.data.label_names)}",
+                    hint="train a teacher on this recipe's data",
+                )
+            self.preprocessor = run.preprocessor
+            results["teacher"] = {"run": spec.run}
+            teacher = run.teacher_or_student()
+            teacher.to(make_accelerator(self.recipe.student.train, self.device).device)
+            results["teacher"] |= self._evaluate(teacher)
+            return teacher
+        built = build_rationalist(spec, self.recipe, len(self.data.label_names))
+        self._adopt("teacher", built.weights, built.preprocessor)
+        teacher = built.model
+        assert isinstance(teacher, Rationalist)
+        results["teacher"] = self._fit_rationalist(
+            teacher, "teacher", spec, spec.objective, None
+        )
+        return teacher
+
+    def _adopt(
+        self, role: str, weights: Mapping[str, Any], preprocessor: Preprocessor
+    ) -> None:
+        if self.preprocessor is not None and not same_tokens(self.preprocessor, preprocessor):
+            raise UsageError(
+                "teacher and student tokenise or normalise their input differently",
+                hint="choose backbones that share a tokenizer (text) or a normalisation (images)",
+            )
+        self.preprocessor = preprocessor
+        self.weights[role] = dict(weights)
+        preprocessor.save(self.output / PREPROCESSOR_FOLDER)
+
+    def _loader(self, split: Split) -> BatchLoader:
+        assert self.preprocessor is not None
+        return make_loader(split, self.preprocessor, batch_size=EVALUATION_BATCH, shuffle=False)
+
+    def _epoch_loader(self, train: TrainSpec, epoch: int) -> BatchLoader:
+        assert self.preprocessor is not None
+        return make_loader(
+            self.data.train,
+            self.preprocessor,
+            batch_size=train.batch_size,
+            shuffle=True,
+            seed=self.recipe.seed,
+            epoch=epoch,
+            augment=self.recipe.data.augment if self._augmented else None,
+        )
+
+    @property
+    def _augmented(self) -> bool:
+        augment = self.recipe.data.augment
+        return self.recipe.modality == "image" and (augment.flip or augment.crop_padding > 0)
+
+    def _fit_classifier(self, model: Classifier) -> dict[str, Any]:
+        train = self.recipe.student.train
+        phase = Phase(
+            "classify", ClassifyObjective(model), train.epochs, (model.predictor,), select=True
+        )
+        report = self._fit(model, [phase], train, "student", self._dev_classifier)
+        predictions = evaluate_classifier(model, self._loader(self.data.test))
+        return {**_summary(report), **_test(predictions, self.data.label_names)}
+
+    def _dev_classifier(self, model: nn.Module) -> DevResult:
+        assert isinstance(model, Classifier)
+        result = evaluate_classifier(model, self._loader(self.data.dev))
+        return DevResult(result.accuracy, result.loss)
+
+    def _fit_rationalist(
+        self,
+        model: Rationalist,
+        role: str,
+        spec: RationalistSpec,
+        objective: ObjectiveSpec,
+        teacher: Rationalist | None,
+    ) -> dict[str, Any]:
+        mode = evaluation_mode(objective)
+
+        def dev(candidate: nn.Module) -> DevResult:
+            assert isinstance(candidate, Rationalist)
+            result = evaluate_rationalist(candidate, self._loader(self.data.dev), mode)
+            return DevResult(result.accuracy, result.loss)
+
+        phases = self._phases(model, spec.train, objective, teacher)
+        report = self._fit(model, phases, spec.train, role, dev)
+        return {**_summary(report), **self._evaluate(model), "dev_mode": mode}
+
+    def _evaluate(self, model: Rationalist) -> dict[str, Any]:
+        predictions = evaluate_rationalist(model, self._loader(self.data.test))
+        return _test(predictions, self.data.label_names)
+
+    def _phases(
+        self,
+        model: Rationalist,
+        train: TrainSpec,
+        objective: ObjectiveSpec,
+        teacher: Rationalist | None,
+    ) -> list[Phase]:
+        targets = self._targets(teacher, train) if teacher is not None else None
+        warmup, phases = train.warmup, []
+        if warmup.predictor_epochs > 0:
+            phases.append(
+                Phase(
+                    "predictor warm-up",
+                    PredictorWarmup(model),
+                    warmup.predictor_epochs,
+                    (model.predictor,),
+                )
+            )
+        if warmup.selector != "none" and warmup.selector_epochs > 0:
+            source = warmup.selector
+            if source == "teacher" and targets is None:
+                # A student trained without a teacher learns from its own predictor instead.
+                source = "mask_gradient"
+            phases.append(
+                Phase(
+                    f"selector warm-up ({source.replace('_', ' ')})",
+                    SelectorWarmup(
+                        model,
+                        source,
+                        teacher=targets,
+                        rationale_temperature=objective.rationale_temperature,
+                    ),
+                    warmup.selector_epochs,
+                    (model.selector,),
+                )
+            )
+        joint: nn.Module
+        if objective.name == "paper":
+            joint = PaperObjective(model, objective, teacher)
+        else:
+            joint = DeployObjective(model, objective, targets)
+        trained = (model.selector, model.predictor)
+        phases.append(Phase("joint", joint, train.epochs, trained, select=True))
+        return phases
+
+    def _targets(self, teacher: Rationalist, train: TrainSpec) -> TargetSource:
+        device = make_accelerator(train, self.device).device
+        teacher.to(device).eval()
+        for parameter in teacher.parameters():
+            parameter.requires_grad_(False)
+        if self._augmented:
+            return lambda batch: teacher_targets(teacher, batch)
+        return CachedTargets(teacher, _on_device(self._loader(self.data.train), device))
+
+    def _fit(
+        self,
+        model: nn.Module,
+        phases: list[Phase],
+        train: TrainSpec,
+        role: str,
+        evaluate: Any,
+    ) -> FitReport:
+        folder = self.output / role
+        report = fit(
+            model,
+            phases,
+            train=train,
+            epoch_loader=lambda epoch: self._epoch_loader(train, epoch),
+            evaluate=evaluate,
+            folder=folder,
+            seed=self.recipe.seed,
+            device=self.device,
+            resume=self.resume,
+            listener=self.listener,
+        )
+        load_model(folder / "best" / "model.safetensors", model)
+        model.eval()
+        return report
+
+    @torch.no_grad()
+    def _agreement(self, student: Rationalist, teacher: Rationalist) -> dict[str, float]:
+        """Labels and rationales that student and teacher share on the test split."""
+        device = next(student.parameters()).device
+        teacher.to(device)
+        same_label, same_mask, jaccard, count = 0, 0, 0.0, 0
+        for batch in _on_device(self._loader(self.data.test), device):
+            theirs = teacher_targets(teacher, batch)
+            ours = teacher_targets(student, batch)
+            same_label += int((theirs.logits.argmax(1) == ours.logits.argmax(1)).sum())
+            same_mask += int((theirs.keep == ours.keep).all(dim=1).sum())
+            both = (theirs.keep & ours.keep).sum(dim=1)
+            either = (theirs.keep | ours.keep).sum(dim=1).clamp_min(1)
+            jaccard += float((both / either).sum())
+            count += len(batch.labels)
+        return {
+            "label_agreement": same_label / count,
+            "rationale_exact": same_mask / count,
+            "rationale_jaccard": jaccard / count,
+        }
+
+
+def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:
+    """How the development split is scored: as deployed, or, for the published objective, with
+    sampled masks and zeroed embeddings as in the official code."""
+    return "sampled_bernoulli_zeroed" if objective.name == "paper" else "top_k_gathered"
+
+
+def _on_device(loader: BatchLoader, device: torch.device) -> Any:
+    for batch in loader:
+        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+        yield Batch(inputs, batch.labels.to(device), batch.index)
+
+
+def _summary(report: FitReport) -> dict[str, Any]:
+    return {
+        "dev": asdict(report.best) if report.best else None,
+        "history": report.history,
+        "steps": report.steps,
+        "train_wall_s": round(report.wall_s, 1),
+    }
+
+
+def _test(predictions: Any, label_names: tuple[str, ...]) -> dict[str, Any]:
+    per_class = dict(zip(label_names, predictions.per_class(), strict=True))
+    return {
+        "test": {
+            "accuracy": predictions.accuracy,
+            "loss": predictions.loss,
+            "examples": len(predictions.labels),
+            "per_class": per_class,
+        }
+    }

@@ -1,0 +1,147 @@
+"""A run folder: what training leaves, and how later stages open it.
+
+    RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
+        teacher/best/model.safetensors   student/best/model.safetensors
+        teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
+        plain/  extract/   runs of their own, where `rekd-edge compare` trained them
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rekd_edge.data import TaskData, load_data
+from rekd_edge.data.preprocess import Preprocessor, load_preprocessor
+from rekd_edge.distill.checkpoint import load_model
+from rekd_edge.errors import IntegrityError, UsageError
+from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse
+from rekd_edge.fuse.fused import masked_form, plain_form
+from rekd_edge.models.build import Built, build_classifier, build_rationalist
+from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.recipe import load_recipe
+from rekd_edge.recipe.schema import RationalistSpec, Recipe
+
+RECIPE_FILE = "recipe.resolved.yaml"
+RUN_FILE = "run.json"
+LABELS_FILE = "labels.json"
+PREPROCESSOR_FOLDER = "preprocessor"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or running) training run on disk."""
+
+    path: Path
+    recipe: Recipe
+    label_names: tuple[str, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        return load_preprocessor(self.path / PREPROCESSOR_FOLDER)
+
+    @cached_property
+    def _data(self) -> TaskData:
+        return load_data(self.recipe)
+
+    def data(self) -> TaskData:
+        """The recipe's data, read on first use."""
+        return self._data
+
+    @property
+    def max_length(self) -> int | None:
+        return self.recipe.data.max_length if self.recipe.modality == "text" else None
+
+    def student(self) -> Rationalist:
+        """The trained student rationalist.
+
+        Raises:
+            UsageError: the run trained a plain classifier.
+        """
+        if self.recipe.task == "classify":
+            raise UsageError(
+                f"{self.path} holds a plain classifier, not a rationalist",
+                hint="train with task: distill or task: extract",
+            )
+        return self._rationalist(self.recipe.student, "student")
+
+    def teacher(self) -> Rationalist | None:
+        """The teacher rationalist, or None for a run without one."""
+        if self.recipe.task != "distill" or self.recipe.teacher is None:
+            return None
+        if self.recipe.teacher.run is not None:
+            return open_run(Path(self.recipe.teacher.run)).teacher_or_student()
+        return self._rationalist(self.recipe.teacher, "teacher")
+
+    def teacher_or_student(self) -> Rationalist:
+        """What another recipe gets that names this run as its teacher: this run's teacher, or
+        the student of a run of task `extract`."""
+        return self.teacher() or self.student()
+
+    def fused(self) -> FusedRationalist:
+        """The student as it is exported."""
+        return fuse(self.student(), label_names=self.label_names, max_length=self.max_length)
+
+    def masked(self) -> MaskedRationalist:
+        """The student in the published two-pass form, for comparison."""
+        return masked_form(self.fused())
+
+    def classifier(self) -> Classifier:
+        """The plain classifier of a run of task `classify`."""
+        built = build_classifier(self.recipe.student, self.recipe, len(self.label_names))
+        assert isinstance(built.model, Classifier)
+        load_model(self._weights("student"), built.model)
+        return built.model
+
+    def plain(self) -> PlainClassifier | None:
+        """The plain classifier trained beside this run (`RUN/plain`), or None."""
+        folder = self.path / "plain"
+        if self.recipe.task != "classify" and not (folder / RUN_FILE).is_file():
+            return None
+        run = self if self.recipe.task == "classify" else open_run(folder)
+        return plain_form(
+            run.classifier(), label_names=run.label_names, max_length=run.max_length
+        )
+
+    def report(self, name: str) -> dict[str, Any] | None:
+        """A JSON report of this run by name, e.g. ``fuse``; None where there is none."""
+        file = self.path / "reports" / f"{name}.json"
+        return _read_json(file) if file.is_file() else None
+
+    def _rationalist(self, spec: RationalistSpec, role: str) -> Rationalist:
+        built: Built = build_rationalist(spec, self.recipe, len(self.label_names))
+        assert isinstance(built.model, Rationalist)
+        load_model(self._weights(role), built.model)
+        return built.model.eval()
+
+    def _weights(self, role: str) -> Path:
+        return self.path / role / "best" / "model.safetensors"
+
+
+def open_run(path: Path) -> Run:
+    """Opens a run folder.
+
+    Raises:
+        UsageError: there is no run at ``path``.
+        IntegrityError: a file of the run is broken.
+    """
+    if not (path / RUN_FILE).is_file() or not (path / RECIPE_FILE).is_file():
+        raise UsageError(
+            f"{path} is no run folder",
+            hint="make one with: rekd-edge distill RECIPE --output RUN",
+        )
+    labels = tuple(_read_json(path / LABELS_FILE))
+    return Run(path, load_recipe(path / RECIPE_FILE), labels, _read_json(path / RUN_FILE))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"{path} cannot be read as JSON: {error}", hint="run again with --resume"
+        ) from error
