@@ -1,0 +1,222 @@
+"""Measures several ONNX files in one run, query by query in turn.
+
+One round gives every file the same example, in an order that rotates from round to round, so
+that drift of the clock, other load and the length of the example hit all alike.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from rekd_edge.bench.report import BenchReport, BenchSettings, CandidateReport, ColdStart
+from rekd_edge.bench.timing import (
+    describe_machine,
+    latency_percentiles,
+    ratio_of_medians,
+)
+from rekd_edge.errors import BackendError, UsageError
+from rekd_edge.runners import OnnxRunner, resolve_threads
+
+Inputs = Mapping[str, np.ndarray]
+COLD_START_TIMEOUT_S = 120
+
+
+def bench_files(
+    files: Mapping[str, Path],
+    inputs: Sequence[Inputs],
+    *,
+    settings: BenchSettings | None = None,
+    threads: int | None = 1,
+    provider: str = "CPUExecutionProvider",
+    reference: str | None = None,
+    inputs_source: str = "given by the caller",
+    notes: Sequence[str] = (),
+) -> BenchReport:
+    """Latency, cold start, memory and size of each file.
+
+    ``inputs`` are single examples, ``[1, ...]`` each, used in turn. ``reference`` names the file
+    that ratios are to; by default there are none. A file may take fewer inputs than given.
+
+    Raises :class:`UsageError` for no files, no inputs or an unknown reference, and
+    :class:`BackendError` where a file does not load or run.
+    """
+    settings = settings or BenchSettings()
+    if not files or not inputs:
+        raise UsageError("a benchmark needs at least one file and one input")
+    if reference is not None and reference not in files:
+        raise UsageError(f"the reference {reference!r} is none of {', '.join(files)}")
+    threads = resolve_threads(threads)
+    names = list(files)
+    rng = np.random.default_rng(settings.seed)
+    order = rng.permutation(len(inputs))
+    with ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(OnnxRunner(path, threads=threads, provider=provider))
+            for name, path in files.items()
+        }
+        outputs = {name: tuple(runner.output_names) for name, runner in runners.items()}
+        providers = {name: tuple(runner.providers) for name, runner in runners.items()}
+        for i in range(settings.warmup_count):
+            for name in names:
+                runners[name].run_named(inputs[order[i % len(order)]], outputs[name])
+        samples = _measure(runners, outputs, [inputs[i] for i in order], settings)
+    cold = _cold_starts(files, inputs[order[0]], settings, threads, provider)
+    reports: dict[str, CandidateReport] = {}
+    for name in names:
+        mine = samples[name]
+        ratio = None
+        if reference is not None:
+            ratio = ratio_of_medians(mine, samples[reference], seed=settings.seed)
+        reports[name] = CandidateReport(
+            size_bytes=files[name].stat().st_size,
+            sha256=_sha256(files[name]),
+            providers=providers[name],
+            query_count=int(mine.size),
+            duration_ns=int(mine.sum()),
+            mean_latency_ns=int(mine.mean()),
+            min_latency_ns=int(mine.min()),
+            max_latency_ns=int(mine.max()),
+            latency_ns=latency_percentiles(mine),
+            ratio=ratio,
+            cold_start=cold.get(name),
+            samples_ns=tuple(int(value) for value in mine),
+        )
+    return BenchReport(
+        candidates=reports,
+        reference=reference,
+        threads=threads,
+        provider=provider,
+        settings=settings,
+        inputs=inputs_source,
+        input_count=len(inputs),
+        invalid_reasons=_invalid_reasons(reports, settings),
+        machine=describe_machine(),
+        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        notes=tuple(notes),
+    )
+
+
+def _measure(
+    runners: Mapping[str, OnnxRunner],
+    outputs: Mapping[str, tuple[str, ...]],
+    inputs: Sequence[Inputs],
+    settings: BenchSettings,
+) -> dict[str, np.ndarray]:
+    names = list(runners)
+    samples: dict[str, list[int]] = {name: [] for name in names}
+    spent = dict.fromkeys(names, 0)
+    need_ns = settings.min_duration_s * 1e9
+    round_number = 0
+    while round_number < settings.min_count or min(spent.values()) < need_ns:
+        query = inputs[round_number % len(inputs)]
+        shift = round_number % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter_ns()
+            runners[name].run_named(query, outputs[name])
+            elapsed = time.perf_counter_ns() - start
+            samples[name].append(elapsed)
+            spent[name] += elapsed
+        round_number += 1
+    return {name: np.asarray(values, dtype=np.int64) for name, values in samples.items()}
+
+
+def _invalid_reasons(
+    reports: Mapping[str, CandidateReport], settings: BenchSettings
+) -> tuple[str, ...]:
+    reasons = ["quick"] if settings.quick else []
+    for name, report in reports.items():
+        if report.query_count < settings.min_count:
+            reasons.append(f"{name}: fewer than {settings.min_count} queries")
+        if report.duration_ns < settings.min_duration_s * 1e9:
+            reasons.append(f"{name}: less than {settings.min_duration_s:g} s")
+    return tuple(reasons)
+
+
+def _cold_starts(
+    files: Mapping[str, Path],
+    inputs: Inputs,
+    settings: BenchSettings,
+    threads: int,
+    provider: str,
+) -> dict[str, ColdStart]:
+    if settings.cold_starts < 1:
+        return {}
+    runs: dict[str, list[dict[str, int]]] = {name: [] for name in files}
+    with tempfile.TemporaryDirectory(prefix="rekd-edge-bench-") as folder:
+        stored = Path(folder) / "inputs.npz"
+        np.savez(stored, allow_pickle=False, **inputs)
+        for _ in range(settings.cold_starts):
+            for name, path in files.items():
+                runs[name].append(
+                    _first_answer(path, stored, threads, provider, settings.rss_queries)
+                )
+
+    def column(name: str, key: str) -> tuple[int, ...]:
+        return tuple(run[key] for run in runs[name])
+
+    return {
+        name: ColdStart(
+            time_to_first_answer_ns=column(name, "total_ns"),
+            import_ns=column(name, "import_ns"),
+            load_ns=column(name, "load_ns"),
+            first_query_ns=column(name, "first_query_ns"),
+            peak_rss_bytes=column(name, "peak_rss_bytes"),
+            rss_before_model_bytes=column(name, "rss_before_model_bytes"),
+        )
+        for name in files
+    }
+
+
+def _first_answer(
+    model: Path, stored: Path, threads: int, provider: str, queries: int
+) -> dict[str, int]:
+    command = [
+        sys.executable,
+        "-m",
+        "rekd_edge.bench.first_answer",
+        str(model.resolve()),
+        str(stored),
+        str(threads),
+        provider,
+        str(max(1, queries)),
+    ]
+    root = str(Path(__file__).resolve().parents[2])
+    search = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    launched = time.monotonic_ns()
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=COLD_START_TIMEOUT_S,
+            env={**os.environ, "PYTHONPATH": search},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(
+            f"{model.name}: no first answer within {COLD_START_TIMEOUT_S} s"
+        ) from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BackendError(f"{model.name}: a fresh process could not answer: {last}")
+    answer = json.loads(done.stdout)
+    answer["total_ns"] = answer["answered_at_ns"] - launched
+    return answer
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

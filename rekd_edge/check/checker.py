@@ -1,0 +1,295 @@
+"""The check: one ONNX file against the torch model it was made from, on real data.
+
+Order: inputs and outputs, structure, sizes and lengths, the whole test split, exclusion by
+numbers, accuracy, gates. Whatever stops a part from being measured is recorded and fails the
+gates that wanted the number; nothing is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from torch import nn
+
+from rekd_edge.check.compare import Comparison, ExampleDifferences, differences, summarise
+from rekd_edge.check.exclusion import (
+    NumericalExclusion,
+    StructuralExclusion,
+    numerical_exclusion,
+    structural_exclusion,
+)
+from rekd_edge.check.gates import GateSet, evaluate_gates
+from rekd_edge.check.inputs import (
+    BATCH_SIZES,
+    Inputs,
+    LabelledBatch,
+    NamedBatch,
+    TextEdges,
+    examples_of,
+    parity_batches,
+)
+from rekd_edge.check.report import Accuracy, CheckReport, ParityCase
+from rekd_edge.convert import IoSpecError, file_sha256, validate_io
+from rekd_edge.convert.graph import GraphError
+from rekd_edge.errors import BackendError, DataError, IntegrityError
+from rekd_edge.runners import OnnxRunner, RunError, TorchRunner, resolve_threads
+from rekd_edge.types import IoSpec
+
+LogitFunction = Callable[[Inputs], np.ndarray]
+"""Model inputs to logits, float ``[batch, class]``."""
+
+PARITY_EXAMPLES = 64
+"""Test examples from which the batches of several sizes are drawn."""
+LATENCY_METRICS = frozenset({"latency_ms_p50", "latency_ms_p90"})
+"""Measured only where a gate asks for them."""
+
+
+def check_artefact(
+    path: Path,
+    *,
+    model: nn.Module,
+    io_spec: IoSpec,
+    label_names: Sequence[str],
+    batches: Iterable[LabelledBatch],
+    gates: GateSet,
+    edges: TextEdges | None = None,
+    baselines: Mapping[str, LogitFunction] | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    provider: str = "CPUExecutionProvider",
+    threads: int | None = None,
+    seed: int = 0,
+) -> CheckReport:
+    """Checks ``path`` against ``model`` (fused, in eval mode) on all of ``batches``.
+
+    ``batches`` is the whole test split. ``edges`` gives what the edge lengths of a text model
+    are built from and is None for images. ``baselines`` are other models (``teacher``,
+    ``plain``), run on the same batches for their accuracy.
+
+    A gate that does not hold makes the report's ``passed`` False and raises nothing. Raises
+    :class:`IntegrityError` if the file is no ONNX model, :class:`BackendError` if the runtime or
+    its provider is not available, :class:`DataError` for an empty split.
+    """
+    threads = resolve_threads(threads)
+    held = list(batches)
+    if sum(len(batch.labels) for batch in held) == 0:
+        raise DataError("the test split is empty: there is nothing to check the file on")
+    try:
+        proto = onnx.load(str(path))
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} does not exist") from error
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is not an ONNX file, or is cut short") from error
+    found = _Found()
+    found.metrics["size_bytes"] = float(path.stat().st_size)
+    _check_io(proto, io_spec, found)
+    _check_structure(proto, found)
+    examples = examples_of(held, PARITY_EXAMPLES)
+    named = list(parity_batches(examples, edges=edges, batch_sizes=batch_sizes, seed=seed))
+    input_names = tuple(tensor.name for tensor in io_spec.inputs)
+    try:
+        with (
+            OnnxRunner(path, threads=threads, provider=provider) as runner,
+            TorchRunner(model, input_names, threads=threads) as reference,
+        ):
+            _check_sizes(runner, reference, named, gates, found)
+            _check_split(runner, reference, held, label_names, gates, found)
+    except RunError as error:
+        found.problems.append(error.message)
+    _check_numbers(proto, named, found, threads=threads, provider=provider, seed=seed)
+    references = _references(held, label_names, baselines or {}, found)
+    if any(gate.metric in LATENCY_METRICS for gate in gates.gates):
+        _measure_latency(path, examples, found, threads=threads, provider=provider)
+    return CheckReport(
+        file_sha256=file_sha256(path),
+        size_bytes=path.stat().st_size,
+        provider=provider,
+        threads=threads,
+        gate_set=gates.name,
+        gates=evaluate_gates(gates, found.metrics, references),
+        metrics=dict(sorted(found.metrics.items())),
+        cases=tuple(found.cases),
+        comparison=found.comparison,
+        structural=found.structural,
+        numerical=found.numerical,
+        accuracy=found.accuracy,
+        problems=tuple(found.problems),
+    )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What has been measured so far."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    cases: list[ParityCase] = field(default_factory=list)
+    comparison: Comparison | None = None
+    structural: StructuralExclusion | None = None
+    numerical: NumericalExclusion | None = None
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def _check_io(proto: onnx.ModelProto, io_spec: IoSpec, found: _Found) -> None:
+    try:
+        validate_io(proto, io_spec)
+        found.metrics["io_valid"] = 1.0
+    except IoSpecError as error:
+        found.metrics["io_valid"] = 0.0
+        found.problems.append(error.message)
+
+
+def _check_structure(proto: onnx.ModelProto, found: _Found) -> None:
+    try:
+        found.structural = structural_exclusion(proto)
+    except GraphError as error:
+        found.problems.append(error.message)
+        return
+    found.metrics["exclusion_leaks"] = float(len(found.structural.leaks))
+    found.problems += [f"unselected input can leak: {leak}" for leak in found.structural.leaks]
+
+
+def _check_sizes(
+    runner: OnnxRunner,
+    reference: TorchRunner,
+    batches: Sequence[NamedBatch],
+    gates: GateSet,
+    found: _Found,
+) -> None:
+    failed = 0
+    for batch in batches:
+        shapes = {name: tuple(value.shape) for name, value in batch.inputs.items()}
+        error = comparison = None
+        try:
+            part = differences(reference.run(batch.inputs), runner.run(batch.inputs))
+            comparison = summarise([part], near_tie_margin=gates.near_tie_margin)
+        except (RunError, ValueError) as problem:
+            failed += 1
+            error = str(problem)
+            found.problems.append(f"{batch.name}: {error}")
+        found.cases.append(ParityCase(batch.name, shapes, comparison, error))
+    found.metrics["failed_shapes"] = float(failed)
+
+
+def _check_split(
+    runner: OnnxRunner,
+    reference: TorchRunner,
+    batches: Sequence[LabelledBatch],
+    label_names: Sequence[str],
+    gates: GateSet,
+    found: _Found,
+) -> None:
+    parts: list[ExampleDifferences] = []
+    mine: list[np.ndarray] = []
+    theirs: list[np.ndarray] = []
+    for batch in batches:
+        want, have = reference.run(batch.inputs), runner.run(batch.inputs)
+        try:
+            parts.append(differences(want, have))
+        except ValueError as error:
+            found.problems.append(str(error))
+            return
+        mine.append(have.logits)
+        theirs.append(want.logits)
+    found.comparison = summarise(parts, near_tie_margin=gates.near_tie_margin)
+    labels = np.concatenate([batch.labels for batch in batches])
+    found.accuracy["onnx"] = _accuracy(np.concatenate(mine), labels, label_names)
+    found.accuracy["torch"] = _accuracy(np.concatenate(theirs), labels, label_names)
+    found.metrics["accuracy"] = found.accuracy["onnx"].overall
+    found.metrics["worst_class_accuracy"] = found.accuracy["onnx"].worst_class
+    # The worst over the split and over the batches of odd sizes.
+    seen = [found.comparison, *(c.comparison for c in found.cases if c.comparison is not None)]
+    total = found.comparison
+    found.metrics.update(
+        max_logit_error=max(item.max_logit_error for item in seen),
+        max_relative_logit_error=max(item.max_relative_logit_error for item in seen),
+        max_score_error=max(item.max_score_error for item in seen),
+        max_margin_error=max(item.max_margin_error for item in seen),
+        label_agreement=total.label_agreement,
+        rationale_exact=total.rationale_exact,
+        rationale_jaccard=total.rationale_jaccard,
+        unexplained_flips=float(sum(item.unexplained_flips for item in seen)),
+    )
+
+
+def _check_numbers(
+    proto: onnx.ModelProto,
+    batches: Sequence[NamedBatch],
+    found: _Found,
+    *,
+    threads: int,
+    provider: str,
+    seed: int,
+) -> None:
+    try:
+        numerical = numerical_exclusion(
+            proto,
+            [batch.inputs for batch in batches],
+            threads=threads,
+            provider=provider,
+            seed=seed,
+        )
+    except (GraphError, BackendError) as error:
+        found.problems.append(f"exclusion could not be measured: {error.message}")
+        return
+    found.numerical = numerical
+    found.metrics.update(
+        exclusion_max_change=numerical.max_change,
+        exclusion_changed=float(numerical.changed_examples),
+        exclusion_control=numerical.control_changed,
+        exclusion_reproduction=numerical.reproduction_error,
+    )
+
+
+def _references(
+    batches: Sequence[LabelledBatch],
+    label_names: Sequence[str],
+    baselines: Mapping[str, LogitFunction],
+    found: _Found,
+) -> dict[str, dict[str, float]]:
+    labels = np.concatenate([batch.labels for batch in batches])
+    counts = np.bincount(labels, minlength=len(label_names))
+    references = {"majority": {"accuracy": float(counts.max() / counts.sum())}}
+    for name, function in baselines.items():
+        logits = np.concatenate([function(batch.inputs) for batch in batches])
+        found.accuracy[name] = _accuracy(logits, labels, label_names)
+    for name, accuracy in found.accuracy.items():
+        if name != "onnx":
+            references[name] = {
+                "accuracy": accuracy.overall,
+                "worst_class_accuracy": accuracy.worst_class,
+            }
+    return references
+
+
+def _accuracy(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> Accuracy:
+    right = (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
+    support = {name: int((labels == i).sum()) for i, name in enumerate(label_names)}
+    per_class = {
+        name: float(right[labels == i].mean()) if support[name] else 0.0
+        for i, name in enumerate(label_names)
+    }
+    return Accuracy(float(right.mean()), per_class, support)
+
+
+def _measure_latency(
+    path: Path,
+    examples: Sequence[Inputs],
+    found: _Found,
+    *,
+    threads: int,
+    provider: str,
+) -> None:
+    from rekd_edge.bench import BenchSettings, bench_files
+
+    settings = BenchSettings(min_duration_s=2.0, min_count=50, warmup_count=10, cold_starts=0)
+    report = bench_files(
+        {"file": path}, examples, settings=settings, threads=threads, provider=provider
+    )
+    measured = report.candidates["file"]
+    found.metrics["latency_ms_p50"] = measured.latency_ns["50"] / 1e6
+    found.metrics["latency_ms_p90"] = measured.latency_ns["90"] / 1e6

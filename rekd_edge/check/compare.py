@@ -1,0 +1,144 @@
+"""How far an artefact's answers are from those of the torch model it was made from.
+
+Rationales are stricter than labels (an int8 toy net kept 98 % of its labels and 66 % of its
+masks), so masks are compared as sets, example by example. Logits are compared where both kept
+the same rationale: with other evidence another answer is no rounding error, and such examples
+are counted on their own. A rationale may differ honestly only where the reference says that its
+last kept and first dropped token are nearly tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rekd_edge.types import Outputs
+
+LOWEST_SCORE = float(np.finfo(np.float32).min)
+"""Score of positions that can never be selected; they are left out of score errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleDifferences:
+    """Per example, ``[example]`` each.
+
+    ``logit_error`` and ``score_error`` are largest absolute differences, ``relative_error`` is
+    ``logit_error`` over the largest absolute reference logit; not-a-number counts as infinite.
+    ``margin`` is the reference's selection margin.
+    """
+
+    logit_error: np.ndarray
+    relative_error: np.ndarray
+    score_error: np.ndarray
+    margin_error: np.ndarray
+    same_label: np.ndarray
+    same_rationale: np.ndarray
+    jaccard: np.ndarray
+    margin: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Summary over examples.
+
+    ``max_logit_error`` is over examples with the same rationale, and is also the absolute
+    tolerance that would have passed; infinite if there is no such example.
+    ``unexplained_flips`` counts examples whose rationale differs although their margin is above
+    ``near_tie_margin``; ``near_ties`` counts those at or below it.
+    """
+
+    examples: int
+    max_logit_error: float
+    mean_logit_error: float
+    max_relative_logit_error: float
+    max_score_error: float
+    max_margin_error: float
+    label_agreement: float
+    rationale_exact: float
+    rationale_jaccard: float
+    near_ties: int
+    near_tie_margin: float
+    unexplained_flips: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
+    """Compares two answers to the same batch. Raises ValueError if their shapes differ."""
+    for name in ("logits", "rationale_mask", "selection_score", "selection_margin"):
+        mine, theirs = getattr(reference, name), getattr(candidate, name)
+        if mine.shape != theirs.shape:
+            raise ValueError(f"{name} has shape {theirs.shape}, the torch model {mine.shape}")
+    logit_error = _largest(np.abs(candidate.logits - reference.logits))
+    scale = np.maximum(np.abs(reference.logits).max(axis=1), np.finfo(np.float32).tiny)
+    scored = reference.selection_score > LOWEST_SCORE
+    score_difference = np.where(
+        scored == (candidate.selection_score > LOWEST_SCORE),
+        np.abs(np.where(scored, candidate.selection_score - reference.selection_score, 0.0)),
+        np.inf,
+    )
+    kept, kept_too = reference.rationale_mask, candidate.rationale_mask
+    union = (kept | kept_too).sum(axis=1)
+    shared = (kept & kept_too).sum(axis=1)
+    return ExampleDifferences(
+        logit_error=logit_error,
+        relative_error=logit_error / scale,
+        score_error=_largest(score_difference),
+        margin_error=_margin_error(reference.selection_margin, candidate.selection_margin),
+        same_label=reference.logits.argmax(axis=1) == candidate.logits.argmax(axis=1),
+        same_rationale=(kept == kept_too).all(axis=1),
+        jaccard=np.where(union == 0, 1.0, shared / np.maximum(union, 1)),
+        margin=reference.selection_margin,
+    )
+
+
+def _largest(difference: np.ndarray) -> np.ndarray:
+    finite = np.where(np.isnan(difference), np.inf, difference)
+    return finite.max(axis=1, initial=0.0).astype(np.float64)
+
+
+def _margin_error(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Infinite margins (nothing was dropped) are equal to each other and to nothing else."""
+    both = np.isposinf(reference) & np.isposinf(candidate)
+    with np.errstate(invalid="ignore"):
+        error = np.where(both, 0.0, np.abs(candidate - reference))
+    return np.where(np.isnan(error), np.inf, error).astype(np.float64)
+
+
+def concatenate(parts: Sequence[ExampleDifferences]) -> ExampleDifferences:
+    fields = ExampleDifferences.__slots__
+    joined: Mapping[str, np.ndarray] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in fields
+    }
+    return ExampleDifferences(**joined)
+
+
+def summarise(parts: Sequence[ExampleDifferences], *, near_tie_margin: float) -> Comparison:
+    """Raises ValueError without any example."""
+    if not parts:
+        raise ValueError("nothing was compared")
+    every = concatenate(parts)
+    count = len(every.same_label)
+    if count == 0:
+        raise ValueError("nothing was compared")
+    same = every.same_rationale
+    near = every.margin <= near_tie_margin
+    none = not same.any()
+    return Comparison(
+        examples=count,
+        max_logit_error=float("inf") if none else float(every.logit_error[same].max()),
+        mean_logit_error=float("inf") if none else float(every.logit_error[same].mean()),
+        max_relative_logit_error=float("inf") if none else float(every.relative_error[same].max()),
+        max_score_error=float(every.score_error.max()),
+        max_margin_error=float(every.margin_error[same].max()) if not none else float("inf"),
+        label_agreement=float(every.same_label.mean()),
+        rationale_exact=float(same.mean()),
+        rationale_jaccard=float(every.jaccard.mean()),
+        near_ties=int(near.sum()),
+        near_tie_margin=near_tie_margin,
+        unexplained_flips=int((~same & ~near).sum()),
+    )

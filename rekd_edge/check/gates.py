@@ -1,0 +1,198 @@
+"""Gates: what must hold before an artefact is published, from ``export/gates/*.yaml``.
+
+Goals have the names that Olive uses. A gate whose number is missing, or is not a number, has
+failed: silence never passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rekd_edge.convert.spec_file import find_spec, read_spec
+from rekd_edge.resources import export_dir
+
+Goal = Literal[
+    "threshold",
+    "max-degradation",
+    "percent-max-degradation",
+    "min-improvement",
+    "percent-min-improvement",
+]
+ReferenceName = Literal["torch", "teacher", "plain", "majority"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    higher_is_better: bool
+    unit: str
+    description: str
+
+
+METRICS: dict[str, Metric] = {
+    "io_valid": Metric(True, "", "1 if names, types and axes are those of the model"),
+    "failed_shapes": Metric(False, "cases", "batch sizes and lengths at which the file failed"),
+    "max_logit_error": Metric(False, "logit", "largest absolute logit error, equal rationales"),
+    "max_relative_logit_error": Metric(False, "", "the same over the largest reference logit"),
+    "max_score_error": Metric(False, "score", "largest absolute error of a selection score"),
+    "max_margin_error": Metric(False, "score", "largest error of the margin, equal rationales"),
+    "label_agreement": Metric(True, "share", "examples with the torch model's label"),
+    "rationale_exact": Metric(True, "share", "examples with exactly the torch model's rationale"),
+    "rationale_jaccard": Metric(True, "share", "mean overlap of the two rationales"),
+    "unexplained_flips": Metric(False, "examples", "other rationale without a near tie"),
+    "exclusion_leaks": Metric(False, "paths", "paths from unselected input to the logits"),
+    "exclusion_max_change": Metric(False, "logit", "change when unselected input is replaced"),
+    "exclusion_changed": Metric(False, "examples", "examples changed by unselected input"),
+    "exclusion_control": Metric(True, "share", "examples changed by replacing selected input"),
+    "exclusion_reproduction": Metric(False, "logit", "cut predictor against the whole file"),
+    "accuracy": Metric(True, "share", "accuracy on the whole test split"),
+    "worst_class_accuracy": Metric(True, "share", "accuracy of the worst class"),
+    "size_bytes": Metric(False, "bytes", "size of the file"),
+    "latency_ms_p50": Metric(False, "ms", "median latency of one query"),
+    "latency_ms_p90": Metric(False, "ms", "90th percentile of the latency of one query"),
+}
+"""Everything a gate can ask for."""
+
+
+class Gate(BaseModel):
+    """One condition on one metric."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    metric: str
+    goal: Goal = "threshold"
+    """`threshold`: at least (or at most) `value`. The others compare with `reference`."""
+    value: float = Field(allow_inf_nan=False)
+    """A share is 0..1; in `percent-...` goals it is in percent of the reference's value."""
+    reference: ReferenceName | None = None
+    """`torch` (the fused model), `teacher`, `plain`, or `majority` (always the commonest class)."""
+    optional: bool = False
+    """Passes over a gate whose reference this run does not have (no teacher, say). A metric that
+    is missing is never passed over."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}; known: {', '.join(sorted(METRICS))}")
+        return metric
+
+    @model_validator(mode="after")
+    def _reference_fits(self) -> Gate:
+        if (self.goal == "threshold") != (self.reference is None):
+            raise ValueError(
+                "goal 'threshold' takes no reference"
+                if self.goal == "threshold"
+                else f"goal {self.goal!r} needs a reference"
+            )
+        if self.goal != "threshold" and self.value < 0:
+            raise ValueError(f"the value of goal {self.goal!r} must not be negative")
+        return self
+
+
+class GateSet(BaseModel):
+    """A file of gates. All must pass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    schema_version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    near_tie_margin: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
+    """Selection margin up to which another rationale is a rounding matter."""
+    gates: tuple[Gate, ...] = Field(min_length=1)
+
+
+def gates_dir() -> Path:
+    return export_dir() / "gates"
+
+
+def load_gates(name_or_path: str) -> GateSet:
+    """Shipped gates by name, or a gate file by path.
+
+    Raises :class:`UsageError` for an unknown name, :class:`RecipeError` for an invalid file.
+    """
+    return read_spec(find_spec(name_or_path, gates_dir(), "gate"), GateSet, "gate")
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """What one gate saw. ``bound`` is the number that ``measured`` had to meet."""
+
+    metric: str
+    goal: str
+    value: float
+    reference: str | None
+    measured: float | None
+    reference_value: float | None
+    bound: float | None
+    outcome: Literal["passed", "failed", "skipped"]
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome != "failed"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_gates(
+    gates: GateSet,
+    metrics: Mapping[str, float],
+    references: Mapping[str, Mapping[str, float]],
+) -> tuple[GateResult, ...]:
+    """Holds ``metrics`` (name to number) to every gate; ``references`` maps a reference's name to
+    its own metrics."""
+    return tuple(_evaluate(gate, metrics, references) for gate in gates.gates)
+
+
+def _evaluate(
+    gate: Gate, metrics: Mapping[str, float], references: Mapping[str, Mapping[str, float]]
+) -> GateResult:
+    measured = metrics.get(gate.metric)
+    base = None if gate.reference is None else references.get(gate.reference, {}).get(gate.metric)
+
+    def result(outcome: Literal["passed", "failed", "skipped"], reason: str) -> GateResult:
+        return GateResult(
+            metric=gate.metric,
+            goal=gate.goal,
+            value=gate.value,
+            reference=gate.reference,
+            measured=measured,
+            reference_value=base,
+            bound=bound,
+            outcome=outcome,
+            reason=reason,
+        )
+
+    bound: float | None = None
+    if measured is None:
+        return result("failed", f"{gate.metric} was not measured")
+    if gate.reference is not None and base is None:
+        missing = f"there is no {gate.reference} to compare {gate.metric} with"
+        return result("skipped" if gate.optional else "failed", missing)
+    bound = _bound(gate, base)
+    higher = METRICS[gate.metric].higher_is_better
+    sign = ">=" if higher else "<="
+    text = f"{gate.metric} is {measured:.6g}, must be {sign} {bound:.6g}"
+    if base is not None:
+        text += f" ({gate.goal} {gate.value:g} against {gate.reference} {base:.6g})"
+    met = measured >= bound if higher else measured <= bound
+    if math.isnan(measured) or math.isnan(bound) or not met:
+        return result("failed", text)
+    return result("passed", text)
+
+
+def _bound(gate: Gate, base: float | None) -> float:
+    if base is None:
+        return gate.value
+    amount = abs(base) * gate.value / 100 if gate.goal.startswith("percent-") else gate.value
+    worse = "degradation" in gate.goal
+    higher = METRICS[gate.metric].higher_is_better
+    return base - amount if worse == higher else base + amount

@@ -1,0 +1,178 @@
+"""What a check found, for machines and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rekd_edge.check.compare import Comparison
+from rekd_edge.check.exclusion import NumericalExclusion, StructuralExclusion
+from rekd_edge.check.gates import METRICS, GateResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class ParityCase:
+    """The file at one batch size and length. ``error`` is set where it did not run or answered
+    other shapes."""
+
+    name: str
+    shapes: dict[str, tuple[int, ...]]
+    comparison: Comparison | None
+    error: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "comparison": None if self.comparison is None else self.comparison.to_json(),
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Share of right labels over a split, and by class; ``[class]`` counts in ``support``."""
+
+    overall: float
+    per_class: dict[str, float]
+    support: dict[str, int]
+
+    @property
+    def worst_class(self) -> float:
+        return min((self.per_class[n] for n, c in self.support.items() if c), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "overall": self.overall,
+            "per_class": dict(self.per_class),
+            "support": dict(self.support),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Everything a check measured, and whether every gate passed.
+
+    ``comparison`` is over the whole test split; ``accuracy`` maps ``onnx``, ``torch`` and any
+    baselines to their accuracy on it.
+    """
+
+    file_sha256: str
+    size_bytes: int
+    provider: str
+    threads: int
+    gate_set: str
+    gates: tuple[GateResult, ...]
+    metrics: Mapping[str, float]
+    cases: tuple[ParityCase, ...] = ()
+    comparison: Comparison | None = None
+    structural: StructuralExclusion | None = None
+    numerical: NumericalExclusion | None = None
+    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    """What stopped a part of the check from being measured."""
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return tuple(gate.reason for gate in self.gates if not gate.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "passed": self.passed,
+            "failures": list(self.failures),
+            "problems": list(self.problems),
+            "file_sha256": self.file_sha256,
+            "size_bytes": self.size_bytes,
+            "provider": self.provider,
+            "threads": self.threads,
+            "gate_set": self.gate_set,
+            "gates": [gate.to_json() for gate in self.gates],
+            "metrics": dict(self.metrics),
+            "accuracy": {name: value.to_json() for name, value in self.accuracy.items()},
+            "comparison": None if self.comparison is None else self.comparison.to_json(),
+            "structural_exclusion": None if self.structural is None else self.structural.to_json(),
+            "numerical_exclusion": None if self.numerical is None else self.numerical.to_json(),
+            "cases": [case.to_json() for case in self.cases],
+        }
+
+    def render(self, console: Console) -> None:
+        """Gates, accuracy by class and the exclusion proof as tables."""
+        from rich.table import Table
+
+        table = Table(title=f"check: gates {self.gate_set!r}", title_justify="left")
+        for column, justify in (
+            ("gate", "left"),
+            ("goal", "left"),
+            ("bound", "right"),
+            ("measured", "right"),
+            ("", "left"),
+        ):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        colours = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+        for gate in self.gates:
+            info = METRICS[gate.metric]
+            goal = "at least" if info.higher_is_better else "at most"
+            if gate.reference is not None:
+                goal = f"{gate.goal} {gate.value:g} vs {gate.reference}"
+            colour = colours[gate.outcome]
+            table.add_row(
+                gate.metric,
+                goal,
+                _number(gate.bound),
+                _number(gate.measured),
+                f"[{colour}]{gate.outcome}[/{colour}]",
+            )
+        console.print(table)
+        if self.accuracy:
+            self._render_accuracy(console)
+        if self.comparison is not None:
+            seen = self.comparison
+            console.print(
+                f"{seen.examples} test examples against the torch model: the smallest tolerance "
+                f"that passes is {seen.max_logit_error:.2g} for logits; {seen.near_ties} near "
+                f"ties (margin <= {seen.near_tie_margin:g})"
+            )
+        if self.structural is not None and self.numerical is not None:
+            reads = ", ".join(self.structural.gated_reads) or "nothing"
+            console.print(
+                f"exclusion: the predictor reads {reads} at rationale_index and "
+                f"{len(self.structural.leaks)} other paths; replacing "
+                f"{self.numerical.replaced_positions} unselected positions changed "
+                f"{self.numerical.changed_examples} of {self.numerical.examples} answers "
+                f"(control: selected ones change {self.numerical.control_changed:.0%})"
+            )
+        for problem in self.problems:
+            console.print(f"problem: {problem}", style="red", markup=False)
+        for failure in self.failures:
+            console.print(f"failed: {failure}", style="red", markup=False)
+
+    def _render_accuracy(self, console: Console) -> None:
+        from rich.markup import escape
+        from rich.table import Table
+
+        names = list(self.accuracy)
+        table = Table(title="accuracy on the test split", title_justify="left")
+        table.add_column("class")
+        table.add_column("examples", justify="right")
+        for name in names:
+            table.add_column(name, justify="right")
+        first = self.accuracy[names[0]]
+        total = sum(first.support.values())
+        table.add_row("all", str(total), *(f"{self.accuracy[n].overall:.4f}" for n in names))
+        for label, support in first.support.items():
+            cells = (f"{self.accuracy[name].per_class[label]:.4f}" for name in names)
+            table.add_row(escape(label), str(support), *cells)
+        console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
