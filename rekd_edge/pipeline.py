@@ -273,8 +273,10 @@ class _Trainer:
 
     def _fit_classifier(self, model: Classifier) -> dict[str, Any]:
         train = self.recipe.student.train
+        # As many steps as a rationalist's predictor gets, warm-up included.
+        epochs = train.epochs + train.warmup.predictor_epochs
         phase = Phase(
-            "classify", ClassifyObjective(model), train.epochs, (model.predictor,), select=True
+            "classify", ClassifyObjective(model), epochs, (model.predictor,), select=True
         )
         report = self._fit(model, [phase], train, "student", self._dev_classifier)
         predictions = evaluate_classifier(model, self._loader(self.data.test))
@@ -440,3 +442,10 @@ def _test(predictions: Any, label_names: tuple[str, ...]) -> dict[str, Any]:
             "per_class": per_class,
         }
     }
+
+
+def set_deterministic(enabled: bool) -> None:
+    """Makes torch refuse operators that are not reproducible (slower on CUDA)."""
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(enabled)

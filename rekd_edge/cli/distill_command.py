@@ -1,0 +1,107 @@
+"""`rekd-edge distill`: from a recipe to a trained run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rekd_edge.cli.console import JsonOption, emit
+from rekd_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rekd_edge.pipeline import RunPlan
+    from rekd_edge.run_folder import Run
+
+
+def register(app: typer.Typer) -> None:
+    app.command("distill")(distill)
+
+
+def distill(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The new run folder.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run in --output.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Open data and weights, print the plan, stop.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="Training seed; overrides the recipe's.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Refuse operators that are not reproducible.")
+    ] = False,
+    json_path: JsonOption = None,
+) -> None:
+    """Train a teacher rationalist and distill its student."""
+    from rekd_edge.recipe import find_recipe, load_recipe
+
+    changes = list(overrides or [])
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    loaded = load_recipe(find_recipe(recipe), changes)
+    if dry_run:
+        from rekd_edge.pipeline import plan_run
+
+        plan = plan_run(loaded)
+        emit(plan.to_json(), json_path=json_path, render=lambda out: _show_plan(out, plan))
+        return
+    if output is None:
+        raise UsageError("--output is missing", hint="name a new folder: --output runs/first")
+    from rekd_edge.cli.progress import TrainingProgress
+    from rekd_edge.pipeline import set_deterministic, train_run
+
+    set_deterministic(deterministic)
+    with TrainingProgress() as progress:
+        run = train_run(loaded, output, resume=resume, device=device, listener=progress)
+    result = {"run": str(output), "info": run.info, "distill": run.report("distill")}
+    fuse = run.report("fuse")
+    if fuse is not None:
+        result["fuse"] = fuse
+    emit(result, json_path=json_path, render=lambda out: _show_run(out, run))
+
+
+def _show_plan(out: Console, plan: RunPlan) -> None:
+    out.print(f"labels: {', '.join(plan.label_names)}")
+    for name, count in plan.examples.items():
+        out.print(f"{name}: {count} examples")
+    for role, count in plan.parameters.items():
+        out.print(f"{role}: {count / 1e6:.1f} M parameters")
+    for role, source in plan.weights.items():
+        out.print(f"{role}: {source['source']}")
+    out.print(f"{plan.steps_per_epoch} steps per epoch. Nothing was trained (--dry-run).")
+
+
+def _show_run(out: Console, run: Run) -> None:
+    from rich.table import Table
+
+    distill = run.report("distill") or {}
+    table = Table("model", "test accuracy", "test examples", title=f"{run.recipe.name}")
+    for role in ("teacher", "student"):
+        test: dict[str, Any] | None = distill.get(role, {}).get("test")
+        if test is not None:
+            table.add_row(role, f"{test['accuracy']:.3f}", str(test["examples"]))
+    out.print(table)
+    fuse = run.report("fuse")
+    if fuse is not None:
+        modes = Table("rationale chosen by", "accuracy", "spread", "kept", title="fuse report")
+        for name, mode in fuse["modes"].items():
+            spread = f"{mode['accuracy_spread']:.3f}" if mode["draws"] > 1 else ""
+            modes.add_row(
+                name.replace("_", " "), f"{mode['accuracy']:.3f}", spread, f"{mode['kept_share']:.2f}"
+            )
+        out.print(modes)
+        out.print(
+            "largest logit difference, masked against gathered: "
+            f"{fuse['masked_gathered_difference']:.1e}"
+        )
+    out.print(f"run folder: {run.path}")

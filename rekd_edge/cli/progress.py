@@ -1,0 +1,82 @@
+"""Progress of training on the terminal: one bar a phase, loss components, one line an epoch."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rekd_edge.cli.console import status_console
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from rekd_edge.distill.loop import DevResult
+
+
+class TrainingProgress:
+    """A context manager and a :class:`rekd_edge.distill.loop.ProgressListener`.
+
+    Draws on standard error; without a terminal it prints one line a phase and one an epoch.
+    """
+
+    def __init__(self, title: str = "") -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = status_console()
+        self._title = title
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def retitle(self, title: str) -> None:
+        """Names what is trained from now on."""
+        self._title = title
+
+    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
+        label = f"{self._title}: {name}" if self._title else name
+        if self._task is not None:
+            self._bar.stop_task(self._task)
+        self._task = self._bar.add_task(label, total=total_steps, completed=done_steps, losses="")
+        if not self._console.is_terminal:
+            self._console.print(f"{label}: {total_steps - done_steps} steps")
+
+    def step(self, terms: dict[str, float]) -> None:
+        if self._task is None:
+            return
+        self._bar.advance(self._task)
+        if terms:
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            self._bar.update(self._task, losses=losses)
+
+    def epoch(self, name: str, result: DevResult) -> None:
+        label = f"{self._title}: {name}" if self._title else name
+        self._console.print(
+            f"{label}: dev accuracy {result.accuracy:.3f}, loss {result.loss:.3f}"
+        )

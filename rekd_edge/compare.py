@@ -1,0 +1,153 @@
+"""The comparison that every claim needs: teacher, plain student, student without a teacher, and
+REKD student, trained on the same splits over the same seeds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rekd_edge.distill.checkpoint import write_json
+from rekd_edge.distill.loop import ProgressListener
+from rekd_edge.errors import UsageError
+from rekd_edge.machine import hardware, package_versions
+from rekd_edge.pipeline import train_run
+from rekd_edge.recipe.schema import Recipe
+from rekd_edge.run_folder import RUN_FILE, Run, open_run
+
+SUMMARY_FILE = "summary.json"
+ROWS = ("teacher", "plain_student", "extract_student", "rekd_student")
+TITLES = {
+    "teacher": "teacher rationalist",
+    "plain_student": "plain student (all tokens)",
+    "extract_student": "student without teacher",
+    "rekd_student": "REKD student",
+}
+
+
+class TitledListener(ProgressListener, Protocol):
+    """A progress listener that can be told what is trained next."""
+
+    def retitle(self, title: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Test accuracies (0..1) by row of :data:`ROWS`, one for each seed."""
+
+    seeds: tuple[int, ...]
+    accuracies: dict[str, list[float]]
+    examples: dict[str, int]
+    agreement: list[dict[str, float]]
+    wall_s: float
+    runs: tuple[Run, ...]
+
+    def mean(self, row: str) -> float:
+        return statistics.fmean(self.accuracies[row])
+
+    def spread(self, row: str) -> float | None:
+        """Sample standard deviation over seeds; None for a single seed."""
+        values = self.accuracies[row]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def gain(self) -> list[float]:
+        """REKD student minus student without teacher, for each seed."""
+        pairs = zip(self.accuracies["rekd_student"], self.accuracies["extract_student"], strict=True)
+        return [rekd - extract for rekd, extract in pairs]
+
+    def to_json(self) -> dict[str, Any]:
+        recipe = self.runs[0].recipe
+        return {
+            "recipe": recipe.name,
+            "data": self.runs[0].info.get("data", {}),
+            "rationale_ratio": recipe.rationale_ratio,
+            "seeds": list(self.seeds),
+            "examples": self.examples,
+            "accuracy": {row: self.mean(row) for row in ROWS},
+            "accuracy_spread": {row: self.spread(row) for row in ROWS},
+            "accuracy_per_seed": self.accuracies,
+            "rekd_minus_extract_per_seed": self.gain(),
+            "agreement_with_teacher": self.agreement,
+            "fuse": [run.report("fuse") for run in self.runs],
+            "train_wall_s": round(self.wall_s, 1),
+            "versions": package_versions(),
+            "hardware": hardware(),
+        }
+
+
+def compare(
+    recipe: Recipe,
+    output: Path,
+    *,
+    seeds: Sequence[int],
+    device: str = "auto",
+    listener: TitledListener | None = None,
+) -> Comparison:
+    """Trains the four models of ``recipe`` for each seed and writes ``output/summary.json``.
+
+    The distill run of a seed lies in ``output/seed-S``; the plain and the teacherless student in
+    its folders ``plain`` and ``extract``. A finished run is not trained again, an interrupted one
+    is resumed.
+
+    Raises:
+        UsageError: the recipe has no teacher, or no seed is given.
+    """
+    if not seeds:
+        raise UsageError("no seed is given", hint="for instance --seeds 0,1,2")
+    if recipe.task != "distill":
+        raise UsageError(
+            f"compare needs a recipe with task: distill, not {recipe.task}",
+            hint="add a teacher section",
+        )
+    started = time.monotonic()
+    accuracies: dict[str, list[float]] = {row: [] for row in ROWS}
+    agreement: list[dict[str, float]] = []
+    runs: list[Run] = []
+    for seed in seeds:
+        folder = output / f"seed-{seed}"
+        found: dict[str, Run] = {}
+        # The distill run comes first: it owns the folder that the others lie in.
+        for task, place in (
+            ("distill", folder),
+            ("extract", folder / "extract"),
+            ("classify", folder / "plain"),
+        ):
+            variant = recipe.model_copy(update={"task": task, "seed": seed})
+            if listener is not None:
+                listener.retitle(f"seed {seed}, {task}")
+            found[task] = _finished_run(variant, place, device, listener)
+        distilled = found["distill"].report("distill") or {}
+        accuracies["teacher"].append(_accuracy(distilled, "teacher"))
+        accuracies["rekd_student"].append(_accuracy(distilled, "student"))
+        for row, task in (("extract_student", "extract"), ("plain_student", "classify")):
+            accuracies[row].append(_accuracy(found[task].report("distill") or {}, "student"))
+        agreement.append(distilled["agreement_with_teacher"])
+        runs.append(found["distill"])
+    test = (runs[0].report("distill") or {})["student"]["test"]
+    comparison = Comparison(
+        tuple(seeds),
+        accuracies,
+        {"test": test["examples"]},
+        agreement,
+        time.monotonic() - started,
+        tuple(runs),
+    )
+    write_json(output / SUMMARY_FILE, comparison.to_json())
+    return comparison
+
+
+def _finished_run(
+    recipe: Recipe, folder: Path, device: str, listener: ProgressListener | None
+) -> Run:
+    if (folder / RUN_FILE).is_file():
+        run = open_run(folder)
+        if run.info.get("status") == "finished" and run.recipe == recipe:
+            return run
+    return train_run(recipe, folder, resume=True, device=device, listener=listener)
+
+
+def _accuracy(report: dict[str, Any], role: str) -> float:
+    return float(report[role]["test"]["accuracy"])
