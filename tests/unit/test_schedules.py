@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rekd_edge.recipe.schema import TemperatureSpec
+from rekd_edge.schedules import learning_rate_factor, temperature_at
+
+
+def test_temperature_follows_the_published_schedule() -> None:
+    spec = TemperatureSpec(start=5.0, end=0.1, update_every=100)
+    total = 10_000
+    gamma = math.log(50) / total
+    assert temperature_at(0, total, spec) == 5.0
+    assert temperature_at(199, total, spec) == pytest.approx(5.0 * math.exp(-gamma * 100))
+    assert temperature_at(total, total, spec) == pytest.approx(0.1)
+    assert temperature_at(2 * total, total, spec) == 0.1
+
+
+def test_short_runs_anneal_too() -> None:
+    spec = TemperatureSpec(start=5.0, end=0.1, update_every=100)
+    assert temperature_at(45, 50, spec) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("kind", "middle", "end"), [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)]
+)
+def test_learning_rate_rises_then_follows_its_kind(kind: str, middle: float, end: float) -> None:
+    def factor(step: int) -> float:
+        return learning_rate_factor(step, 110, warmup_share=10 / 110, kind=kind)
+
+    rising = [factor(step) for step in range(10)]
+    assert rising == sorted(rising)
+    assert rising[0] > 0
+    assert factor(10) == 1.0
+    assert factor(60) == pytest.approx(middle)
+    assert factor(110) == pytest.approx(end, abs=1e-9)
+
+
+def test_unknown_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        learning_rate_factor(1, 10, warmup_share=0, kind="step")
