@@ -10,9 +10,10 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rekd_edge import __version__
 from rekd_edge.errors import RekdEdgeError
@@ -35,8 +36,18 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 TRACEBACK_VARIABLE = "REKD_EDGE_TRACEBACK"
 
+
+class _InPipelineOrder(TyperGroup):
+    """Lists the commands in the order in which a user meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = [name.removesuffix("_command") for name in COMMAND_MODULES]
+        return sorted(self.commands, key=order.index)
+
+
 app = typer.Typer(
     name="rekd-edge",
+    cls=_InPipelineOrder,
     help="Distill models that show their evidence, and put them on edge devices.",
     no_args_is_help=True,
     add_completion=False,
