@@ -240,6 +240,7 @@ def _check_numbers(
     found.metrics.update(
         exclusion_max_change=numerical.max_change,
         exclusion_changed=float(numerical.changed_examples),
+        rationale_mismatches=float(numerical.mask_mismatches),
         exclusion_control=numerical.control_changed,
         exclusion_reproduction=numerical.reproduction_error,
     )

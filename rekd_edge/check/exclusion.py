@@ -96,10 +96,13 @@ class NumericalExclusion:
     """``max_change`` is the largest change of a logit when unselected content is replaced, and
     ``changed_examples`` how many examples changed in any bit; ``control_changed`` the share that
     changes when the selected content is replaced instead; ``reproduction_error`` the largest
-    difference between the cut predictor and the whole file on unchanged inputs."""
+    difference between the cut predictor and the whole file on unchanged inputs.
+    ``mask_mismatches`` counts examples whose ``rationale_mask``, which is what people are shown,
+    is not the set of positions in ``rationale_index``, which is what the predictor read."""
 
     examples: int
     replaced_positions: int
+    mask_mismatches: int
     max_change: float
     changed_examples: int
     control_changed: float
@@ -107,7 +110,9 @@ class NumericalExclusion:
 
     @property
     def passed(self) -> bool:
-        return self.changed_examples == 0 and self.control_changed > 0.0
+        return (
+            self.changed_examples == 0 and self.mask_mismatches == 0 and self.control_changed > 0.0
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
@@ -236,7 +241,7 @@ def numerical_exclusion(
     rng = np.random.default_rng(seed)
     whole = with_cut_outputs(model).SerializeToString()
     predictor = predictor_graph(model).SerializeToString()
-    examples = replaced = changed = control = 0
+    examples = replaced = changed = control = mismatches = 0
     max_change = reproduction = 0.0
     with (
         OnnxRunner(whole, threads=threads, provider=provider) as file,
@@ -246,6 +251,7 @@ def numerical_exclusion(
             answer = file.run_named(inputs, ("logits", "rationale_mask", *CUT_NAMES))
             held = {name: answer[name] for name in CUT_NAMES}
             keep = answer["rationale_mask"]
+            mismatches += int((_as_mask(held, keep.shape) != keep).any(axis=1).sum())
             before = cut.run_named({**inputs, **held}, ("logits",))["logits"]
             reproduction = max(reproduction, _largest_difference(answer["logits"], before))
             changed_rows = np.zeros(len(keep), dtype=bool)
@@ -263,6 +269,7 @@ def numerical_exclusion(
     return NumericalExclusion(
         examples=examples,
         replaced_positions=replaced,
+        mask_mismatches=mismatches,
         max_change=max_change,
         changed_examples=changed,
         control_changed=control / examples if examples else 0.0,
@@ -295,6 +302,14 @@ def replace_content(
         "input_ids": np.where(where, others, ids),
         "attention_mask": np.where(where, 1 - valid, valid),
     }
+
+
+def _as_mask(held: Inputs, shape: tuple[int, ...]) -> np.ndarray:
+    """The positions in ``rationale_index`` where ``rationale_valid``, bool ``[batch, token]``."""
+    found = np.zeros(shape, dtype=bool)
+    row, slot = np.nonzero(held["rationale_valid"])
+    found[row, held["rationale_index"][row, slot]] = True
+    return found
 
 
 def _same_bits(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -48,6 +48,7 @@ METRICS: dict[str, Metric] = {
     "exclusion_leaks": Metric(False, "paths", "paths from unselected input to the logits"),
     "exclusion_max_change": Metric(False, "logit", "change when unselected input is replaced"),
     "exclusion_changed": Metric(False, "examples", "examples changed by unselected input"),
+    "rationale_mismatches": Metric(False, "examples", "mask shown is not what was read"),
     "exclusion_control": Metric(True, "share", "examples changed by replacing selected input"),
     "exclusion_reproduction": Metric(False, "logit", "cut predictor against the whole file"),
     "accuracy": Metric(True, "share", "accuracy on the whole test split"),

@@ -125,9 +125,7 @@ def declare_axes(model: onnx.ModelProto, expected: IoSpec) -> None:
         (list(model.graph.output), expected.outputs),
     ):
         for value, tensor in zip(values, tensors, strict=True):
-            for dimension, axis in zip(
-                value.type.tensor_type.shape.dim, tensor.axes, strict=True
-            ):
+            for dimension, axis in zip(value.type.tensor_type.shape.dim, tensor.axes, strict=True):
                 if axis.size is None:
                     dimension.dim_param = axis.name
                 else:

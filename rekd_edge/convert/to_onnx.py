@@ -8,6 +8,7 @@ model's :class:`~rekd_edge.types.IoSpec` before it gets its name.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -190,21 +191,32 @@ def _export(model: Any, io_spec: IoSpec, target: TargetSpec) -> tuple[list[str],
                 opset_version=target.opset,
                 input_names=[tensor.name for tensor in io_spec.inputs],
                 output_names=names,
-                dynamic_shapes=shapes,
+                dynamic_shapes=(shapes,) if _is_variadic(model) else shapes,
                 external_data=False,
                 verbose=False,
-                fallback=False,
             )
         except Exception as error:
-            reason = str(error).strip().splitlines()
             raise ConversionError(
-                f"torch could not export the model to ONNX: {type(error).__name__}: "
-                f"{reason[0] if reason else 'no message'}",
+                f"torch could not export the model to ONNX: {_root_cause(error)}",
                 hint="a size that depends on the data or was baked in is the usual cause",
             ) from error
     if program is None:
         raise ConversionError("torch answered no ONNX program")
     return names, program
+
+
+def _is_variadic(model: nn.Module) -> bool:
+    """Whether ``forward`` takes ``*inputs``, which torch.export sees as one argument."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the innermost error: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 class _quiet_exporter:  # noqa: N801
