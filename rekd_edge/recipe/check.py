@@ -22,6 +22,11 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     yield from _data_problems(recipe.data, recipe.modality)
     if recipe.teacher is not None:
         yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality)
+        if recipe.teacher.train.warmup.selector == "teacher":
+            yield (
+                ("teacher", "train", "warmup", "selector"),
+                "a teacher has no teacher to learn from (use 'mask_gradient' or 'occlusion')",
+            )
     yield from _rationalist_problems(("student",), recipe.student, recipe.modality)
 
 

@@ -144,6 +144,12 @@ def test_contradictions_and_bad_overrides(
     assert any(message in text for text in found), found
 
 
+def test_a_teacher_cannot_warm_up_from_a_teacher() -> None:
+    found = problems_of("smoke/text", "teacher.train.warmup.selector=teacher")
+    assert len(found) == 1
+    assert "teacher.train.warmup.selector: a teacher has no teacher" in found[0]
+
+
 def test_overrides_parse_yaml_and_create_sections(tmp_path: Path) -> None:
     recipe = load_recipe(
         write(tmp_path, "r.yaml", MINIMAL),
