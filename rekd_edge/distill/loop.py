@@ -271,7 +271,7 @@ class _Run:
         loss = terms["loss"]
         if not torch.isfinite(loss):
             raise DivergedError(
-                f"the loss became {float(loss)} in phase {phase.name!r} at step {progress.step}; "
+                f"the loss became {loss.item()} in phase {phase.name!r} at step {progress.step}; "
                 "the last good checkpoint is kept",
                 hint="lower train.learning_rate, or set train.precision to 'no', then --resume",
             )
@@ -417,6 +417,7 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
         UsageError: an unknown device, CUDA without CUDA, or fp16 on the CPU.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
     if device not in {"auto", "cpu", "cuda"}:
@@ -426,6 +427,8 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if on_cpu and train.precision == "fp16":
         raise UsageError("train.precision fp16 needs a CUDA device", hint="use 'bf16' or 'no'")
+    # Accelerate holds one precision for the whole process; teacher and student may differ.
+    AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=train.precision,

@@ -1,0 +1,205 @@
+"""Training from recipes on real text: resuming, tasks, and what a run folder refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rekd_edge.distill.loop import DevResult, DivergedError
+from rekd_edge.errors import IntegrityError, UsageError
+from rekd_edge.pipeline import train_run
+from rekd_edge.recipe import find_recipe, load_recipe
+from rekd_edge.recipe.schema import Recipe
+from rekd_edge.run_folder import open_run
+
+
+def smoke(*overrides: str) -> Recipe:
+    return load_recipe(find_recipe("smoke/text"), overrides)
+
+
+class InterruptAfter:
+    """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
+        return
+
+    def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+    def step(self, terms: dict[str, float]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def weights(run: Path, role: str) -> dict[str, torch.Tensor]:
+    return load_file(run / role / "best" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train_run(smoke(), path, device="cpu")
+    return path
+
+
+# 3 stops in the teacher's first phase, 7 in its last, 14 and 19 in the student's.
+@pytest.mark.parametrize("steps", [3, 7, 14, 19])
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
+    finished: Path, tmp_path: Path, steps: int
+) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(smoke(), path, device="cpu", listener=InterruptAfter(steps))
+    assert open_run(path).info["status"] == "training"
+    run = train_run(smoke(), path, device="cpu", resume=True)
+    assert run.info["status"] == "finished"
+    for role in ("teacher", "student"):
+        expected = weights(finished, role)
+        found = weights(path, role)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), role
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_a_log_has_each_step_once_after_resuming(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(smoke(), path, device="cpu", listener=InterruptAfter(7))
+    train_run(smoke(), path, device="cpu", resume=True)
+
+    def entries(run: Path) -> list[tuple[int, str, int]]:
+        lines = (run / "teacher" / "log.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [(row["phase_index"], row["phase"], row["step"]) for row in rows]
+
+    assert entries(path) == entries(finished)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    finished: Path, tmp_path: Path
+) -> None:
+    train_run(smoke(), tmp_path / "same", device="cpu")
+    train_run(smoke("seed=1"), tmp_path / "other", device="cpu")
+    head = "predictor.head.weight"
+    reference = weights(finished, "student")[head]
+    assert torch.equal(weights(tmp_path / "same", "student")[head], reference)
+    assert not torch.equal(weights(tmp_path / "other", "student")[head], reference)
+
+
+def test_a_finished_run_reports_and_reopens(finished: Path) -> None:
+    run = open_run(finished)
+    distill, fuse = run.report("distill"), run.report("fuse")
+    assert distill is not None
+    assert fuse is not None
+    assert 0 <= distill["student"]["test"]["accuracy"] <= 1
+    assert set(distill["student"]["test"]["per_class"]) == set(run.label_names)
+    assert {"top_k_gathered", "threshold", "sampled_bernoulli"} <= set(fuse["modes"])
+    assert fuse["passed"]
+    assert fuse["modes"]["top_k_gathered"]["accuracy"] == distill["student"]["test"]["accuracy"]
+    assert run.teacher() is not None
+    assert run.info["weights"]["student"]["predictor"]["source"] == "random:bert-tiny"
+    fused = run.fused()
+    texts = [str(run.data().test.raw(i)) for i in range(3)]
+    inputs = {n: torch.from_numpy(v) for n, v in run.preprocessor.encode(texts).items()}
+    assert fused(*inputs.values())[0].shape == (3, len(run.label_names))
+
+
+@pytest.mark.parametrize("task", ["extract", "classify"])
+def test_tasks_without_a_teacher(task: str, tmp_path: Path) -> None:
+    run = train_run(smoke(f"task={task}"), tmp_path / "run", device="cpu")
+    assert not (run.path / "teacher").exists()
+    if task == "classify":
+        plain = run.plain()
+        assert plain is not None
+        with pytest.raises(UsageError, match="plain classifier"):
+            run.student()
+    else:
+        assert run.teacher() is None
+        assert run.fused().modality == "text"
+
+
+def test_the_paper_objective_trains(tmp_path: Path) -> None:
+    run = train_run(
+        smoke("objective.name=paper", "objective.lambda_select=0.0001"),
+        tmp_path / "run",
+        device="cpu",
+    )
+    lines = (run.path / "student" / "log.jsonl").read_text().splitlines()
+    joint = [json.loads(line) for line in lines if '"joint"' in line]
+    assert {"ce", "budget", "kl_rationale", "kl_prediction", "selected_share"} <= set(joint[-1])
+
+
+def test_gradient_accumulation_and_bf16(tmp_path: Path) -> None:
+    run = train_run(
+        smoke("student.train.gradient_accumulation=2", "student.train.precision=bf16"),
+        tmp_path / "run",
+        device="cpu",
+    )
+    report = run.report("distill")
+    assert report is not None
+    assert report["student"]["steps"] == 6  # 3 phases of 4 batches, two batches a step
+
+
+def test_a_trained_teacher_is_loaded_from_its_run(finished: Path, tmp_path: Path) -> None:
+    recipe = smoke(f"teacher.run={finished}")
+    run = train_run(recipe, tmp_path / "run", device="cpu")
+    assert not (run.path / "teacher").exists()
+    report, first = run.report("distill"), open_run(finished).report("distill")
+    assert report is not None
+    assert first is not None
+    assert report["teacher"]["test"] == first["teacher"]["test"]
+
+
+def test_an_existing_run_is_not_overwritten(finished: Path) -> None:
+    before = (finished / "run.json").read_bytes()
+    with pytest.raises(UsageError, match="already holds a run"):
+        train_run(smoke(), finished, device="cpu")
+    with pytest.raises(UsageError, match="another recipe"):
+        train_run(smoke("seed=5"), finished, device="cpu", resume=True)
+    assert (finished / "run.json").read_bytes() == before
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UsageError, match="no run folder"):
+        train_run(smoke(), tmp_path, device="cpu")
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(tmp_path: Path) -> None:
+    recipe = smoke(
+        "task=classify",
+        "student.train.learning_rate=1e30",
+        "student.train.gradient_clip=null",
+        "student.train.epochs=20",
+    )
+    with pytest.raises(DivergedError, match=r"loss became (nan|inf).*last good checkpoint") as info:
+        train_run(recipe, tmp_path / "run", device="cpu")
+    assert "learning_rate" in str(info.value)
+
+
+def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(smoke(), path, device="cpu", listener=InterruptAfter(6))
+    checkpoint = path / "teacher" / "last.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(IntegrityError, match="not a readable safetensors file"):
+        train_run(smoke(), path, device="cpu", resume=True)
+
+
+def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UsageError, match="no CUDA device"):
+        train_run(smoke(), tmp_path / "run", device="cuda")
+    with pytest.raises(UsageError, match="fp16 needs a CUDA device"):
+        train_run(smoke("teacher.train.precision=fp16"), tmp_path / "other", device="cpu")

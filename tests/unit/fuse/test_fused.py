@@ -1,0 +1,117 @@
+"""The fused model is the trained model, and reads nothing but the rationale."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from transformers import BertConfig, BertModel
+
+from rekd_edge.fuse import fuse
+from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
+from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
+from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
+
+
+def text_encoder() -> Encoder:
+    config = BertConfig(
+        vocab_size=3000,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    return BertEncoder(BertModel(config, add_pooling_layer=False), cls_id=101, sep_id=102)
+
+
+def image_encoder() -> Encoder:
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, num_classes=0, img_size=64, depth=1
+    )
+    return VitEncoder(backbone)
+
+
+def rationalist(encoder: Encoder, other: Encoder, ratio: float = 0.25) -> Rationalist:
+    model = Rationalist(Selector(encoder), Predictor(other, 3), ratio)
+    torch.nn.init.normal_(model.selector.head.weight)
+    torch.nn.init.normal_(model.predictor.head.weight)
+    return model.eval()
+
+
+def fused_models() -> list[tuple[Rationalist, FusedRationalist]]:
+    torch.manual_seed(0)
+    pairs = []
+    for make in (text_encoder, image_encoder):
+        model = rationalist(make(), make())
+        pairs.append((model, fuse(model, label_names=("a", "b", "c"), max_length=64)))
+    return pairs
+
+
+def test_fused_equals_the_trained_model() -> None:
+    for model, fused in fused_models():
+        inputs = fused.example_inputs(batch=3, tokens=14)
+        logits, keep, score, margin, index, valid = fused(*inputs)
+        assert torch.allclose(logits, model(fused.named_inputs(inputs)), atol=1e-6)
+        assert keep.shape == score.shape
+        assert margin.shape == (3,)
+        # 12 selectable words or 16 patches
+        expected = 3 if fused.modality == "text" else 4
+        assert keep.sum(dim=1).tolist() == [expected] * 3
+        for row in range(3):
+            assert index[row][valid[row]].tolist() == keep[row].nonzero().flatten().tolist()
+
+
+def test_a_class_token_is_never_kept_and_scores_lowest() -> None:
+    _, fused = fused_models()[0]
+    _, keep, score, *_ = fused(*fused.example_inputs(batch=4, tokens=10))
+    assert not keep[:, 0].any()
+    assert not keep[:, -1].any()
+    assert bool((score[:, 0] == torch.finfo(torch.float32).min).all())
+
+
+def test_unselected_content_does_not_reach_the_logits() -> None:
+    for _, fused in fused_models():
+        inputs = fused.example_inputs(batch=2, tokens=20)
+        logits, keep, _, _, index, valid = fused(*inputs)
+        changed = list(inputs)
+        if fused.modality == "text":
+            other = torch.randint(200, 3000, inputs[0].shape)
+            changed[0] = torch.where(keep, inputs[0], other)
+        else:
+            pixels = keep.reshape(2, 4, 4).repeat_interleave(16, 1).repeat_interleave(16, 2)
+            changed[0] = torch.where(pixels.unsqueeze(1), inputs[0], torch.randn_like(inputs[0]))
+        assert not torch.equal(changed[0], inputs[0])
+        again = fused.predict_from(*changed, index, valid)
+        assert torch.equal(again, fused.predict_from(*inputs, index, valid))
+        assert torch.allclose(again, logits, atol=1e-6)
+
+
+def test_padding_does_not_change_an_answer() -> None:
+    _, fused = fused_models()[0]
+    ids, attended = fused.example_inputs(batch=1, tokens=12)
+    padded = torch.nn.functional.pad(ids, (0, 9))
+    short = fused(ids, attended)
+    long = fused(padded, torch.nn.functional.pad(attended, (0, 9)))
+    assert torch.allclose(short[0], long[0], atol=1e-5)
+    assert torch.equal(short[1], long[1][:, :12])
+    assert not long[1][:, 12:].any()
+
+
+def test_fusing_copies_the_weights() -> None:
+    model, fused = fused_models()[0]
+    with torch.no_grad():
+        model.predictor.head.weight.zero_()
+    assert bool(fused.predictor.head.weight.abs().sum() > 0)
+
+
+def test_comparison_forms_share_inputs_and_labels() -> None:
+    torch.manual_seed(0)
+    for _, fused in fused_models():
+        inputs = fused.example_inputs()
+        masked = masked_form(fused)
+        assert torch.equal(masked(*inputs)[1], fused(*inputs)[1])
+        assert masked.io_spec() == fused.io_spec()
+    plain = plain_form(
+        Classifier(Predictor(text_encoder(), 2)), label_names=("a", "b"), max_length=64
+    )
+    (logits,) = plain(*plain.example_inputs(batch=5))
+    assert logits.shape == (5, 2)

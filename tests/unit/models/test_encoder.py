@@ -1,0 +1,117 @@
+"""The encoders give what transformers and timm give, and what is excluded has no influence."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from transformers import BertConfig, BertModel
+
+from rekd_edge.errors import UsageError
+from rekd_edge.models.encoder import BertEncoder, VitEncoder, weighted_attention
+
+CLS, SEP = 101, 102
+
+
+@pytest.fixture
+def bert() -> BertEncoder:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    return BertEncoder(BertModel(config, add_pooling_layer=False), cls_id=CLS, sep_id=SEP).eval()
+
+
+@pytest.fixture
+def vit() -> VitEncoder:
+    torch.manual_seed(0)
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, num_classes=0, img_size=64, depth=2
+    )
+    return VitEncoder(backbone).eval()
+
+
+@pytest.fixture
+def text() -> dict[str, torch.Tensor]:
+    ids = torch.tensor([[CLS, 7, 8, 9, 10, SEP], [CLS, 11, 12, SEP, 0, 0]])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def test_bert_equals_transformers(bert: BertEncoder, text: dict[str, torch.Tensor]) -> None:
+    view = bert.view(text)
+    ours = bert(view.content, view.position, view.attended)
+    theirs = bert.backbone(**text).last_hidden_state
+    attended = text["attention_mask"].bool()
+    assert torch.allclose(ours[attended], theirs[attended], atol=1e-5)
+
+
+def test_special_tokens_and_padding_are_not_selectable(
+    bert: BertEncoder, text: dict[str, torch.Tensor]
+) -> None:
+    view = bert.view(text)
+    assert view.selectable.tolist() == [
+        [True, True, True, True, False],
+        [True, True, False, False, False],
+    ]
+    assert view.position[0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_vit_equals_timm(vit: VitEncoder) -> None:
+    pixels = torch.randn(2, 3, 64, 64)
+    view = vit.view({"pixel_values": pixels})
+    assert view.content.shape == (2, 16, 3 * 16 * 16)
+    ours = vit(view.content, view.position)
+    assert torch.allclose(ours, vit.backbone.forward_features(pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_gathered_weighted_and_excluded_are_one_function(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    encoder = request.getfixturevalue(family)
+    if family == "bert":
+        inputs = request.getfixturevalue("text")
+    else:
+        inputs = {"pixel_values": torch.randn(2, 3, 64, 64)}
+    view = encoder.view(inputs)
+    index = torch.tensor([[0, 2], [0, 1]])
+    keep = torch.zeros(view.content.shape[:2], dtype=torch.bool).scatter(1, index, True)
+    prefix = encoder.num_prefix_tokens
+    excluded = encoder(view.content, view.position, keep)
+    weighted = encoder(view.content, view.position, keep.float())
+    rows = torch.arange(2).unsqueeze(1)
+    gathered = encoder(view.content[rows, index], view.position[rows, index])
+    assert torch.allclose(excluded[:, :prefix], weighted[:, :prefix], atol=1e-5)
+    assert torch.allclose(excluded[:, :prefix], gathered[:, :prefix], atol=1e-5)
+    assert torch.allclose(excluded[:, prefix:][rows, index], gathered[:, prefix:], atol=1e-5)
+
+
+def test_excluded_keys_have_a_gradient(bert: BertEncoder, text: dict[str, torch.Tensor]) -> None:
+    view = bert.view(text)
+    weight = torch.tensor([[1.0, 0, 0, 1, 0], [1.0, 0, 0, 0, 0]], requires_grad=True)
+    bert(view.content, view.position, weight)[:, 0].pow(3).sum().backward()
+    assert weight.grad is not None
+    assert bool((weight.grad.abs() > 0).all())
+
+
+def test_weighted_attention_survives_a_huge_excluded_logit() -> None:
+    query = torch.ones(1, 1, 1, 4)
+    key = torch.stack([torch.ones(4), torch.full((4,), 1e4)])[None, None]
+    value = torch.tensor([[[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]]])
+    weight = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    out = weighted_attention(query, key, value, weight)
+    assert out.flatten().tolist() == [1.0, 0.0, 0.0, 0.0]
+    out.sum().backward()
+    assert weight.grad is not None
+    assert bool(weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["vit_relpos_small_patch16_224", "eva02_tiny_patch14_224"])
+def test_backbones_that_cannot_skip_patches_are_refused(name: str) -> None:
+    backbone = timm.create_model(name, pretrained=False, num_classes=0)
+    with pytest.raises(UsageError, match="subset of its patches"):
+        VitEncoder(backbone)
