@@ -1,0 +1,215 @@
+"""What ``manifest.json`` and ``config.json`` of a bundle hold.
+
+    BUNDLE/
+      manifest.json              this schema: sha256 and size of every other file, gates, lineage
+      config.json                BundleConfig: what the model is, its inputs and its outputs
+      preprocessor_config.json   how a text or an image becomes model input
+      tokenizer.json, tokenizer_config.json   (text)
+      labels.json                class names in the order of the logits
+      model.onnx                 (and model.onnx.data where a model is above 1 GB)
+      recipe.resolved.yaml       what was trained
+      README.md                  the model card
+      reports/*.json             what was measured
+      runtime/rekd_runtime.py    answers with numpy and onnxruntime alone
+
+The runtime (``export/runtime/python/rekd_runtime.py``) reads the same two files without
+pydantic; a test holds the two in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rekd_edge.types import IoSpec, Modality, TensorSpec
+
+FORMAT = "rekd-edge-bundle"
+SCHEMA_VERSION = 1
+
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "config.json"
+LABELS_FILE = "labels.json"
+MODEL_FILE = "model.onnx"
+RECIPE_FILE = "recipe.resolved.yaml"
+CARD_FILE = "README.md"
+REPORTS_FOLDER = "reports"
+RUNTIME_FILE = "runtime/rekd_runtime.py"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """Base of everything written into a bundle: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileEntry(Record):
+    """One file of the bundle."""
+
+    path: str = Field(min_length=1)
+    """Relative to the bundle, with forward slashes."""
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+class GateRecord(Record):
+    """One gate and what came out of it."""
+
+    name: str
+    metric: str
+    goal: str
+    """In words, for example ``max-degradation 0.01``."""
+    value: float | None
+    """What was measured, in the unit of the metric; null where it could not be measured."""
+    passed: bool
+    detail: str = ""
+
+
+class Lineage(Record):
+    """Where the model comes from."""
+
+    recipe_name: str
+    description: str = ""
+    seed: int | None = None
+    task: str = "distill"
+    data: dict[str, str] = {}
+    """Source, name, version, sha256 and counts of the data set (``TaskData.source``)."""
+    weights: dict[str, str] = {}
+    """Role (``student selector``, ``student predictor``, ``teacher`` ...) to the source used."""
+    checkpoint_sha256: str | None = None
+    """Of the student's safetensors file."""
+
+
+class BundleManifest(Record):
+    """``manifest.json``. It lists every other file; it cannot list itself."""
+
+    format: Literal["rekd-edge-bundle"] = FORMAT
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    created: str
+    """UTC, ISO 8601 (``SOURCE_DATE_EPOCH`` is honoured)."""
+    modality: Modality
+    target: str
+    """The export target, for example ``onnx``."""
+    versions: dict[str, str]
+    """rekd-edge, Python and the packages that made the model."""
+    lineage: Lineage
+    accuracy: dict[str, float] = {}
+    """Share of right answers on the test split, by model: ``student_onnx``, ``student``,
+    ``teacher``, ``plain`` ..."""
+    accuracy_per_class: dict[str, float] = {}
+    """Of the exported file, by label name."""
+    gates: tuple[GateRecord, ...] = ()
+    files: tuple[FileEntry, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+
+class AxisRecord(Record):
+    name: str
+    size: int | None
+
+
+class TensorRecord(Record):
+    name: str
+    dtype: Literal["int64", "float32", "bool"]
+    axes: tuple[AxisRecord, ...]
+
+
+class BundleConfig(Record):
+    """``config.json``: what the model is. ``id2label``, ``label2id`` and ``model_type`` carry
+    the names that transformers reads."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model_type: str
+    """``bert`` or ``vit``."""
+    modality: Modality
+    label_names: tuple[str, ...] = Field(min_length=2)
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+    rationale_ratio: float = Field(gt=0, le=1)
+    rationale_ratio_fraction: tuple[int, int]
+    """Numerator and denominator: k = clamp(ceil(ratio * n_valid), 1, n_valid) in integers."""
+    image_size: int | None = None
+    """Side of the square model input in pixels (images)."""
+    patch_size: int | None = None
+    """Side of a patch in pixels of the model input (images)."""
+    max_length: int | None = None
+    """Tokens the model reads, prefix tokens included (text)."""
+    special_ids: dict[str, int] = {}
+    """Token ids of cls, sep and pad (text)."""
+    opset: int
+    ir_version: int
+    precision: str = "fp32"
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> BundleConfig:
+        if self.modality == "image" and (self.image_size is None or self.patch_size is None):
+            raise ValueError("an image model needs image_size and patch_size")
+        if self.modality == "text" and self.max_length is None:
+            raise ValueError("a text model needs max_length")
+        if len(set(self.label_names)) != len(self.label_names):
+            raise ValueError("label_names must differ from one another")
+        return self
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        modality: Modality,
+        label_names: Sequence[str],
+        rationale_ratio: float,
+        rationale_ratio_fraction: tuple[int, int],
+        io_spec: IoSpec,
+        opset: int,
+        ir_version: int,
+        precision: str = "fp32",
+        image_size: int | None = None,
+        patch_size: int | None = None,
+        max_length: int | None = None,
+        special_ids: Mapping[str, int] | None = None,
+    ) -> BundleConfig:
+        """Fill in what follows from the rest (``id2label``, ``label2id``, ``model_type``)."""
+        return cls(
+            model_type="bert" if modality == "text" else "vit",
+            modality=modality,
+            label_names=tuple(label_names),
+            id2label={str(index): name for index, name in enumerate(label_names)},
+            label2id={name: index for index, name in enumerate(label_names)},
+            rationale_ratio=rationale_ratio,
+            rationale_ratio_fraction=rationale_ratio_fraction,
+            image_size=image_size,
+            patch_size=patch_size,
+            max_length=max_length,
+            special_ids=dict(special_ids or {}),
+            opset=opset,
+            ir_version=ir_version,
+            precision=precision,
+            inputs=tuple(_tensor_record(tensor) for tensor in io_spec.inputs),
+            outputs=tuple(_tensor_record(tensor) for tensor in io_spec.outputs),
+        )
+
+
+def _tensor_record(tensor: TensorSpec) -> TensorRecord:
+    axes = tuple(AxisRecord(name=axis.name, size=axis.size) for axis in tensor.axes)
+    return TensorRecord(name=tensor.name, dtype=tensor.dtype, axes=axes)
+
+
+def manifest_json_schema() -> dict[str, Any]:
+    """JSON Schema of ``manifest.json``, for editors and other languages."""
+    return BundleManifest.model_json_schema()
