@@ -249,7 +249,7 @@ def _validate_versions(proto: onnx.ModelProto, target: TargetSpec) -> None:
 
 
 def _precision(proto: onnx.ModelProto, target: TargetSpec) -> str:
-    kinds = {
+    kinds: dict[int, str] = {
         onnx.TensorProto.FLOAT: "fp32",
         onnx.TensorProto.FLOAT16: "fp16",
         onnx.TensorProto.BFLOAT16: "bf16",

@@ -1,0 +1,591 @@
+"""From a trained run to a bundle: convert, check, and only then give it its name.
+
+    run --convert_to_onnx--> file --check_artefact--> CheckReport
+        passed: --write_bundle--> OUTPUT
+        failed: OUTPUT/../rejected/NAME with the file, reports/check.json and reason.json
+
+Nothing is ever half-written under the final name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rekd_edge.bench import BenchReport, BenchSettings, bench_files
+from rekd_edge.bundle import (
+    Bundle,
+    BundleConfig,
+    BundleManifest,
+    GateRecord,
+    Lineage,
+    open_bundle,
+    write_bundle,
+)
+from rekd_edge.check import (
+    CheckReport,
+    GateSet,
+    LabelledBatch,
+    TextEdges,
+    check_artefact,
+    load_gates,
+)
+from rekd_edge.check.gates import GateResult
+from rekd_edge.check.inputs import examples_of
+from rekd_edge.convert import (
+    TargetSpec,
+    convert_to_onnx,
+    file_sha256,
+    label_metadata,
+    load_target,
+    weights_sha256,
+)
+from rekd_edge.data.loader import make_loader
+from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_preprocessor
+from rekd_edge.data.split import Split
+from rekd_edge.distill.checkpoint import write_json
+from rekd_edge.errors import GateError, IntegrityError, UsageError
+from rekd_edge.fuse import FusedRationalist, PlainClassifier
+from rekd_edge.recipe import dump_recipe
+from rekd_edge.run_folder import RUN_FILE, Run, open_run
+
+CHECK_BATCH = 64
+BENCH_EXAMPLES = 200
+REASON_FILE = "reason.json"
+REJECTED_FOLDER = "rejected"
+TWINS_FOLDER = "onnx"
+TWINS = ("plain", "masked")
+STUDENT_WEIGHTS = Path("student") / "best" / "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """Where the artefact ended up. ``path`` is the bundle, or the folder under ``rejected/``;
+    ``report`` is None where the file could not even be made; ``twins`` are the comparison files
+    written for the benchmark."""
+
+    path: Path
+    passed: bool
+    reasons: tuple[str, ...]
+    report: CheckReport | None
+    manifest: BundleManifest | None
+    twins: Mapping[str, Path]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "path": str(self.path),
+            "reasons": list(self.reasons),
+            "check": None if self.report is None else self.report.to_json(),
+            "twins": {name: str(path) for name, path in self.twins.items()},
+        }
+
+
+def export_bundle(
+    run: Run,
+    *,
+    target: str = "onnx",
+    output: Path,
+    gates: str | None = None,
+    force: bool = False,
+    twins: bool = True,
+    threads: int | None = None,
+) -> ExportResult:
+    """Exports the run's student as a bundle at ``output``.
+
+    ``target`` and ``gates`` are names of shipped files or paths; ``gates`` None takes the
+    target's. ``force`` replaces an existing bundle, once the new one has passed. ``twins`` also
+    writes ``RUN/onnx/plain.onnx`` and ``masked.onnx``, which `rekd-edge bench` compares with.
+
+    A failed gate is a result with ``passed`` False. Raises :class:`UsageError` for an unknown
+    target, a taken ``output`` or a run without a rationalist.
+    """
+    spec = load_target(target)
+    gate_set = load_gates(gates or spec.gates)
+    require_free(output, force=force)
+    fused = run.fused()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.export.", dir=output.parent))
+    try:
+        file = work / "model.onnx"
+        try:
+            convert_to_onnx(
+                fused,
+                fused.io_spec(),
+                file,
+                target=spec,
+                metadata=artefact_metadata(run, fused),
+            )
+        except GateError as error:
+            path = reject(work, output, (error.message,), None)
+            return ExportResult(path, False, (error.message,), None, None, {})
+        report = check_file(run, file, fused=fused, gates=gate_set, target=spec, threads=threads)
+        if not report.passed:
+            path = reject(work, output, report.failures, report)
+            return ExportResult(path, False, report.failures, report, None, {})
+        manifest = _bundle(run, fused, file, report, spec, output, force=force, work=work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    written = export_twins(run, fused=fused, target=spec) if twins else {}
+    return ExportResult(output, True, (), report, manifest, written)
+
+
+def check_bundle(
+    folder: Path,
+    *,
+    run: Run | None = None,
+    gates: str | None = None,
+    threads: int | None = None,
+    reject_failed: bool = True,
+) -> tuple[CheckReport, Path]:
+    """Checks a finished bundle against the run it was made from; also says where the bundle is
+    now: a bundle that fails is moved to ``rejected/`` beside it, with ``reason.json``.
+
+    ``run`` None looks for the run in the folders above the bundle (:func:`find_run`). Raises
+    :class:`IntegrityError` for a bundle that is not whole, and :class:`UsageError` where the run
+    is not found or is not the bundle's.
+    """
+    bundle = open_bundle(folder)
+    run = find_run(bundle) if run is None else run
+    _require_same_run(bundle, run)
+    target = load_target(bundle.manifest.target)
+    gate_set = load_gates(gates or target.gates)
+    _require_same_preprocessing(bundle, run)
+    report = check_file(
+        run, bundle.model_path, fused=run.fused(), gates=gate_set, target=target, threads=threads
+    )
+    if report.passed or not reject_failed:
+        return report, folder
+    return report, reject(folder, folder, report.failures, report)
+
+
+def bench_bundle(
+    folder: Path,
+    *,
+    run: Run | None = None,
+    inputs_file: Path | None = None,
+    settings: BenchSettings | None = None,
+    threads: int | None = 1,
+) -> BenchReport:
+    """Measures a bundle's file beside the plain classifier of the same backbone and the masked
+    select-predict form.
+
+    Inputs are examples of the run's test split, or those of ``inputs_file`` (one text a line, or
+    an ``.npz`` of model inputs). Without a run there is nothing to compare with, and the report
+    says so. Raises :class:`UsageError` where there are neither inputs nor a run.
+    """
+    bundle = open_bundle(folder)
+    notes: list[str] = []
+    if run is None:
+        try:
+            run = find_run(bundle)
+        except UsageError:
+            if inputs_file is None:
+                raise
+            notes.append("no run was found, so there is no plain or masked form to compare with")
+    files = {"gathered": bundle.model_path}
+    if run is not None:
+        _require_same_run(bundle, run)
+        twins = _existing_twins(run, bundle)
+        if not twins:
+            twins = export_twins(run, target=load_target(bundle.manifest.target))
+        files |= twins
+        notes += _twin_notes(run)
+    if inputs_file is not None:
+        examples = read_inputs(inputs_file, load_preprocessor(folder))
+        source = f"{inputs_file.name}, given with --inputs"
+    else:
+        assert run is not None
+        examples = examples_of(test_batches(run.data().test, run.preprocessor), BENCH_EXAMPLES)
+        source = f"test split of {run.data().source.get('name', run.recipe.data.source)}"
+    return bench_files(
+        files,
+        examples,
+        settings=settings,
+        threads=threads,
+        provider=load_target(bundle.manifest.target).execution_provider,
+        reference="plain" if "plain" in files else None,
+        inputs_source=source,
+        notes=notes,
+    )
+
+
+def export_twins(
+    run: Run, *, fused: FusedRationalist | None = None, target: TargetSpec | None = None
+) -> dict[str, Path]:
+    """Writes ``RUN/onnx/plain.onnx`` and ``masked.onnx``: the plain classifier of the student's
+    predictor backbone on all tokens, and the published two-pass form. For latency comparison;
+    they are not checked and not shipped."""
+    from rekd_edge.fuse.fused import masked_form
+
+    fused = run.fused() if fused is None else fused
+    spec = load_target("onnx") if target is None else target
+    plain = run.plain()
+    trained = plain is not None
+    if plain is None:
+        plain = PlainClassifier(
+            fused.predictor, label_names=fused.label_names, max_length=fused.max_length
+        ).eval()
+    folder = run.path / TWINS_FOLDER
+    folder.mkdir(exist_ok=True)
+    student = student_sha256(run)
+    models: dict[str, tuple[nn.Module, str]] = {
+        "plain": (plain, "trained" if trained else "the student predictor's weights"),
+        "masked": (masked_form(fused), "the student's weights"),
+    }
+    written: dict[str, Path] = {}
+    for name, (model, weights) in models.items():
+        path = folder / f"{name}.onnx"
+        metadata = {"recipe": run.recipe.name, "weights": weights, "student_sha256": student}
+        convert_to_onnx(model, model.io_spec(), path, target=spec, metadata=metadata)  # type: ignore[operator]
+        written[name] = path
+    return written
+
+
+def _existing_twins(run: Run, bundle: Bundle) -> dict[str, Path]:
+    """The twins on disk, if all are there and belong to the bundle's student."""
+    found = {name: run.path / TWINS_FOLDER / f"{name}.onnx" for name in TWINS}
+    for path in found.values():
+        if not path.is_file():
+            return {}
+        made_from = _metadata(path).get("rekd_edge.student_sha256")
+        if made_from != bundle.manifest.lineage.checkpoint_sha256:
+            return {}
+    return found
+
+
+def _twin_notes(run: Run) -> list[str]:
+    weights = _metadata(run.path / TWINS_FOLDER / "plain.onnx").get("rekd_edge.weights", "")
+    if weights == "trained":
+        return []
+    return [
+        "plain has the same backbone, run on all tokens with the student predictor's weights: its "
+        "latency is meant, its answers are not"
+    ]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    return {item.key: item.value for item in model.metadata_props}
+
+
+def check_file(
+    run: Run,
+    file: Path,
+    *,
+    fused: FusedRationalist,
+    gates: GateSet,
+    target: TargetSpec,
+    threads: int | None = None,
+) -> CheckReport:
+    """One ONNX file against the run's fused student on the whole test split; the teacher and a
+    trained plain classifier, where the run has them, are measured on it too."""
+    return check_artefact(
+        file,
+        model=fused,
+        io_spec=fused.io_spec(),
+        label_names=run.label_names,
+        batches=test_batches(run.data().test, run.preprocessor),
+        gates=gates,
+        edges=text_edges(run.preprocessor),
+        baselines=baselines(run),
+        provider=target.execution_provider,
+        threads=threads,
+    )
+
+
+def test_batches(split: Split, preprocessor: Preprocessor) -> Iterator[LabelledBatch]:
+    """The whole split as numpy batches, in an order that never changes."""
+    for batch in make_loader(split, preprocessor, batch_size=CHECK_BATCH, shuffle=False):
+        inputs = {name: value.numpy() for name, value in batch.inputs.items()}
+        yield LabelledBatch(inputs, batch.labels.numpy())
+
+
+def text_edges(preprocessor: Preprocessor) -> TextEdges | None:
+    if not isinstance(preprocessor, TextPreprocessor):
+        return None
+    special = preprocessor.special_ids
+    return TextEdges(special["cls"], special["sep"], special["pad"], preprocessor.max_length)
+
+
+def baselines(run: Run) -> dict[str, Any]:
+    """Functions from model inputs to logits of the teacher and the trained plain classifier."""
+    found: dict[str, Any] = {}
+    teacher = run.teacher()
+    if teacher is not None:
+        found["teacher"] = _mapping_logits(teacher)
+    plain = run.plain()
+    if plain is not None:
+        found["plain"] = _positional_logits(plain)
+    return found
+
+
+def _mapping_logits(model: nn.Module) -> Any:
+    model.eval()
+
+    def logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            return model({name: torch.from_numpy(v) for name, v in inputs.items()}).numpy()
+
+    return logits
+
+
+def _positional_logits(model: PlainClassifier) -> Any:
+    names = [tensor.name for tensor in model.io_spec().inputs]
+
+    def logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            return model(*(torch.from_numpy(inputs[name]) for name in names))[0].numpy()
+
+    return logits
+
+
+def artefact_metadata(run: Run, fused: FusedRationalist) -> dict[str, str]:
+    """What the file says about itself, under ``rekd_edge.`` keys."""
+    numerator, denominator = fused.rationale_ratio_fraction
+    return {
+        "recipe": run.recipe.name,
+        "modality": fused.modality,
+        "labels": label_metadata(fused.label_names),
+        "rationale_ratio": f"{numerator}/{denominator}",
+        "weights_sha256": weights_sha256(fused),
+        "student_sha256": student_sha256(run),
+    }
+
+
+def student_sha256(run: Run) -> str:
+    path = run.path / STUDENT_WEIGHTS
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing", hint="train the run again")
+    return file_sha256(path)
+
+
+def require_free(output: Path, *, force: bool) -> None:
+    """Raises :class:`UsageError` unless ``output`` may be written."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UsageError(f"{output} is a file", hint="name a folder for the bundle")
+    if not any(output.iterdir()):
+        return
+    if not (output / "manifest.json").is_file():
+        raise UsageError(f"{output} exists and is no bundle", hint="name a new folder")
+    if not force:
+        raise UsageError(
+            f"{output} already holds a bundle", hint="name a new folder, or use --force"
+        )
+
+
+def _bundle(
+    run: Run,
+    fused: FusedRationalist,
+    file: Path,
+    report: CheckReport,
+    target: TargetSpec,
+    output: Path,
+    *,
+    force: bool,
+    work: Path,
+) -> BundleManifest:
+    preprocessor = run.preprocessor
+    special = dict(preprocessor.special_ids) if isinstance(preprocessor, TextPreprocessor) else {}
+    config = BundleConfig.create(
+        modality=fused.modality,
+        label_names=run.label_names,
+        rationale_ratio=fused.rationale_ratio,
+        rationale_ratio_fraction=fused.rationale_ratio_fraction,
+        io_spec=fused.io_spec(),
+        opset=target.opset,
+        ir_version=target.ir_version,
+        precision=target.precision,
+        image_size=fused.image_size,
+        patch_size=fused.patch_size,
+        max_length=fused.max_length,
+        special_ids=special,
+    )
+    accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
+    reports = {"check": report.to_json()}
+    for name in ("distill", "fuse"):
+        found = run.report(name)
+        if found is not None:
+            reports[name] = found
+    replaced = force and output.exists()
+    place = work / "bundle" if replaced else output
+    manifest = write_bundle(
+        place,
+        onnx=file,
+        preprocessor=preprocessor,
+        label_names=run.label_names,
+        config=config,
+        recipe_yaml=dump_recipe(run.recipe),
+        lineage=_lineage(run),
+        reports=reports,
+        gates=[gate_record(gate) for gate in report.gates],
+        accuracy=accuracy,
+        accuracy_per_class=report.accuracy["onnx"].per_class,
+        target=target.name,
+    )
+    if replaced:
+        old = work / "old"
+        os.replace(output, old)
+        try:
+            os.replace(place, output)
+        except BaseException:
+            os.replace(old, output)
+            raise
+    return manifest
+
+
+_ACCURACY_NAMES = {
+    "onnx": "student_onnx",
+    "torch": "student",
+    "teacher": "teacher",
+    "plain": "plain",
+}
+
+
+def _lineage(run: Run) -> Lineage:
+    stated = run.info.get("weights", {})
+    weights = {
+        f"{role} {part}": str(source["source"] if isinstance(source, Mapping) else source)
+        for role, parts in stated.items()
+        if isinstance(parts, Mapping)
+        for part, source in parts.items()
+    }
+    return Lineage(
+        recipe_name=run.recipe.name,
+        description=run.recipe.description,
+        seed=run.recipe.seed,
+        task=run.recipe.task,
+        data={key: str(value) for key, value in run.data().source.items()},
+        weights=weights,
+        checkpoint_sha256=student_sha256(run),
+    )
+
+
+def gate_record(gate: GateResult) -> GateRecord:
+    """A gate's result as the manifest keeps it."""
+    against = f" vs {gate.reference}" if gate.reference else ""
+    return GateRecord(
+        name=gate.metric,
+        metric=gate.metric,
+        goal=f"{gate.goal} {gate.value:g}{against}",
+        value=gate.measured,
+        passed=gate.passed,
+        detail=gate.reason,
+    )
+
+
+def reject(folder: Path, final: Path, reasons: Sequence[str], report: CheckReport | None) -> Path:
+    """Moves ``folder`` to ``rejected/`` beside ``final`` and says why in ``reason.json``.
+
+    An earlier rejection of the same name is kept; the new one gets a number.
+    """
+    place = final.parent / REJECTED_FOLDER
+    place.mkdir(exist_ok=True)
+    path, number = place / final.name, 1
+    while path.exists():
+        number += 1
+        path = place / f"{final.name}-{number}"
+    reason = {
+        "schema_version": 1,
+        "rejected": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "name": final.name,
+        "reasons": list(reasons),
+        "check": None if report is None else report.to_json(),
+    }
+    write_json(folder / REASON_FILE, reason)
+    os.replace(folder, path)
+    path.chmod(0o755)
+    return path
+
+
+def find_run(bundle: Bundle) -> Run:
+    """The run above a bundle's folder whose student is the bundle's.
+
+    Bundles hold no absolute paths; a run is looked for in the folders above and recognised by
+    the sha256 of its student. Raises :class:`UsageError` if there is none.
+    """
+    wanted = bundle.manifest.lineage.checkpoint_sha256
+    for folder in bundle.folder.resolve().parents:
+        weights = folder / STUDENT_WEIGHTS
+        if not (folder / RUN_FILE).is_file() or not weights.is_file():
+            continue
+        if wanted is not None and file_sha256(weights) == wanted:
+            return open_run(folder)
+    raise UsageError(
+        f"the run that {bundle.folder} was made from is not in the folders above it",
+        hint="name it with --run RUN",
+    )
+
+
+def _require_same_run(bundle: Bundle, run: Run) -> None:
+    if student_sha256(run) != bundle.manifest.lineage.checkpoint_sha256:
+        raise UsageError(
+            f"{bundle.folder} was not made from {run.path}: the student's weights differ",
+            hint="name the right run with --run, or export again",
+        )
+
+
+def _require_same_preprocessing(bundle: Bundle, run: Run) -> None:
+    if load_preprocessor(bundle.folder).fingerprint != run.preprocessor.fingerprint:
+        raise GateError(
+            f"{bundle.folder} prepares its input otherwise than {run.path}",
+            hint="export the bundle again",
+        )
+
+
+def read_inputs(path: Path, preprocessor: Preprocessor) -> list[dict[str, np.ndarray]]:
+    """Single examples from a text file (one a line), an image, a folder of images, or an ``.npz``
+    with the model's inputs, ``[example, ...]`` each.
+
+    Raises :class:`UsageError` where the file cannot be used.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if path.suffix == ".npz":
+        return _stored_examples(path)
+    if isinstance(preprocessor, TextPreprocessor):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (UnicodeDecodeError, IsADirectoryError) as error:
+            raise UsageError(f"{path} is not a UTF-8 text file") from error
+        texts = [line for line in lines if line.strip()]
+        if not texts:
+            raise UsageError(f"{path} holds no text")
+        return [preprocessor.encode([text]) for text in texts]
+    from rekd_edge.data.images import IMAGE_SUFFIXES, rgb_from_file
+
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UsageError(f"{path} holds no images")
+    return [preprocessor.encode([rgb_from_file(file)]) for file in files]
+
+
+def _stored_examples(path: Path) -> list[dict[str, np.ndarray]]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is not a .npz file of plain arrays: {error}") from error
+    counts = {len(array) for array in arrays.values() if array.ndim}
+    if len(counts) != 1 or not all(array.ndim for array in arrays.values()) or counts == {0}:
+        raise UsageError(f"{path} must hold arrays with one and the same number of examples")
+    return [
+        {name: array[row : row + 1] for name, array in arrays.items()}
+        for row in range(counts.pop())
+    ]

@@ -1,0 +1,65 @@
+"""Target files: shipped ones load, wrong ones say every problem with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rekd_edge.convert import load_target
+from rekd_edge.convert.targets import targets_dir
+from rekd_edge.errors import RecipeError, UsageError
+
+
+def test_the_default_target_is_opset_20_ir_10_fp32() -> None:
+    target = load_target("onnx")
+    assert (target.opset, target.ir_version, target.precision) == (20, 10, "fp32")
+    assert target.dynamic_batch
+    assert target.dynamic_tokens
+
+
+def test_every_shipped_target_loads_under_its_own_name() -> None:
+    for path in targets_dir().glob("*.yaml"):
+        assert load_target(path.stem).name == path.stem
+
+
+def test_an_unknown_target_gets_a_guess_and_the_list() -> None:
+    with pytest.raises(UsageError, match=r"no target 'onxn' \(did you mean 'onnx'\?\)") as raised:
+        load_target("onxn")
+    assert "onnx" in str(raised.value.hint)
+
+
+def test_a_missing_target_file_is_named() -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.yaml does not exist"):
+        load_target("nowhere.yaml")
+
+
+def test_all_problems_are_reported_with_line_and_guess(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "schema_version: 1\nname: mine\nruntime: onnxruntime\nopset: 99\nir_version: 10\n"
+        "dynamic_bach: true\n"
+    )
+    with pytest.raises(RecipeError) as raised:
+        load_target(str(file))
+    message = str(raised.value)
+    assert f"{file}:4: opset" in message
+    assert f"{file}:6: dynamic_bach: unknown key (did you mean 'dynamic_batch'?)" in message
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"name: [", "not valid YAML"),
+        (b"name: a\nname: b\n", "given twice"),
+        (b"name: !!python/object:os.system x\n", "tags are not allowed"),
+        (b"\xff\xfe\x00", "not a UTF-8"),
+        (b"", "empty"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path: Path, content: bytes, what: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError, match=what):
+        load_target(str(file))
