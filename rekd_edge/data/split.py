@@ -123,8 +123,9 @@ def stratified_split(
     """Cut ``labels`` (int64 ``[example]``) into disjoint index arrays, class by class.
 
     Each part of ``shares`` (name -> share of all examples) gets that share of every class,
-    rounded to the nearest example but at least one where the share is above 0; ``rest`` gets
-    what remains. The cut depends on the labels and ``seed`` alone; indices are ascending.
+    to within one example but at least one where the share is above 0; ``rest`` gets what
+    remains, at least one as well. The cut depends on the labels and ``seed`` alone; indices are
+    ascending.
 
     Raises:
         DataError: a class has too few examples to be in every part. The message numbers the
@@ -134,16 +135,20 @@ def stratified_split(
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         order = np.random.default_rng((seed, int(label))).permutation(members)
+        exact = {name: share * len(members) for name, share in shares.items()}
+        counts = {name: max(round(size), 1) if size > 0 else 0 for name, size in exact.items()}
+        while sum(counts.values()) >= len(members):
+            most = max(counts, key=lambda name: (counts[name] > 1, counts[name] - exact[name]))
+            if counts[most] <= 1:
+                raise DataError(
+                    f"class {int(label)} has {len(members)} examples, too few for a part of "
+                    f"each of {', '.join((*shares, rest))}"
+                )
+            counts[most] -= 1
         start = 0
-        for name, share in shares.items():
-            count = max(round(share * len(members)), 1) if share > 0 else 0
+        for name, count in counts.items():
             parts[name].append(order[start : start + count])
             start += count
-        if start >= len(members):
-            raise DataError(
-                f"class {int(label)} has {len(members)} examples, too few for the shares "
-                f"{dict(shares)}"
-            )
         parts[rest].append(order[start:])
     return {
         name: np.sort(np.concatenate(pieces)) if pieces else np.empty(0, dtype=np.int64)
