@@ -73,12 +73,12 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
         mine, theirs = getattr(reference, name), getattr(candidate, name)
         if mine.shape != theirs.shape:
             raise ValueError(f"{name} has shape {theirs.shape}, the torch model {mine.shape}")
-    logit_error = _largest(np.abs(candidate.logits - reference.logits))
+    logit_error = _largest(_error(candidate.logits, reference.logits))
     scale = np.maximum(np.abs(reference.logits).max(axis=1), np.finfo(np.float32).tiny)
     scored = reference.selection_score > LOWEST_SCORE
     score_difference = np.where(
         scored == (candidate.selection_score > LOWEST_SCORE),
-        np.abs(np.where(scored, candidate.selection_score - reference.selection_score, 0.0)),
+        np.where(scored, _error(candidate.selection_score, reference.selection_score), 0.0),
         np.inf,
     )
     kept, kept_too = reference.rationale_mask, candidate.rationale_mask
@@ -96,6 +96,12 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
     )
 
 
+def _error(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Absolute difference in double precision, in which no two float32 overflow."""
+    with np.errstate(invalid="ignore"):  # infinity minus itself: not a number, counted as infinite
+        return np.abs(left.astype(np.float64) - right.astype(np.float64))
+
+
 def _largest(difference: np.ndarray) -> np.ndarray:
     finite = np.where(np.isnan(difference), np.inf, difference)
     return finite.max(axis=1, initial=0.0).astype(np.float64)
@@ -104,8 +110,7 @@ def _largest(difference: np.ndarray) -> np.ndarray:
 def _margin_error(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Infinite margins (nothing was dropped) are equal to each other and to nothing else."""
     both = np.isposinf(reference) & np.isposinf(candidate)
-    with np.errstate(invalid="ignore"):
-        error = np.where(both, 0.0, np.abs(candidate - reference))
+    error = np.where(both, 0.0, _error(candidate, reference))
     return np.where(np.isnan(error), np.inf, error).astype(np.float64)
 
 

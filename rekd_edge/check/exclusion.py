@@ -318,5 +318,6 @@ def _same_bits(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _largest_difference(left: np.ndarray, right: np.ndarray) -> float:
-    difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # infinity minus itself: not a number, counted as infinite
+        difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
     return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0.0))
