@@ -60,6 +60,6 @@ def runtime_errors() -> Iterator[None]:
     runtime = load_runtime()
     try:
         yield
-    except runtime.RuntimeFailure as error:
+    except runtime.RekdRuntimeError as error:
         kind = _BY_EXIT_CODE.get(error.exit_code, RekdEdgeError)
         raise kind(error.message, hint=error.hint) from error

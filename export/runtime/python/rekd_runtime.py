@@ -1,0 +1,1069 @@
+"""Answer from a rekd-edge bundle, with the evidence, without torch.
+
+Needs Python 3.10 or newer, numpy and onnxruntime; for texts also tokenizers, for images Pillow:
+
+    python BUNDLE/runtime/rekd_runtime.py "a text"           words, or @FILE, or - for lines
+    python BUNDLE/runtime/rekd_runtime.py photo.jpg          an image
+
+As a module:
+
+    from rekd_runtime import Rationalist
+    prediction = Rationalist.load("BUNDLE").predict(["a text"])[0]
+    prediction.label, prediction.probability, prediction.rationale
+
+The model chooses a few words or patches (the rationale) and its answer is computed from those
+alone. ``margin`` is the gap in score between the last one kept and the best one dropped: near 0,
+another machine may round to another choice.
+
+Exit codes: 0 answered; 1 unexpected (a bug); 2 an input cannot be used; 4 a package is missing
+or too old; 6 the bundle is not what its manifest promises; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+try:
+    import numpy as np
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(f"error: numpy is missing ({missing})\n  hint: python -m pip install numpy\n")
+    raise SystemExit(4) from None
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMAT = "rekd-edge-bundle"
+SCHEMA_VERSION = 1
+"""Newest manifest and config schema that this file understands."""
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+MODEL_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+CPU_PROVIDER = "CPUExecutionProvider"
+TRACEBACK_VARIABLE = "REKD_EDGE_TRACEBACK"
+_OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
+_PIL_RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
+_CHUNK_BYTES = 1 << 20
+_HIGHLIGHT = ("\x1b[1;7m", "\x1b[0m")
+_BRACKETS = ("[", "]")
+
+
+class RekdRuntimeError(Exception):
+    """An expected failure: ``message`` says what is wrong, ``hint`` what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class InputError(RekdRuntimeError):
+    """The command or an input cannot be used as given."""
+
+    exit_code = 2
+
+
+class BackendError(RekdRuntimeError):
+    """A package is missing, or what is installed cannot run this model."""
+
+    exit_code = 4
+
+
+class IntegrityError(RekdRuntimeError):
+    """The bundle is not what its manifest promises."""
+
+    exit_code = 6
+
+
+# --- the bundle -------------------------------------------------------------------------------
+
+
+def verify_bundle(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Check every file of a bundle against ``manifest.json`` and return the manifest.
+
+    Raises :class:`InputError` where ``folder`` is no folder, :class:`IntegrityError` where
+    the manifest is missing, malformed or of a newer schema, where it names a path that is
+    absolute, climbs out or leaves through a symbolic link, and where a file is missing, changed
+    or not listed (``__pycache__`` folders are overlooked).
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"{root} {what}", hint="name the folder of an exported bundle")
+    manifest = _read_manifest(root)
+    listed: set[str] = set()
+    problems: list[str] = []
+    for entry in manifest["files"]:
+        path = _listed_path(entry)
+        if path in listed:
+            raise _broken(f"{MANIFEST_FILE} lists {path!r} twice")
+        listed.add(path)
+        problem = _file_problem(root, path, entry)
+        if problem is not None:
+            problems.append(problem)
+    problems += [f"{path!r} is not listed" for path in _files_in(root) if path not in listed]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise _broken(f"bundle {root}: {'; '.join(problems[:3])}{more}")
+    return manifest
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    if not (root / MANIFEST_FILE).exists():
+        raise _broken(f"{root} is not a bundle: it has no {MANIFEST_FILE}")
+    _require_inside(root, MANIFEST_FILE)
+    manifest = _read_json(root / MANIFEST_FILE)
+    if manifest.get("format") != FORMAT:
+        raise _broken(f"{root / MANIFEST_FILE}: format is not {FORMAT!r}")
+    _require_schema(root / MANIFEST_FILE, manifest)
+    files = manifest.get("files")
+    if not isinstance(files, list) or not files:
+        raise _broken(f"{root / MANIFEST_FILE}: files is not a list of files")
+    return manifest
+
+
+def _require_schema(path: Path, document: dict[str, Any]) -> None:
+    version = document.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise _broken(f"{path}: schema_version is not a positive integer")
+    if version > SCHEMA_VERSION:
+        raise IntegrityError(
+            f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest known "
+            "here",
+            hint="upgrade rekd-edge, or run the bundle's own runtime/rekd_runtime.py",
+        )
+
+
+def _listed_path(entry: Any) -> str:
+    """The path of one manifest entry, proven to be relative and to stay below the bundle."""
+    if not isinstance(entry, dict):
+        raise _broken(f"{MANIFEST_FILE}: an entry of files is not an object")
+    path, digest, size = entry.get("path"), entry.get("sha256"), entry.get("size_bytes")
+    if not isinstance(path, str) or not isinstance(digest, str) or not isinstance(size, int):
+        raise _broken(f"{MANIFEST_FILE}: a file needs path, sha256 and size_bytes")
+    unsafe = path.startswith("/") or any(character in path for character in "\\:\0")
+    if unsafe or any(part in ("", ".", "..") for part in path.split("/")):
+        raise _broken(f"{MANIFEST_FILE} names a path outside the bundle: {path!r}")
+    return path
+
+
+def _require_inside(root: Path, path: str) -> None:
+    try:
+        resolved = (root / path).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise _broken(f"{path!r} cannot be resolved: {error}") from error
+    if not resolved.is_relative_to(root.resolve()):
+        raise _broken(f"{path!r} is a symbolic link that leads out of the bundle")
+
+
+def _file_problem(root: Path, path: str, entry: dict[str, Any]) -> str | None:
+    _require_inside(root, path)
+    place = root / path
+    if not place.is_file():
+        return f"{path!r} is not a regular file" if place.exists() else f"{path!r} is missing"
+    try:
+        if place.stat().st_size != entry["size_bytes"]:
+            return f"{path!r} has {place.stat().st_size} bytes, not {entry['size_bytes']}"
+        digest = hashlib.sha256()
+        with place.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        return f"{path!r} cannot be read: {error.strerror or error}"
+    return None if digest.hexdigest() == entry["sha256"] else f"{path!r} has changed (sha256)"
+
+
+def _files_in(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        linked = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in sorted(files) + linked:
+            path = (Path(folder) / name).relative_to(root).as_posix()
+            if path != MANIFEST_FILE:
+                yield path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _broken(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise _broken(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise _broken(f"{path} is not a JSON object")
+    return document
+
+
+def _broken(message: str) -> IntegrityError:
+    return IntegrityError(message, hint="copy or export the bundle again")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What ``config.json`` and ``preprocessor_config.json`` say, as far as it is needed here."""
+
+    modality: str
+    label_names: tuple[str, ...]
+    rationale_ratio: float
+    max_length: int
+    """Tokens (text); 0 for images."""
+    image_size: int
+    """Pixels (images); 0 for texts."""
+    patch_size: int
+    """Pixels of the model input (images); 0 for texts."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+def read_config(folder: Path) -> Config:
+    """Raises :class:`IntegrityError` where a file is malformed."""
+    path = folder / CONFIG_FILE
+    document = _read_json(path)
+    _require_schema(path, document)
+    preprocessing = _read_json(folder / PREPROCESSOR_FILE)
+    try:
+        modality = document["modality"]
+        if modality not in ("text", "image") or preprocessing["modality"] != modality:
+            raise ValueError(f"modality {modality!r} does not fit the preprocessor")
+        is_text = modality == "text"
+        config = Config(
+            modality=modality,
+            label_names=tuple(str(name) for name in document["label_names"]),
+            rationale_ratio=float(document["rationale_ratio"]),
+            max_length=int(preprocessing["max_length"]) if is_text else 0,
+            image_size=0 if is_text else int(preprocessing["image_size"]),
+            patch_size=0 if is_text else int(document["patch_size"]),
+            mean=() if is_text else tuple(float(value) for value in preprocessing["mean"]),
+            std=() if is_text else tuple(float(value) for value in preprocessing["std"]),
+            interpolation="" if is_text else str(preprocessing["interpolation"]),
+        )
+        if not is_text and not (
+            0 < config.patch_size <= config.image_size
+            and len(config.mean) == len(config.std) == 3
+            and min(config.std) > 0
+            and config.interpolation in _PIL_RESAMPLE
+        ):
+            raise ValueError("the image settings contradict one another")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(f"{path} or {PREPROCESSOR_FILE} is malformed: {error!r}") from error
+    return config
+
+
+# --- answers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WordSpan:
+    """A piece of the text that the answer was read from: ``text[start:end]``, in characters.
+
+    ``word`` is the whole word around it (the tokenizer may have kept only a part of a word);
+    ``tokens`` are positions on the model's token axis; ``score`` is the highest of them.
+    """
+
+    start: int
+    end: int
+    text: str
+    word: str
+    tokens: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class PatchBox:
+    """A patch that the answer was read from, in pixels of the upright original image (after its
+    EXIF rotation); ``row`` and ``column`` count patches from the top left."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    row: int
+    column: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer and its evidence."""
+
+    source: str
+    """The text, or the path of the image."""
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...]
+    margin: float
+    """Score of the last kept minus the best dropped token; infinite if nothing was dropped."""
+    kept: int
+    """Tokens or patches in the rationale."""
+    candidates: int
+    """Tokens or patches it was chosen from."""
+    notices: tuple[str, ...] = ()
+    width: int | None = None
+    """Of the upright original image, in pixels."""
+    height: int | None = None
+    grid: int | None = None
+    """Patches along one side of the model's view (images)."""
+    overlay: str | None = None
+    """Path of the overlay, where one was written."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only; an infinite margin is null."""
+        document = asdict(self)
+        document["margin"] = self.margin if math.isfinite(self.margin) else None
+        document["rationale"] = [asdict(part) for part in self.rationale]
+        document["notices"] = list(self.notices)
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Token ids int64 ``[1, token]`` and where each token lies in the text."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    offsets: list[tuple[int, int]]
+    words: list[int | None]
+    """Number of the word that each token belongs to; None for special tokens."""
+    dropped_tokens: int
+    """Tokens beyond what the model reads."""
+
+
+class TextEncoder:
+    """``tokenizer.json`` with the bundle's own truncation and no padding."""
+
+    def __init__(self, folder: Path, max_length: int) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise _missing("tokenizers", "a text bundle", error) from error
+        path = folder / TOKENIZER_FILE
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
+        except FileNotFoundError as error:
+            raise _broken(f"{path} is missing") from error
+        except Exception as error:  # tokenizers raises bare Exception for a malformed file
+            raise _broken(f"{path} is not a tokenizer: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+
+    def encode(self, text: str, place: str) -> EncodedText:
+        """Raises :class:`InputError` where nothing of the text is left to read."""
+        if not text.strip():
+            raise InputError(f"{place}: the text is empty", hint="give at least one word")
+        try:
+            encoding = self._tokenizer.encode(text)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InputError(
+                f"{place}: the text is not valid Unicode", hint="encode it as UTF-8"
+            ) from error
+        if all(encoding.special_tokens_mask):
+            raise InputError(
+                f"{place}: no token of the text is left after normalisation",
+                hint="give at least one visible word",
+            )
+        ids = np.asarray([encoding.ids], dtype=np.int64)
+        dropped = sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
+        return EncodedText(
+            input_ids=ids,
+            attention_mask=np.ones_like(ids),
+            offsets=[(int(start), int(end)) for start, end in encoding.offsets],
+            words=list(encoding.word_ids),
+            dropped_tokens=dropped,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How an image became model input: resized to ``resized_width x resized_height``, then a
+    square of side ``size`` was cut out at ``left``, ``top`` (pixels)."""
+
+    width: int
+    height: int
+    resized_width: int
+    resized_height: int
+    left: int
+    top: int
+    size: int
+
+    def box(self, row: int, column: int, patch_size: int) -> tuple[float, float, float, float]:
+        """``x, y, width, height`` of a patch in pixels of the original image."""
+        scale_x = self.width / self.resized_width
+        scale_y = self.height / self.resized_height
+        return (
+            round((self.left + column * patch_size) * scale_x, 3),
+            round((self.top + row * patch_size) * scale_y, 3),
+            round(patch_size * scale_x, 3),
+            round(patch_size * scale_y, 3),
+        )
+
+
+def view_of(width: int, height: int, size: int) -> View:
+    """The short side becomes ``size`` (the long one is rounded down); the centre is cut out."""
+    if width <= height:
+        new_width, new_height = size, max(size, size * height // width)
+    else:
+        new_width, new_height = max(size, size * width // height), size
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    return View(width, height, new_width, new_height, left, top, size)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Any image file as upright 8-bit RGB: grey and palette become RGB, CMYK is converted,
+    transparency is laid over white, 16-bit grey keeps its upper 8 bits.
+
+    Raises :class:`InputError` where it is missing, corrupt, too large or no image.
+    """
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError as error:
+        raise _missing("pillow", "an image bundle", error) from error
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # broken metadata, whole pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+                return _as_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image, or of an unknown format") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{path}: the image is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: the image is corrupt or truncated: {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey, in 16 or 32 bits
+        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        foreground = image.convert("RGBA")
+        background = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, foreground)
+    return image.convert("RGB")
+
+
+def encode_image(image: Image.Image, config: Config) -> tuple[np.ndarray, View]:
+    """``pixel_values`` float32 ``[1, 3, size, size]`` of an RGB image."""
+    view = view_of(image.width, image.height, config.image_size)
+    size = config.image_size
+    if image.size != (size, size):
+        resample = _PIL_RESAMPLE[config.interpolation]
+        image = image.resize((view.resized_width, view.resized_height), resample)
+        image = image.crop((view.left, view.top, view.left + size, view.top + size))
+    pixels = np.asarray(image, dtype=np.uint8)[None]
+    scale = np.float32(1 / 255) / np.asarray(config.std, dtype=np.float32)
+    shift = np.asarray(config.mean, dtype=np.float32) / np.asarray(config.std, dtype=np.float32)
+    values = pixels.astype(np.float32) * scale - shift
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)), view
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64: ``[..., class]`` -> ``[..., class]``."""
+    wide = logits.astype(np.float64)
+    exponents = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+class Rationalist:
+    """A verified bundle, ready to answer. Use :meth:`load`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], config: Config, session: Any):
+        self.folder = folder
+        self.manifest = manifest
+        self.config = config
+        self._session = session
+        self._input_names = tuple(value.name for value in session.get_inputs())
+        self._encoder = (
+            TextEncoder(folder, config.max_length) if config.modality == "text" else None
+        )
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        provider: str = CPU_PROVIDER,
+    ) -> Rationalist:
+        """Verify every byte of the bundle, then open its model.
+
+        ``threads`` defaults to the cores open to this process. Raises
+        :class:`IntegrityError`, :class:`BackendError` or :class:`InputError`.
+        """
+        folder = Path(bundle)
+        manifest = verify_bundle(folder)
+        listed = {entry["path"] for entry in manifest["files"]}
+        needed = {CONFIG_FILE, PREPROCESSOR_FILE, MODEL_FILE}
+        if needed - listed:
+            raise _broken(f"bundle {folder} has no {', '.join(sorted(needed - listed))}")
+        config = read_config(folder)
+        session = _open_session(folder / MODEL_FILE, resolve_threads(threads), provider)
+        model = cls(folder, manifest, config, session)
+        model._require_interface()
+        return model
+
+    def _require_interface(self) -> None:
+        expected = {"text": ("input_ids", "attention_mask"), "image": ("pixel_values",)}
+        outputs = {value.name for value in self._session.get_outputs()}
+        if self._input_names != expected[self.config.modality] or not outputs.issuperset(_OUTPUTS):
+            raise _broken(
+                f"{MODEL_FILE} has inputs {', '.join(self._input_names)} and outputs "
+                f"{', '.join(sorted(outputs))}, not those of a {self.config.modality} rationalist"
+            )
+
+    def predict(self, inputs: Sequence[str | os.PathLike[str]]) -> list[Prediction]:
+        """Answer texts, or images given by path, one by one: an answer does not depend on its
+        neighbours. Raises :class:`InputError` naming the first input that cannot be used."""
+        return list(self.iter_predict(inputs))
+
+    def iter_predict(self, inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Prediction]:
+        """:meth:`predict`, answer by answer."""
+        for number, item in enumerate(inputs, start=1):
+            if self.config.modality == "text":
+                yield self._predict_text(str(item), f"input {number}")
+            else:
+                yield self._predict_image(Path(item))
+
+    def _predict_text(self, text: str, place: str) -> Prediction:
+        assert self._encoder is not None
+        encoded = self._encoder.encode(text, place)
+        answer = self._run(
+            {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask},
+            tokens=encoded.input_ids.shape[1],
+        )
+        notices = ()
+        if encoded.dropped_tokens:
+            total = encoded.dropped_tokens + sum(word is not None for word in encoded.words)
+            end = max(end for _, end in encoded.offsets)
+            notices = (
+                f"truncated: the model reads the first {total - encoded.dropped_tokens} of "
+                f"{total} tokens (to character {end} of {len(text)})",
+            )
+        return self._prediction(
+            text,
+            answer,
+            rationale=word_spans(text, encoded, answer.kept, answer.scores),
+            candidates=sum(word is not None for word in encoded.words),
+            notices=notices,
+        )
+
+    def _predict_image(self, path: Path) -> Prediction:
+        image = read_image(path)
+        pixels, view = encode_image(image, self.config)
+        patch_size = self.config.patch_size
+        grid = self.config.image_size // patch_size
+        answer = self._run({"pixel_values": pixels}, tokens=grid * grid)
+        boxes = []
+        for position in np.flatnonzero(answer.kept):
+            row, column = divmod(int(position), grid)
+            box = view.box(row, column, patch_size)
+            boxes.append(PatchBox(*box, row, column, float(answer.scores[position])))
+        prediction = self._prediction(
+            str(path), answer, rationale=tuple(boxes), candidates=grid * grid, notices=()
+        )
+        return replace(prediction, width=image.width, height=image.height, grid=grid)
+
+    def _run(self, feeds: dict[str, np.ndarray], *, tokens: int) -> _Answer:
+        logits, kept, scores, margin = self._session.run(list(_OUTPUTS), feeds)
+        classes = len(self.config.label_names)
+        shapes = ((1, classes), (1, tokens), (1, tokens), (1,))
+        found = tuple(array.shape for array in (logits, kept, scores, margin))
+        if found != shapes:
+            raise _broken(f"{MODEL_FILE} answers in shapes {found} where {shapes} are due")
+        if not np.isfinite(logits).all() or np.isnan(margin).any():
+            raise RekdRuntimeError(
+                f"{MODEL_FILE} answers with numbers that are not finite",
+                hint="check the bundle with `rekd-edge check`",
+            )
+        return _Answer(logits[0], kept[0].astype(bool), scores[0], float(margin[0]))
+
+    def _prediction(
+        self,
+        source: str,
+        answer: _Answer,
+        *,
+        rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...],
+        candidates: int,
+        notices: tuple[str, ...],
+    ) -> Prediction:
+        probabilities = softmax(answer.logits)
+        best = int(answer.logits.argmax())
+        return Prediction(
+            source=source,
+            label=self.config.label_names[best],
+            probability=float(probabilities[best]),
+            probabilities=dict(
+                zip(self.config.label_names, map(float, probabilities), strict=True)
+            ),
+            rationale=rationale,
+            margin=answer.margin,
+            kept=int(answer.kept.sum()),
+            candidates=candidates,
+            notices=notices,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One example: float32 ``[class]``, bool ``[token]``, float32 ``[token]``, a float."""
+
+    logits: np.ndarray
+    kept: np.ndarray
+    scores: np.ndarray
+    margin: float
+
+
+def _open_session(path: Path, threads: int, provider: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise _missing("onnxruntime", "every bundle", error) from error
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise BackendError(
+            f"this onnxruntime has no {provider}, only {', '.join(available)}",
+            hint="install a build of onnxruntime that has it",
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime's own classes share no documented base
+        reason = " ".join(str(error).split())
+        raise BackendError(
+            f"onnxruntime {onnxruntime.__version__} cannot open {path}: {reason}",
+            hint="python -m pip install --upgrade onnxruntime",
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(
+            f"{provider} was asked for and onnxruntime fell back to {session.get_providers()[0]}"
+        )
+    return session
+
+
+def resolve_threads(threads: int | None) -> int:
+    """As asked, or the cores open to this process (affinity and cgroup quota)."""
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()[:2]
+        if quota != "max":
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return max(1, cores)
+
+
+def _missing(package: str, what: str, error: ImportError) -> BackendError:
+    return BackendError(
+        f"{what} needs {package}, which cannot be imported ({error})",
+        hint=f"python -m pip install {package}",
+    )
+
+
+def word_spans(
+    text: str, encoded: EncodedText, kept: np.ndarray, scores: np.ndarray
+) -> tuple[WordSpan, ...]:
+    """Kept tokens as pieces of the text: neighbouring tokens of one word are joined.
+
+    ``kept`` is bool ``[token]``, ``scores`` float ``[token]``. Whatever was not kept stays
+    outside, even inside a word: the answer was not read from it.
+    """
+    whole: dict[int, tuple[int, int]] = {}
+    for word, (start, end) in zip(encoded.words, encoded.offsets, strict=True):
+        if word is not None:
+            first, last = whole.get(word, (start, end))
+            whole[word] = (min(first, start), max(last, end))
+    runs: list[list[int]] = []
+    for position in np.flatnonzero(kept):
+        token = int(position)
+        word = encoded.words[token]
+        if word is None:
+            raise _broken(f"{MODEL_FILE} keeps token {token}, which is not part of the text")
+        if runs and runs[-1][-1] == token - 1 and encoded.words[runs[-1][-1]] == word:
+            runs[-1].append(token)
+        else:
+            runs.append([token])
+    spans = []
+    for run in runs:
+        start = min(encoded.offsets[token][0] for token in run)
+        end = max(encoded.offsets[token][1] for token in run)
+        word = encoded.words[run[0]]
+        assert word is not None
+        spans.append(
+            WordSpan(
+                start=start,
+                end=end,
+                text=text[start:end],
+                word=text[slice(*whole[word])],
+                tokens=tuple(run),
+                score=max(float(scores[token]) for token in run),
+            )
+        )
+    return tuple(spans)
+
+
+# --- for people -------------------------------------------------------------------------------
+
+
+def highlight(text: str, spans: Iterable[WordSpan], *, color: bool) -> str:
+    """The text with its rationale marked: bold and reversed, or in [brackets].
+
+    Control characters of the text are shown as pictures: a text must not steer the terminal.
+    """
+    opening, closing = _HIGHLIGHT if color else _BRACKETS
+    pieces, position = [], 0
+    for start, end in _joined(text, spans):
+        pieces += [visible(text[position:start]), opening, visible(text[start:end]), closing]
+        position = end
+    return "".join([*pieces, visible(text[position:])])
+
+
+def _joined(text: str, spans: Iterable[WordSpan]) -> Iterator[tuple[int, int]]:
+    """Spans without overlap; those with nothing but blanks between them become one."""
+    current: tuple[int, int] | None = None
+    for span in sorted(spans, key=lambda span: (span.start, span.end)):
+        if current is not None and not text[current[1] : span.start].strip():
+            current = (current[0], max(current[1], span.end))
+        else:
+            if current is not None:
+                yield current
+            current = (span.start, span.end)
+    if current is not None:
+        yield current
+
+
+def visible(text: str) -> str:
+    """Control characters other than line end and tab as pictures of the same length."""
+
+    def picture(character: str) -> str:
+        code = ord(character)
+        if code < 32 and character not in "\n\t":
+            return chr(0x2400 + code)
+        return "\ufffd" if 127 <= code < 160 else character
+
+    return "".join(map(picture, text))
+
+
+def describe(prediction: Prediction, *, color: bool) -> str:
+    """An answer for the terminal, without a final line end."""
+    unit = "tokens" if prediction.grid is None else "patches"
+    head = (
+        f"{visible(prediction.label)}  {prediction.probability:.3f}  "
+        f"(from {prediction.kept} of {prediction.candidates} {unit}, margin "
+        f"{prediction.margin:.3g})"
+    )
+    if prediction.grid is None:
+        spans = [part for part in prediction.rationale if isinstance(part, WordSpan)]
+        body = [highlight(prediction.source, spans, color=color)]
+    else:
+        body = [f"{visible(prediction.source)} ({prediction.width}x{prediction.height} pixels)"]
+        kept = {(p.row, p.column) for p in prediction.rationale if isinstance(p, PatchBox)}
+        side = range(prediction.grid)
+        if prediction.grid <= 32:
+            body += ["  " + " ".join("#" if (r, c) in kept else "." for c in side) for r in side]
+        if prediction.overlay is not None:
+            body.append(f"overlay: {visible(prediction.overlay)}")
+    return "\n".join([head, *body])
+
+
+def use_color(stream: TextIO) -> bool:
+    """Whether to highlight with terminal codes: on a terminal, unless ``NO_COLOR`` is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def draw_overlay(image: Image.Image, boxes: Iterable[PatchBox]) -> Image.Image:
+    """The image with everything dimmed that the answer was not read from, kept patches
+    outlined. Small images are enlarged (a multiple of their size), very large ones reduced."""
+    from PIL import Image, ImageDraw
+
+    long_side = max(image.size)
+    scale = max(1, 384 // long_side) if long_side <= 2048 else 2048 / long_side
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    enlarged = image.resize(
+        size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    )
+    dimmed = Image.blend(enlarged.convert("L").convert("RGB"), Image.new("RGB", size), 0.65)
+    kept = Image.new("L", size, 0)
+    corners = [
+        (
+            round(box.x * scale),
+            round(box.y * scale),
+            max(round(box.x * scale), round((box.x + box.width) * scale) - 1),
+            max(round(box.y * scale), round((box.y + box.height) * scale) - 1),
+        )
+        for box in boxes
+    ]
+    for rectangle in corners:
+        ImageDraw.Draw(kept).rectangle(rectangle, fill=255)
+    picture = Image.composite(enlarged, dimmed, kept)
+    for rectangle in corners:
+        line = max(1, min(size) // 200)
+        ImageDraw.Draw(picture).rectangle(rectangle, outline=(255, 214, 0), width=line)
+    return picture
+
+
+def write_overlay(prediction: Prediction, path: Path) -> Prediction:
+    """Draw the answer's overlay as a PNG at ``path`` (whole or not at all) and return the
+    prediction with ``overlay`` set. Raises :class:`InputError` where it cannot be written."""
+    boxes = [part for part in prediction.rationale if isinstance(part, PatchBox)]
+    picture = draw_overlay(read_image(Path(prediction.source)), boxes)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    _write_bytes(path, buffer.getvalue(), hint="choose another folder, or use --no-overlay")
+    return replace(prediction, overlay=str(path))
+
+
+def write_overlays(predictions: Sequence[Prediction], folder: Path) -> list[Prediction]:
+    """``<image name>.rationale.png`` for each, numbered where two images share a name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"cannot make the folder {folder}: {reason}",
+            hint="choose another folder, or use --no-overlay",
+        ) from error
+    used: dict[str, int] = {}
+    written = []
+    for prediction in predictions:
+        stem = Path(prediction.source).stem
+        used[stem] = used.get(stem, 0) + 1
+        number = "" if used[stem] == 1 else f"-{used[stem]}"
+        written.append(write_overlay(prediction, folder / f"{stem}{number}.rationale.png"))
+    return written
+
+
+def _write_bytes(path: Path, content: bytes, *, hint: str) -> None:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(name).chmod(0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def read_inputs(arguments: Sequence[str], modality: str, stdin: TextIO) -> Iterator[str]:
+    """Texts, or paths of images, from command-line arguments.
+
+    ``-`` stands for one input a line of standard input. For texts, ``@FILE`` is the content of a
+    file and ``@@...`` a text that begins with ``@``. Raises :class:`InputError` where
+    something cannot be read or is not UTF-8.
+    """
+    for argument in arguments:
+        if argument == "-":
+            yield from _lines(stdin)
+        elif modality == "text" and argument.startswith("@@"):
+            yield argument[1:]
+        elif modality == "text" and argument.startswith("@"):
+            yield _text_file(Path(argument[1:]))
+        else:
+            yield argument
+
+
+def _lines(stdin: TextIO) -> Iterator[str]:
+    stream = getattr(stdin, "buffer", None)
+    number = 0
+    for line in stdin if stream is None else stream:
+        number += 1
+        if isinstance(line, bytes):
+            try:
+                line = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"standard input, line {number}: not UTF-8") from error
+        line = line.rstrip("\r\n")
+        if not line.strip():
+            raise InputError(f"standard input, line {number}: empty")
+        yield line
+    if number == 0:
+        raise InputError("standard input is empty", hint="give one input a line")
+
+
+def _text_file(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError(
+                f"{path}: not UTF-8 (byte {error.start})", hint="convert it to UTF-8"
+            ) from error
+        raise InputError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}",
+            hint="a text that begins with @ is written @@...",
+        ) from error
+    if not text.strip():
+        raise InputError(f"{path}: the text is empty")
+    return text
+
+
+def answer(
+    bundle: str | os.PathLike[str],
+    arguments: Sequence[str],
+    *,
+    threads: int | None,
+    overlay: Path | None,
+    stdin: TextIO,
+) -> tuple[Rationalist, list[Prediction]]:
+    """Everything that the command line does, short of printing. ``overlay`` None writes no
+    picture."""
+    model = Rationalist.load(bundle, threads=threads)
+    predictions = model.predict(list(read_inputs(arguments, model.config.modality, stdin)))
+    if model.config.modality == "image" and overlay is not None:
+        predictions = write_overlays(predictions, overlay)
+    return model, predictions
+
+
+def result_document(model: Rationalist, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """What ``--json`` shows."""
+    return {
+        "schema_version": 1,
+        "bundle": str(model.folder),
+        "name": model.manifest.get("name"),
+        "modality": model.config.modality,
+        "label_names": list(model.config.label_names),
+        "rationale_ratio": model.config.rationale_ratio,
+        "predictions": [prediction.to_json() for prediction in predictions],
+    }
+
+
+def notices(predictions: Sequence[Prediction]) -> Iterator[str]:
+    """Remarks for standard error, one a line."""
+    for number, prediction in enumerate(predictions, start=1):
+        for notice in prediction.notices:
+            yield f"note: input {number}: {notice}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Answer from a rekd-edge bundle and show what the answer was read from.",
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a text, @FILE with a text, an image file, or - for one input a line",
+    )
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path(__file__).resolve().parent.parent,
+        help="the bundle folder (default: the one this file lies in)",
+    )
+    parser.add_argument(
+        "--json", metavar="PATH|-", help="write the result as JSON; - prints only JSON"
+    )
+    parser.add_argument("--threads", type=int, help="default: the cores open to this process")
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="images: where to write <name>.rationale.png (default: the current folder)",
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="images: write no picture")
+    return parser
+
+
+def _show(options: argparse.Namespace) -> None:
+    model, predictions = answer(
+        options.bundle,
+        options.inputs,
+        threads=options.threads,
+        overlay=None if options.no_overlay else options.overlay,
+        stdin=sys.stdin,
+    )
+    for line in notices(predictions):
+        print(line, file=sys.stderr)
+    document = result_document(model, predictions)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if options.json == "-":
+        sys.stdout.write(text)
+        return
+    if options.json is not None:
+        _write_bytes(Path(options.json), text.encode(), hint="name a file in an existing folder")
+    color = use_color(sys.stdout)
+    print("\n\n".join(describe(prediction, color=color) for prediction in predictions))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; failures become one message, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        _show(_parser().parse_args(argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone: not our failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as error:
+        return _fail("interrupted", 130, error)
+    except RekdRuntimeError as error:
+        return _fail(f"error: {error}", error.exit_code, error)
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        details = f"run with {TRACEBACK_VARIABLE}=1 for details"
+        return _fail(f"unexpected: {what} (a bug: please report it; {details})", 1, error)
+    return 0
+
+
+def _fail(message: str, exit_code: int, error: BaseException) -> int:
+    if os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0"):
+        traceback.print_exception(error)
+    print(message, file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

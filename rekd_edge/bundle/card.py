@@ -1,0 +1,192 @@
+"""The model card: ``README.md`` of a bundle, from facts of the manifest only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rekd_edge.bundle.manifest import BundleConfig, BundleManifest
+
+_MODEL_NAMES = {
+    "student_onnx": "this file (ONNX Runtime)",
+    "student": "the same student in torch",
+    "teacher": "teacher rationalist",
+    "plain": "plain classifier of the student's size (reads everything)",
+}
+_UNITS = {"text": ("text", "tokens", "words"), "image": ("image", "patches", "patches")}
+_INPUT_EXAMPLES = {
+    "text": '"a text to classify"',
+    "image": "photo.jpg",
+}
+_PACKAGES = {"text": "numpy onnxruntime tokenizers", "image": "numpy onnxruntime pillow"}
+
+
+def model_card(manifest: BundleManifest, config: BundleConfig, reports: Sequence[str]) -> str:
+    """Markdown with a YAML head that model hubs read. ``manifest`` need not list files yet."""
+    sections = [
+        _head(manifest, config),
+        _title(manifest, config),
+        _running(config),
+        _facts(manifest, config),
+        _accuracy(manifest, config),
+        _gates(manifest),
+        _use_and_limits(config),
+        _contents(config, reports),
+    ]
+    return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
+
+
+def _head(manifest: BundleManifest, config: BundleConfig) -> str:
+    task = "text-classification" if config.modality == "text" else "image-classification"
+    tags = ("rationale-extraction", "select-then-predict", "onnx", "rekd-edge", manifest.target)
+    listed = "\n".join(f"- {tag}" for tag in dict.fromkeys(tags))
+    return f"---\nlibrary_name: rekd-edge\npipeline_tag: {task}\ntags:\n{listed}\n---"
+
+
+def _title(manifest: BundleManifest, config: BundleConfig) -> str:
+    what, unit, _ = _UNITS[config.modality]
+    described = f"\n\n{_line(manifest.lineage.description)}" if manifest.lineage.description else ""
+    return (
+        f"# {_line(manifest.name)}{described}\n\n"
+        f"Classifies {'an' if what == 'image' else 'a'} {what} into {len(config.label_names)} "
+        f"classes and shows what the answer was read from: a selector keeps "
+        f"{config.rationale_ratio:.0%} of the {unit}, and a predictor answers from those alone. "
+        f"Exported by rekd-edge {manifest.versions.get('rekd-edge', '')} on "
+        f"{manifest.created[:10]}."
+    )
+
+
+def _running(config: BundleConfig) -> str:
+    return (
+        "## How to run\n\nPython 3.10 or newer; no torch.\n\n```\n"
+        f"python -m pip install {_PACKAGES[config.modality]}\n"
+        f"python runtime/rekd_runtime.py {_INPUT_EXAMPLES[config.modality]}\n```\n\n"
+        "`--json -` prints the answer, its probabilities and its rationale as JSON. Every file "
+        "is checked against `manifest.json` first. With rekd-edge installed: "
+        f"`rekd-edge predict . {_INPUT_EXAMPLES[config.modality]}`."
+    )
+
+
+def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
+    lineage = manifest.lineage
+    numerator, denominator = config.rationale_ratio_fraction
+    rows = [
+        ("labels", ", ".join(_code(name) for name in config.label_names)),
+        (
+            "rationale",
+            f"k = clamp(ceil({numerator}/{denominator} * n), 1, n) of n valid "
+            f"{_UNITS[config.modality][1]}",
+        ),
+        (
+            "reads",
+            f"{config.max_length} tokens, special tokens included"
+            if config.modality == "text"
+            else f"{config.image_size}x{config.image_size} pixels in patches of "
+            f"{config.patch_size}x{config.patch_size}",
+        ),
+        ("file", f"ONNX opset {config.opset}, IR {config.ir_version}, {config.precision}"),
+        ("recipe", f"{_code(lineage.recipe_name)} (task `{lineage.task}`)"),
+        ("seed", "not recorded" if lineage.seed is None else str(lineage.seed)),
+        *((f"data: {key}", _code(value)) for key, value in lineage.data.items()),
+        *((f"weights: {role}", _code(source)) for role, source in lineage.weights.items()),
+        ("made with", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
+    ]
+    return "## What it is\n\n" + _table(("", ""), rows)
+
+
+def _accuracy(manifest: BundleManifest, config: BundleConfig) -> str:
+    if not manifest.accuracy:
+        return "## Accuracy\n\nNot measured for this bundle."
+    rows = [
+        (_MODEL_NAMES.get(name, name), f"{value:.4f}") for name, value in manifest.accuracy.items()
+    ]
+    seed = "" if manifest.lineage.seed is None else f", seed {manifest.lineage.seed}"
+    text = (
+        f"## Accuracy\n\nShare of right answers on the full test split (one training run{seed}: "
+        "the spread over seeds is not shown here).\n\n" + _table(("model", "accuracy"), rows)
+    )
+    if manifest.accuracy_per_class:
+        per_class = [
+            (_code(name), f"{manifest.accuracy_per_class[name]:.4f}")
+            for name in config.label_names
+            if name in manifest.accuracy_per_class
+        ]
+        text += "\n\nBy class, of this file:\n\n" + _table(("class", "accuracy"), per_class)
+    return text
+
+
+def _gates(manifest: BundleManifest) -> str:
+    if not manifest.gates:
+        return "## Gates\n\nNo gate was set for this bundle."
+    rows = [
+        (
+            gate.name,
+            gate.metric,
+            gate.goal,
+            "-" if gate.value is None else f"{gate.value:.6g}",
+            "passed" if gate.passed else "**failed**",
+            gate.detail,
+        )
+        for gate in manifest.gates
+    ]
+    columns = ("gate", "metric", "goal", "measured", "result", "detail")
+    if not any(gate.detail for gate in manifest.gates):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return "## Gates\n\nWhat had to hold before this bundle was written.\n\n" + _table(
+        columns, rows
+    )
+
+
+def _use_and_limits(config: BundleConfig) -> str:
+    what, unit, shown = _UNITS[config.modality]
+    source = f"{what}s like those of the data named above"
+    beyond = (
+        f"Text beyond {config.max_length} tokens is not read (the answer says so)."
+        if config.modality == "text"
+        else "Only the central square of an image is read."
+    )
+    return (
+        "## Intended use and limits\n\n"
+        f"For {source}, on a device without a network, where an answer must come with its "
+        "evidence and a person can look at both.\n\n"
+        f"- The predictor receives the kept {unit} and their positions and nothing else, so "
+        f"unselected content cannot change an answer once the rationale is chosen. The choice "
+        f"itself is made by the selector, which reads everything.\n"
+        f"- That the answer was read from these {shown} does not make them the reason a person "
+        "would give, nor does it make the answer right.\n"
+        "- Probabilities are softmax values and are not calibrated. Every input gets one of the "
+        "labels, also one that belongs to none of them.\n"
+        f"- {beyond}\n"
+        "- `margin` is the gap between the last kept and the best dropped score. Near 0, "
+        "another machine or runtime may round to another rationale.\n"
+        "- Biases of the training data and of the pretrained weights carry over. Do not use it "
+        "alone for decisions about people."
+    )
+
+
+def _contents(config: BundleConfig, reports: Sequence[str]) -> str:
+    names = ", ".join(f"`reports/{name}.json`" for name in reports) or "none"
+    inputs = ", ".join(f"`{tensor.name}` {tensor.dtype}" for tensor in config.inputs)
+    outputs = ", ".join(f"`{tensor.name}` {tensor.dtype}" for tensor in config.outputs)
+    return (
+        f"## Files\n\n`model.onnx` takes {inputs} and answers {outputs}. "
+        "`recipe.resolved.yaml` is what was trained, `manifest.json` the sha256 of every file. "
+        f"Measurements: {names}."
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"
