@@ -35,16 +35,20 @@ weights = st.lists(
 ).map(tuple)
 maybe_count = st.none() | st.integers(2, 10**6)
 
-trains = st.builds(
-    TrainSpec,
-    epochs=st.integers(1, 100),
-    learning_rate=positive,
-    head_learning_rate=st.none() | positive,
-    gradient_clip=st.none() | positive,
-    precision=st.sampled_from(["no", "bf16", "fp16"]),
-    lr_warmup_share=share,
-    warmup=st.builds(WarmupSpec, selector=st.sampled_from(["none", "occlusion", "teacher"])),
-)
+
+def trains(*warmups: str) -> st.SearchStrategy[TrainSpec]:
+    return st.builds(
+        TrainSpec,
+        epochs=st.integers(1, 100),
+        learning_rate=positive,
+        head_learning_rate=st.none() | positive,
+        gradient_clip=st.none() | positive,
+        precision=st.sampled_from(["no", "bf16", "fp16"]),
+        lr_warmup_share=share,
+        warmup=st.builds(WarmupSpec, selector=st.sampled_from(warmups)),
+    )
+
+
 selectors = st.builds(SelectorSpec, weights=weights, depth=st.none() | st.integers(1, 12))
 predictors = st.builds(PredictorSpec, weights=weights, pooling=st.sampled_from(["cls", "mean"]))
 temperatures = st.tuples(positive, positive).map(
@@ -80,11 +84,13 @@ recipes = st.builds(
         TeacherSpec,
         selector=selectors,
         predictor=predictors,
-        train=trains,
+        train=trains("none", "occlusion"),
         objective=objectives,
         run=st.none() | st.just("/runs/no"),
     ),
-    student=st.builds(RationalistSpec, selector=selectors, predictor=predictors, train=trains),
+    student=st.builds(
+        RationalistSpec, selector=selectors, predictor=predictors, train=trains("none", "teacher")
+    ),
     objective=objectives,
 )
 
