@@ -527,7 +527,7 @@ def find_run(bundle: Bundle) -> Run:
             return open_run(folder)
     raise UsageError(
         f"the run that {bundle.folder} was made from is not in the folders above it",
-        hint="name it with --run RUN",
+        hint="name it with --run RUN (bench also takes --inputs FILE instead)",
     )
 
 

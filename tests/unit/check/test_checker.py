@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +199,7 @@ class _LeakyRationalist(FusedRationalist):
     """Adds a trace of the last token to the logits: parity with torch is perfect."""
 
     def _predict(
-        self, inputs: dict[str, torch.Tensor], index: torch.Tensor, valid: torch.Tensor
+        self, inputs: Mapping[str, torch.Tensor], index: torch.Tensor, valid: torch.Tensor
     ) -> torch.Tensor:
         leak = inputs["input_ids"][:, -1:].float() * 1e-6
         return super()._predict(inputs, index, valid) + leak
