@@ -77,14 +77,7 @@ def _root(
 
 def _register_commands() -> None:
     for name in COMMAND_MODULES:
-        module_name = f"{__package__}.{name}"
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name != module_name:
-                raise
-            continue
-        module.register(app)
+        importlib.import_module(f"{__package__}.{name}").register(app)
 
 
 _register_commands()
