@@ -205,15 +205,27 @@ def _check_split(
     seen = [found.comparison, *(c.comparison for c in found.cases if c.comparison is not None)]
     total = found.comparison
     found.metrics.update(
-        max_logit_error=max(item.max_logit_error for item in seen),
-        max_relative_logit_error=max(item.max_relative_logit_error for item in seen),
-        max_score_error=max(item.max_score_error for item in seen),
-        max_margin_error=max(item.max_margin_error for item in seen),
+        **{name: _worst(getattr(item, name) for item in seen) for name in _WORST},
         label_agreement=total.label_agreement,
         rationale_exact=total.rationale_exact,
         rationale_jaccard=total.rationale_jaccard,
         unexplained_flips=float(sum(item.unexplained_flips for item in seen)),
     )
+
+
+_WORST = (
+    "max_logit_error",
+    "max_scaled_logit_error",
+    "max_score_error",
+    "max_scaled_score_error",
+    "max_margin_error",
+    "max_scaled_margin_error",
+)
+
+
+def _worst(errors: Iterable[float]) -> float:
+    """The largest, and not-a-number if any is (Python's ``max`` may lose it)."""
+    return float(np.max(list(errors)))
 
 
 def _check_numbers(

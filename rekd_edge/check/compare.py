@@ -25,14 +25,16 @@ LOWEST_SCORE = float(np.finfo(np.float32).min)
 class ExampleDifferences:
     """Per example, ``[example]`` each.
 
-    ``logit_error`` and ``score_error`` are largest absolute differences, ``relative_error`` is
-    ``logit_error`` over the largest absolute reference logit; not-a-number counts as infinite.
-    ``margin`` is the reference's selection margin.
+    ``logit_error``, ``score_error`` and ``margin_error`` are largest absolute differences;
+    not-a-number counts as infinite. ``logit_scale`` and ``score_scale`` are the reference's
+    largest magnitudes, at least 1: float32 rounds in proportion to them. ``margin`` is the
+    reference's selection margin.
     """
 
     logit_error: np.ndarray
-    relative_error: np.ndarray
+    logit_scale: np.ndarray
     score_error: np.ndarray
+    score_scale: np.ndarray
     margin_error: np.ndarray
     same_label: np.ndarray
     same_rationale: np.ndarray
@@ -45,17 +47,20 @@ class Comparison:
     """Summary over examples.
 
     ``max_logit_error`` is over examples with the same rationale, and is also the absolute
-    tolerance that would have passed; infinite if there is no such example.
+    tolerance that would have passed; infinite if there is no such example. ``scaled`` errors are
+    divided by the example's scale (:class:`ExampleDifferences`), margins by that of the scores.
     ``unexplained_flips`` counts examples whose rationale differs although their margin is above
-    ``near_tie_margin``; ``near_ties`` counts those at or below it.
+    ``near_tie_margin`` times the scale of the scores; ``near_ties`` counts those at or below it.
     """
 
     examples: int
     max_logit_error: float
     mean_logit_error: float
-    max_relative_logit_error: float
+    max_scaled_logit_error: float
     max_score_error: float
+    max_scaled_score_error: float
     max_margin_error: float
+    max_scaled_margin_error: float
     label_agreement: float
     rationale_exact: float
     rationale_jaccard: float
@@ -74,7 +79,6 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
         if mine.shape != theirs.shape:
             raise ValueError(f"{name} has shape {theirs.shape}, the torch model {mine.shape}")
     logit_error = _largest(_error(candidate.logits, reference.logits))
-    scale = np.maximum(np.abs(reference.logits).max(axis=1), np.finfo(np.float32).tiny)
     scored = reference.selection_score > LOWEST_SCORE
     score_difference = np.where(
         scored == (candidate.selection_score > LOWEST_SCORE),
@@ -86,8 +90,9 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
     shared = (kept & kept_too).sum(axis=1)
     return ExampleDifferences(
         logit_error=logit_error,
-        relative_error=logit_error / scale,
+        logit_scale=_scale(reference.logits),
         score_error=_largest(score_difference),
+        score_scale=_scale(np.where(scored, reference.selection_score, 0.0)),
         margin_error=_margin_error(reference.selection_margin, candidate.selection_margin),
         same_label=reference.logits.argmax(axis=1) == candidate.logits.argmax(axis=1),
         same_rationale=(kept == kept_too).all(axis=1),
@@ -100,6 +105,11 @@ def _error(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Absolute difference in double precision, in which no two float32 overflow."""
     with np.errstate(invalid="ignore"):  # infinity minus itself: not a number, counted as infinite
         return np.abs(left.astype(np.float64) - right.astype(np.float64))
+
+
+def _scale(values: np.ndarray) -> np.ndarray:
+    """Largest magnitude of each example, at least 1; ``[batch]``."""
+    return np.maximum(np.abs(values.astype(np.float64)).max(axis=1, initial=0.0), 1.0)
 
 
 def _largest(difference: np.ndarray) -> np.ndarray:
@@ -131,15 +141,25 @@ def summarise(parts: Sequence[ExampleDifferences], *, near_tie_margin: float) ->
     if count == 0:
         raise ValueError("nothing was compared")
     same = every.same_rationale
-    near = every.margin <= near_tie_margin
-    none = not same.any()
+    near = every.margin <= near_tie_margin * every.score_scale
+    with np.errstate(invalid="ignore"):  # infinite over infinite: not a number, which fails gates
+        scaled_logit = every.logit_error / every.logit_scale
+        scaled_score = every.score_error / every.score_scale
+        scaled_margin = every.margin_error / every.score_scale
+
+    def worst(values: np.ndarray) -> float:
+        """Over examples with the same rationale; infinite without any."""
+        return float(values[same].max()) if same.any() else float("inf")
+
     return Comparison(
         examples=count,
-        max_logit_error=float("inf") if none else float(every.logit_error[same].max()),
-        mean_logit_error=float("inf") if none else float(every.logit_error[same].mean()),
-        max_relative_logit_error=float("inf") if none else float(every.relative_error[same].max()),
+        max_logit_error=worst(every.logit_error),
+        mean_logit_error=float(every.logit_error[same].mean()) if same.any() else float("inf"),
+        max_scaled_logit_error=worst(scaled_logit),
         max_score_error=float(every.score_error.max()),
-        max_margin_error=float(every.margin_error[same].max()) if not none else float("inf"),
+        max_scaled_score_error=float(scaled_score.max()),
+        max_margin_error=worst(every.margin_error),
+        max_scaled_margin_error=worst(scaled_margin),
         label_agreement=float(every.same_label.mean()),
         rationale_exact=float(same.mean()),
         rationale_jaccard=float(every.jaccard.mean()),

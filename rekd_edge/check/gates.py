@@ -38,9 +38,11 @@ METRICS: dict[str, Metric] = {
     "io_valid": Metric(True, "", "1 if names, types and axes are those of the model"),
     "failed_shapes": Metric(False, "cases", "batch sizes and lengths at which the file failed"),
     "max_logit_error": Metric(False, "logit", "largest absolute logit error, equal rationales"),
-    "max_relative_logit_error": Metric(False, "", "the same over the largest reference logit"),
+    "max_scaled_logit_error": Metric(False, "", "the same over the example's logit scale (>= 1)"),
     "max_score_error": Metric(False, "score", "largest absolute error of a selection score"),
+    "max_scaled_score_error": Metric(False, "", "the same over the example's score scale (>= 1)"),
     "max_margin_error": Metric(False, "score", "largest error of the margin, equal rationales"),
+    "max_scaled_margin_error": Metric(False, "", "the same over the example's score scale (>= 1)"),
     "label_agreement": Metric(True, "share", "examples with the torch model's label"),
     "rationale_exact": Metric(True, "share", "examples with exactly the torch model's rationale"),
     "rationale_jaccard": Metric(True, "share", "mean overlap of the two rationales"),
@@ -105,7 +107,8 @@ class GateSet(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     near_tie_margin: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
-    """Selection margin up to which another rationale is a rounding matter."""
+    """Selection margin, over the example's largest score (at least 1), up to which another
+    rationale is a rounding matter."""
     gates: tuple[Gate, ...] = Field(min_length=1)
 
 

@@ -164,7 +164,7 @@ def test_an_output_under_the_name_of_another_is_refused(
             node.output[:] = ["score" if n == "selection_score" else n for n in node.output]
         model.graph.node.append(helper.make_node("Neg", ["score"], ["selection_score"]))
 
-    assert "max_score_error" in _failed(check_text(edited(change)))
+    assert "max_scaled_score_error" in _failed(check_text(edited(change)))
 
 
 def test_a_baked_batch_size_fails_other_sizes(

@@ -31,12 +31,12 @@ def test_equal_answers_differ_in_nothing() -> None:
     assert result.label_agreement == result.rationale_exact == result.rationale_jaccard == 1
 
 
-def test_logit_errors_are_absolute_and_relative_to_the_reference() -> None:
+def test_logit_errors_are_absolute_and_scaled_by_the_reference() -> None:
     other = _outputs(logits=np.array([[1.5, 2.0], [4.0, -1.25]], dtype=np.float32))
     result = summarise([differences(_outputs(), other)], near_tie_margin=1e-4)
     assert result.max_logit_error == 0.5
     assert result.mean_logit_error == pytest.approx((0.5 + 0.25) / 2)
-    assert result.max_relative_logit_error == pytest.approx(0.5 / 2.0)
+    assert result.max_scaled_logit_error == pytest.approx(0.5 / 2.0)
 
 
 def test_jaccard_and_exactness_of_masks() -> None:
@@ -102,3 +102,23 @@ def test_other_shapes_are_refused() -> None:
         differences(_outputs(), _outputs(logits=np.zeros((2, 3), dtype=np.float32)))
     with pytest.raises(ValueError, match="nothing was compared"):
         summarise([], near_tie_margin=0)
+
+
+def test_scales_are_never_below_one() -> None:
+    small = _outputs(logits=np.array([[0.01, 0.02], [0.0, 0.0]], dtype=np.float32))
+    other = _outputs(logits=np.array([[0.01, 0.02], [0.0, 0.5]], dtype=np.float32))
+    result = summarise([differences(small, other)], near_tie_margin=0)
+    assert result.max_scaled_logit_error == result.max_logit_error == 0.5
+
+
+def test_a_near_tie_is_measured_against_the_size_of_the_scores() -> None:
+    mask = np.array([[False, True, False, True], [False, True, False, False]])
+    margin = np.array([2e-4, 0.5], dtype=np.float32)
+    small = _outputs(selection_margin=margin)
+    grown = np.array(small.selection_score)
+    grown[:, 1:] *= 10
+    large = _outputs(selection_margin=margin, selection_score=grown)
+    for reference, flips in ((small, 1), (large, 0)):
+        other = Outputs(reference.logits, mask, reference.selection_score, margin)
+        result = summarise([differences(reference, other)], near_tie_margin=5e-5)
+        assert result.unexplained_flips == flips

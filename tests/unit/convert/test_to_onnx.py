@@ -216,7 +216,9 @@ def test_each_kind_of_mismatch_has_its_own_error(
         validate_io(model, _changed(spec, outputs=spec.outputs[::-1]))
     ids, valid = spec.inputs
     with pytest.raises(IoDTypeError, match="'input_ids' is int64, expected float32"):
-        validate_io(model, _changed(spec, inputs=(TensorSpec(ids.name, "float32", ids.axes), valid)))
+        validate_io(
+            model, _changed(spec, inputs=(TensorSpec(ids.name, "float32", ids.axes), valid))
+        )
     logits = spec.outputs[0]
     wider = TensorSpec("logits", "float32", (logits.axes[0], AxisSpec("class", 7)))
     with pytest.raises(IoAxisError, match="has size 3, expected 7"):
