@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import io
 import json
 import math
 import os
@@ -127,18 +128,44 @@ def write_bundle(
 def portable_recipe(recipe_yaml: str) -> str:
     """The resolved recipe without the writer's folders: an absolute path to own data or weights
     says nothing on another machine, so only its last part is kept."""
-    kept = []
-    for line in recipe_yaml.splitlines():
-        kept.append(_ABSOLUTE_PATH.sub(lambda match: match[1] + _last_part(match[2]), line))
-    return "\n".join(kept) + "\n"
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="rt", pure=True)
+    yaml.preserve_quotes = True
+    yaml.width = 10**6
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(recipe_yaml)
+    _shorten_paths(document)
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
 
 
-_ABSOLUTE_PATH = re.compile(r"((?:^\s*|[\s:'\"])(?:path:)?)((?:/|[A-Za-z]:\\)[^'\"\n]*)")
+def _shorten_paths(node: Any) -> None:
+    """Edits a loaded YAML tree in place, so that its layout is kept."""
+    if isinstance(node, list):
+        for item in node:
+            _shorten_paths(item)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key in _PATH_KEYS and isinstance(value, str):
+            node[key] = _last_part(value)
+        elif key == "weights" and isinstance(value, list):
+            for position, source in enumerate(value):
+                if isinstance(source, str) and source.startswith(_PATH_SOURCE):
+                    value[position] = _PATH_SOURCE + _last_part(source[len(_PATH_SOURCE) :])
+        else:
+            _shorten_paths(value)
+
+
+_PATH_KEYS = ("path", "test_path", "run")
+_PATH_SOURCE = "path:"
 
 
 def _last_part(path: str) -> str:
-    pure = PurePosixPath(path) if path.startswith("/") else PureWindowsPath(path)
-    return pure.name or "."
+    pure = PureWindowsPath(path) if PureWindowsPath(path).drive else PurePosixPath(path)
+    return (pure.name or ".") if pure.is_absolute() else path
 
 
 def _copy_model(onnx: Path, folder: Path) -> None:

@@ -332,11 +332,15 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only; an infinite margin is null."""
-        document = asdict(self)
+        document = _without_tuples(asdict(self))
         document["margin"] = self.margin if math.isfinite(self.margin) else None
-        document["rationale"] = [asdict(part) for part in self.rationale]
-        document["notices"] = list(self.notices)
         return document
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tuples(item) for key, item in value.items()}
+    return [_without_tuples(item) for item in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, slots=True)

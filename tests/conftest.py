@@ -1,0 +1,188 @@
+"""Whole bundles of tiny models with random weights: the real tokenizer, exporter and writer.
+
+torch is imported inside the fixtures, so that collecting tests stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from rekd_edge.bundle import BundleManifest
+    from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
+    from rekd_edge.fuse import FusedRationalist
+
+MAX_LENGTH = 48
+IMAGE_SIZE = 64
+RECIPE = """schema_version: 1
+name: tiny
+data:
+  source: csv
+  path: /somewhere/private/reviews.csv
+"""
+
+
+@pytest.fixture(scope="session")
+def bundled_text_preprocessor() -> TextPreprocessor:
+    """The tokenizer of the pinned MiniLM package, 48 tokens."""
+    from rekd_edge.data.preprocess import TextPreprocessor
+    from rekd_edge.models.weights import open_backbone
+    from rekd_edge.recipe.schema import BackboneSpec
+
+    spec = BackboneSpec(weights=("random:bert-tiny",), depth=1)
+    tokenizer_file = open_backbone(spec, "text", image_size=None).tokenizer_file
+    assert tokenizer_file is not None
+    return TextPreprocessor(tokenizer_file, MAX_LENGTH)
+
+
+@pytest.fixture(scope="session")
+def bundled_image_preprocessor() -> ImagePreprocessor:
+    from rekd_edge.data.preprocess import ImagePreprocessor
+
+    return ImagePreprocessor(IMAGE_SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.fixture(scope="session")
+def bundled_text_model() -> FusedRationalist:
+    """Three classes, a quarter of the tokens, the whole MiniLM vocabulary."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from rekd_edge.fuse import fuse
+    from rekd_edge.models.encoder import BertEncoder
+    from rekd_edge.models.rationalist import Predictor, Rationalist, Selector
+
+    def encoder() -> BertEncoder:
+        config = BertConfig(
+            vocab_size=30522,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=MAX_LENGTH,
+            initializer_range=0.3,
+        )
+        return BertEncoder(BertModel(config, add_pooling_layer=False), cls_id=101, sep_id=102)
+
+    torch.manual_seed(0)
+    labels = ("negative", "neutral", "positive")
+    model = Rationalist(Selector(encoder()), Predictor(encoder(), len(labels)), 0.25)
+    for head in (model.selector.head, model.predictor.head):
+        torch.nn.init.normal_(head.weight)
+    return fuse(model, label_names=labels, max_length=MAX_LENGTH)
+
+
+@pytest.fixture(scope="session")
+def bundled_image_model() -> FusedRationalist:
+    """Two classes, a quarter of 4 x 4 patches of 16 pixels."""
+    import timm
+    import torch
+
+    from rekd_edge.fuse import fuse
+    from rekd_edge.models.encoder import VitEncoder
+    from rekd_edge.models.rationalist import Predictor, Rationalist, Selector
+
+    def encoder() -> VitEncoder:
+        return VitEncoder(
+            timm.create_model(
+                "test_vit", img_size=IMAGE_SIZE, num_classes=0, depth=1, pretrained=False
+            )
+        )
+
+    torch.manual_seed(0)
+    model = Rationalist(Selector(encoder()), Predictor(encoder(), 2), 0.25)
+    for head in (model.selector.head, model.predictor.head):
+        torch.nn.init.normal_(head.weight)
+    return fuse(model, label_names=("cat", "dog"), max_length=None)
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., BundleManifest]:
+    """``make_bundle(folder, onnx, model, preprocessor)`` writes a bundle around an ONNX file."""
+    from rekd_edge.bundle import BundleConfig, GateRecord, Lineage, write_bundle
+    from rekd_edge.data.preprocess import TextPreprocessor
+
+    def make(
+        folder: Path, onnx: Path, model: FusedRationalist, preprocessor: Preprocessor
+    ) -> BundleManifest:
+        is_text = isinstance(preprocessor, TextPreprocessor)
+        return write_bundle(
+            folder,
+            onnx=onnx,
+            preprocessor=preprocessor,
+            label_names=model.label_names,
+            config=BundleConfig.create(
+                modality=model.modality,
+                label_names=model.label_names,
+                rationale_ratio=model.rationale_ratio,
+                rationale_ratio_fraction=model.rationale_ratio_fraction,
+                io_spec=model.io_spec(),
+                opset=20,
+                ir_version=10,
+                image_size=model.image_size,
+                patch_size=model.patch_size,
+                max_length=MAX_LENGTH if is_text else None,
+                special_ids=preprocessor.special_ids if is_text else None,
+            ),
+            recipe_yaml=RECIPE,
+            lineage=Lineage(
+                recipe_name="tiny",
+                seed=7,
+                data={"source": "csv", "train": "80"},
+                weights={"student selector": "random:bert-tiny"},
+            ),
+            reports={"check": {"passed": True, "margin": float("inf")}},
+            gates=[
+                GateRecord(
+                    name="labels",
+                    metric="label_agreement",
+                    goal="threshold 1",
+                    value=1.0,
+                    passed=True,
+                )
+            ],
+            accuracy={"student_onnx": 0.75, "teacher": 0.875},
+            accuracy_per_class=dict.fromkeys(model.label_names, 0.75),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_bundle(
+    bundled_text_model: FusedRationalist,
+    bundled_text_preprocessor: TextPreprocessor,
+    make_bundle: Callable[..., BundleManifest],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A text bundle as exported. Tests that change something copy it first."""
+    from rekd_edge.convert import convert_to_onnx, load_target
+
+    folder = tmp_path_factory.mktemp("text-bundle")
+    model = bundled_text_model
+    target = load_target("onnx")
+    convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
+    make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_text_preprocessor)
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def image_bundle(
+    bundled_image_model: FusedRationalist,
+    bundled_image_preprocessor: ImagePreprocessor,
+    make_bundle: Callable[..., BundleManifest],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """An image bundle as exported. Tests that change something copy it first."""
+    from rekd_edge.convert import convert_to_onnx, load_target
+
+    folder = tmp_path_factory.mktemp("image-bundle")
+    model = bundled_image_model
+    target = load_target("onnx")
+    convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
+    make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_image_preprocessor)
+    return folder / "bundle"
