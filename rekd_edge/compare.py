@@ -55,7 +55,9 @@ class Comparison:
 
     def gain(self) -> list[float]:
         """REKD student minus student without teacher, for each seed."""
-        pairs = zip(self.accuracies["rekd_student"], self.accuracies["extract_student"], strict=True)
+        pairs = zip(
+            self.accuracies["rekd_student"], self.accuracies["extract_student"], strict=True
+        )
         return [rekd - extract for rekd, extract in pairs]
 
     def to_json(self) -> dict[str, Any]:

@@ -152,17 +152,25 @@ def check_bundle(
     now: a bundle that fails is moved to ``rejected/`` beside it, with ``reason.json``.
 
     ``run`` None looks for the run in the folders above the bundle (:func:`find_run`). Raises
-    :class:`IntegrityError` for a bundle that is not whole, and :class:`UsageError` where the run
-    is not found or is not the bundle's.
+    :class:`IntegrityError` for a bundle that is not whole, :class:`UsageError` where the run is
+    not found or is not the bundle's, and :class:`GateError` where the bundle describes its model
+    otherwise than the run (it is rejected too).
     """
     bundle = open_bundle(folder)
     run = find_run(bundle) if run is None else run
     _require_same_run(bundle, run)
     target = load_target(bundle.manifest.target)
     gate_set = load_gates(gates or target.gates)
-    _require_same_preprocessing(bundle, run)
+    fused = run.fused()
+    wrong = _contradictions(bundle, run, fused, target)
+    if wrong:
+        place = reject(folder, folder, wrong, None) if reject_failed else folder
+        raise GateError(
+            f"{folder} contradicts the run {run.path}:\n  " + "\n  ".join(wrong),
+            hint=f"export the bundle again; this one is in {place}",
+        )
     report = check_file(
-        run, bundle.model_path, fused=run.fused(), gates=gate_set, target=target, threads=threads
+        run, bundle.model_path, fused=fused, gates=gate_set, target=target, threads=threads
     )
     if report.passed or not reject_failed:
         return report, folder
@@ -388,20 +396,11 @@ def require_free(output: Path, *, force: bool) -> None:
         )
 
 
-def _bundle(
-    run: Run,
-    fused: FusedRationalist,
-    file: Path,
-    report: CheckReport,
-    target: TargetSpec,
-    output: Path,
-    *,
-    force: bool,
-    work: Path,
-) -> BundleManifest:
+def bundle_config(run: Run, fused: FusedRationalist, target: TargetSpec) -> BundleConfig:
+    """What a bundle of this run says about its model."""
     preprocessor = run.preprocessor
     special = dict(preprocessor.special_ids) if isinstance(preprocessor, TextPreprocessor) else {}
-    config = BundleConfig.create(
+    return BundleConfig.create(
         modality=fused.modality,
         label_names=run.label_names,
         rationale_ratio=fused.rationale_ratio,
@@ -415,6 +414,19 @@ def _bundle(
         max_length=fused.max_length,
         special_ids=special,
     )
+
+
+def _bundle(
+    run: Run,
+    fused: FusedRationalist,
+    file: Path,
+    report: CheckReport,
+    target: TargetSpec,
+    output: Path,
+    *,
+    force: bool,
+    work: Path,
+) -> BundleManifest:
     accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
     reports = {"check": report.to_json()}
     for name in ("distill", "fuse"):
@@ -426,9 +438,9 @@ def _bundle(
     manifest = write_bundle(
         place,
         onnx=file,
-        preprocessor=preprocessor,
+        preprocessor=run.preprocessor,
         label_names=run.label_names,
-        config=config,
+        config=bundle_config(run, fused, target),
         recipe_yaml=dump_recipe(run.recipe),
         lineage=_lineage(run),
         reports=reports,
@@ -539,12 +551,20 @@ def _require_same_run(bundle: Bundle, run: Run) -> None:
         )
 
 
-def _require_same_preprocessing(bundle: Bundle, run: Run) -> None:
+def _contradictions(
+    bundle: Bundle, run: Run, fused: FusedRationalist, target: TargetSpec
+) -> tuple[str, ...]:
+    """Where a bundle's description of its model is not true of the run: with other class names
+    or another preparation of the input, a right file gives wrong answers."""
+    found = []
+    expected = bundle_config(run, fused, target)
+    for name in BundleConfig.model_fields:
+        stated, true = getattr(bundle.config, name), getattr(expected, name)
+        if stated != true:
+            found.append(f"config.json says {name} is {stated}, the run {true}")
     if load_preprocessor(bundle.folder).fingerprint != run.preprocessor.fingerprint:
-        raise GateError(
-            f"{bundle.folder} prepares its input otherwise than {run.path}",
-            hint="export the bundle again",
-        )
+        found.append("the bundle prepares its input otherwise than the run")
+    return tuple(found)
 
 
 def read_inputs(path: Path, preprocessor: Preprocessor) -> list[dict[str, np.ndarray]]:

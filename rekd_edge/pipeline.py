@@ -146,9 +146,7 @@ def _claim(output: Path, recipe: Recipe, resume: bool) -> None:
             )
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(
-            f"{output} exists and is no run folder", hint="choose another --output"
-        )
+        raise UsageError(f"{output} exists and is no run folder", hint="choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     temporary = stated.with_name(f".{stated.name}.{os.getpid()}.tmp")
     try:
@@ -233,14 +231,10 @@ class _Trainer:
         self._adopt("teacher", built.weights, built.preprocessor)
         teacher = built.model
         assert isinstance(teacher, Rationalist)
-        results["teacher"] = self._fit_rationalist(
-            teacher, "teacher", spec, spec.objective, None
-        )
+        results["teacher"] = self._fit_rationalist(teacher, "teacher", spec, spec.objective, None)
         return teacher
 
-    def _adopt(
-        self, role: str, weights: Mapping[str, Any], preprocessor: Preprocessor
-    ) -> None:
+    def _adopt(self, role: str, weights: Mapping[str, Any], preprocessor: Preprocessor) -> None:
         if self.preprocessor is not None and not same_tokens(self.preprocessor, preprocessor):
             raise UsageError(
                 "teacher and student tokenise or normalise their input differently",
@@ -276,7 +270,7 @@ class _Trainer:
         # As many steps as a rationalist's predictor gets, warm-up included.
         epochs = train.epochs + train.warmup.predictor_epochs
         phase = Phase(
-            "classify", ClassifyObjective(model), epochs, (model.predictor,), select=True
+            "classify", ClassifyObjective(model), epochs, {model.predictor: None}, select=True
         )
         report = self._fit(model, [phase], train, "student", self._dev_classifier)
         predictions = evaluate_classifier(model, self._loader(self.data.test))
@@ -325,7 +319,7 @@ class _Trainer:
                     "predictor warm-up",
                     PredictorWarmup(model),
                     warmup.predictor_epochs,
-                    (model.predictor,),
+                    {model.predictor: None},
                 )
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
@@ -343,7 +337,7 @@ class _Trainer:
                         rationale_temperature=objective.rationale_temperature,
                     ),
                     warmup.selector_epochs,
-                    (model.selector,),
+                    {model.selector: None},
                 )
             )
         joint: nn.Module
@@ -351,7 +345,9 @@ class _Trainer:
             joint = PaperObjective(model, objective, teacher)
         else:
             joint = DeployObjective(model, objective, targets)
-        trained = (model.selector, model.predictor)
+        trained: dict[nn.Module, float | None] = {model.predictor: None}
+        if train.selector_learning_rate != 0:
+            trained = {model.selector: train.selector_learning_rate} | trained
         phases.append(Phase("joint", joint, train.epochs, trained, select=True))
         return phases
 

@@ -1,9 +1,9 @@
 """A run folder: what training leaves, and how later stages open it.
 
-    RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
-        teacher/best/model.safetensors   student/best/model.safetensors
-        teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
-        plain/  extract/   runs of their own, where `rekd-edge compare` trained them
+RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
+    teacher/best/model.safetensors   student/best/model.safetensors
+    teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
+    plain/  extract/   runs of their own, where `rekd-edge compare` trained them
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ class Run:
         if self.recipe.task != "classify" and not (folder / RUN_FILE).is_file():
             return None
         run = self if self.recipe.task == "classify" else open_run(folder)
-        return plain_form(
-            run.classifier(), label_names=run.label_names, max_length=run.max_length
-        )
+        return plain_form(run.classifier(), label_names=run.label_names, max_length=run.max_length)
 
     def report(self, name: str) -> dict[str, Any] | None:
         """A JSON report of this run by name, e.g. ``fuse``; None where there is none."""

@@ -97,7 +97,10 @@ def _show_run(out: Console, run: Run) -> None:
         for name, mode in fuse["modes"].items():
             spread = f"{mode['accuracy_spread']:.3f}" if mode["draws"] > 1 else ""
             modes.add_row(
-                name.replace("_", " "), f"{mode['accuracy']:.3f}", spread, f"{mode['kept_share']:.2f}"
+                name.replace("_", " "),
+                f"{mode['accuracy']:.3f}",
+                spread,
+                f"{mode['kept_share']:.2f}",
             )
         out.print(modes)
         out.print(

@@ -77,6 +77,4 @@ class TrainingProgress:
 
     def epoch(self, name: str, result: DevResult) -> None:
         label = f"{self._title}: {name}" if self._title else name
-        self._console.print(
-            f"{label}: dev accuracy {result.accuracy:.3f}, loss {result.loss:.3f}"
-        )
+        self._console.print(f"{label}: dev accuracy {result.accuracy:.3f}, loss {result.loss:.3f}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,14 +48,15 @@ class BatchLoader(Sized, Iterable[Batch], Protocol):
 class Phase:
     """One objective optimised for some epochs.
 
-    ``trained`` are the submodules that get gradients; the rest of the model is frozen and in
-    evaluation mode. ``select`` phases are evaluated after each epoch and may hold the best model.
+    ``trained`` maps the submodules that get gradients to their learning rates (of their bodies;
+    None takes the recipe's); the rest of the model is frozen and in evaluation mode. ``select``
+    phases are evaluated before their first step and after each epoch, and may hold the best model.
     """
 
     name: str
     objective: nn.Module
     epochs: float
-    trained: tuple[nn.Module, ...]
+    trained: Mapping[nn.Module, float | None]
     select: bool = False
 
 
@@ -208,6 +209,8 @@ class _Run:
             restore_optimizer(optimizer, moments)
         objective, prepared = self.accelerator.prepare(phase.objective, optimizer)
         self.listener.phase(phase.name, total_steps, first_step)
+        if phase.select and index > 0 and first_step == 0:
+            self._select(phase, index, 0, log)
         self._training_mode(phase)
         step, micro = first_step, 0
         while step < total_steps:
@@ -405,7 +408,9 @@ def _truncate_log(path: Path, phase_index: int, step: int) -> None:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue  # the line that a killed process left half-written
-        if (entry["phase_index"], entry["step"]) <= (phase_index, step):
+        place = (entry["phase_index"], entry["step"])
+        # A phase that starts anew also evaluates its start anew.
+        if place < (phase_index, 0) or (step > 0 and place <= (phase_index, step)):
             kept.append(line)
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -437,22 +442,27 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
 
 
 def make_optimizer(
-    modules: tuple[nn.Module, ...],
+    modules: Mapping[nn.Module, float | None],
     trained: set[nn.Parameter],
     train: TrainSpec,
     device: torch.device,
 ) -> torch.optim.AdamW:
-    """AdamW with one group each for the bodies (decayed or not) and the linear heads.
+    """AdamW with a group for each learning rate and weight decay.
 
-    Biases, norms and other one-dimensional parameters are not decayed.
+    ``modules`` maps modules to the learning rate of their bodies, None for the recipe's; their
+    linear heads take ``train.head_learning_rate``. Biases, norms and other one-dimensional
+    parameters are not decayed.
     """
-    head_rate = train.head_learning_rate or train.learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for module in modules:
+    for module, own_rate in modules.items():
+        body_rate = train.learning_rate if own_rate is None else own_rate
+        head_rate = body_rate
+        if own_rate is None and train.head_learning_rate is not None:
+            head_rate = train.head_learning_rate
         for name, parameter in module.named_parameters():
             if parameter not in trained:
                 continue
-            rate = head_rate if name.startswith("head.") else train.learning_rate
+            rate = head_rate if name.startswith("head.") else body_rate
             decay = train.weight_decay if parameter.dim() > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(

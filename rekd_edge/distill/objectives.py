@@ -21,6 +21,7 @@ from rekd_edge.recipe.schema import ObjectiveSpec
 from rekd_edge.schedules import temperature_at
 from rekd_edge.selection import (
     bernoulli_straight_through,
+    gather_slots,
     gumbel_noise,
     keep_top_k,
     selection_threshold,
@@ -113,7 +114,9 @@ class SelectorWarmup(nn.Module):
         attribute = (
             attributions.occlusion if self.source == "occlusion" else attributions.mask_gradient
         )
-        attribution = attribute(self.model.predictor, self.model.predictor.encoder.view(batch.inputs))
+        attribution = attribute(
+            self.model.predictor, self.model.predictor.encoder.view(batch.inputs)
+        )
         target = attributions.normalise_attribution(attribution, valid)
         loss = losses.attribution_cross_entropy(scores.score, target, valid, temperature=1.0)
         return {"loss": loss}
@@ -149,13 +152,17 @@ class DeployObjective(nn.Module):
         if spec.selection_noise > 0:
             scale = spec.selection_noise * temperature
             tried = tried + scale * (gumbel_noise(tried) - gumbel_noise(tried))
-        weight, _ = straight_through_top_k(
+        weight, keep = straight_through_top_k(
             tried,
             scores.view.selectable,
             self.model.budget(scores.view),
             temperature=temperature,
         )
-        logits = self.model.classify_masked(scores.view, weight)
+        if tried.requires_grad:
+            logits = self.model.classify_masked(scores.view, weight)
+        else:  # no gradient into the scores: the predictor may run on the kept tokens alone
+            index, valid = gather_slots(keep, self.model.slots(scores.view))
+            logits = self.model.classify_gathered(scores.view, index, valid)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if self.teacher is not None:

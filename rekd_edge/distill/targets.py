@@ -57,9 +57,7 @@ class CachedTargets:
         rows = [self._rows[index] for index in batch.index.tolist()]
         # Content tokens of text: everything after [CLS]. Images have one width throughout.
         inputs = batch.inputs
-        width = (
-            inputs["input_ids"].shape[1] - 1 if "input_ids" in inputs else rows[0][0].shape[0]
-        )
+        width = inputs["input_ids"].shape[1] - 1 if "input_ids" in inputs else rows[0][0].shape[0]
         first = rows[0][0]
         margin = first.new_zeros((len(rows), width))
         keep = torch.zeros((len(rows), width), dtype=torch.bool, device=first.device)

@@ -57,9 +57,7 @@ class Predictions:
     def per_class(self) -> list[float]:
         """Recall of each class, in label order; NaN for a class without examples."""
         hit = (self.logits.argmax(dim=1) == self.labels).double()
-        return [
-            float(hit[self.labels == label].mean()) for label in range(self.logits.shape[1])
-        ]
+        return [float(hit[self.labels == label].mean()) for label in range(self.logits.shape[1])]
 
 
 Answer = tuple[Tensor, Tensor, Tensor]

@@ -27,7 +27,6 @@ from rekd_edge.selection import (
 )
 from rekd_edge.types import AxisSpec, IoSpec, Modality, TensorSpec, input_names
 
-
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -62,7 +61,9 @@ class DeployModel(nn.Module):
         """Names, types and axes, for the exporter and the runners."""
         batch = AxisSpec("batch", None)
         classes = AxisSpec("class", len(self.label_names))
-        return IoSpec(self._input_specs(batch), (TensorSpec("logits", "float32", (batch, classes)),))
+        return IoSpec(
+            self._input_specs(batch), (TensorSpec("logits", "float32", (batch, classes)),)
+        )
 
     def _input_specs(self, batch: AxisSpec) -> tuple[TensorSpec, ...]:
         names = input_names(self.modality)
@@ -180,9 +181,7 @@ class MaskedRationalist(_SelectingModel):
         scores, keep = self._select(self.named_inputs(inputs))
         view = scores.view
         weight = view.attended if self.modality == "text" else None
-        logits = self.predictor(
-            view.content, view.position, weight, keep.to(scores.score.dtype)
-        )
+        logits = self.predictor(view.content, view.position, weight, keep.to(scores.score.dtype))
         return (logits, *self._rationale_outputs(scores, keep))
 
 

@@ -88,9 +88,7 @@ def _predictor(
 def _encoder(spec: BackboneSpec, recipe: Recipe) -> tuple[Encoder, OpenedBackbone]:
     modality: Modality = recipe.modality
     data: DataSpec = recipe.data
-    opened = open_backbone(
-        spec, modality, image_size=data.image_size, max_length=data.max_length
-    )
+    opened = open_backbone(spec, modality, image_size=data.image_size, max_length=data.max_length)
     backbone: Any = opened.module
     encoder: Encoder
     if modality == "text":

@@ -166,6 +166,10 @@ class TrainSpec(Spec):
     learning_rate: float = Field(default=5e-5, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the two linear heads; null takes `learning_rate`."""
+    selector_learning_rate: float | None = Field(default=None, ge=0)
+    """Learning rate of the selector in joint training; null takes `learning_rate`. A selector that
+    was warmed up needs little: the straight-through gradient is noisier than the warm-up's. 0
+    keeps the warmed-up selector and trains the predictor on its rationales."""
     weight_decay: float = Field(default=0.01, ge=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_warmup_share: Share = 0.06

@@ -53,6 +53,4 @@ def test_invariant_under_increasing_maps_of_the_scores(
     score, selectable, ratio = selection
     budget = rationale_budget(selectable.sum(dim=1), *budget_fraction(ratio))
     moved = score * 4 + shift
-    assert torch.equal(
-        keep_top_k(score, selectable, budget), keep_top_k(moved, selectable, budget)
-    )
+    assert torch.equal(keep_top_k(score, selectable, budget), keep_top_k(moved, selectable, budget))

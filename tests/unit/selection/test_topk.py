@@ -76,9 +76,7 @@ def test_margin_and_threshold() -> None:
 def test_straight_through_is_hard_forward_and_sigmoid_backward() -> None:
     score = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
     selectable = torch.ones(1, 3, dtype=torch.bool)
-    weight, keep = straight_through_top_k(
-        score, selectable, torch.tensor([1]), temperature=0.5
-    )
+    weight, keep = straight_through_top_k(score, selectable, torch.tensor([1]), temperature=0.5)
     assert weight.tolist() == [[1.0, 0.0, 0.0]]
     assert keep.tolist() == [[True, False, False]]
     weight[0, 1].backward()
