@@ -23,7 +23,7 @@ from rekd_edge import export_pipeline
 from rekd_edge.bench import BenchSettings
 from rekd_edge.bundle import verify_bundle
 from rekd_edge.convert import OnnxArtefact, convert_to_onnx
-from rekd_edge.errors import IntegrityError, UsageError
+from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import ExportResult, bench_bundle, check_bundle, export_bundle
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import find_recipe, load_recipe
@@ -62,13 +62,12 @@ def scale_weight(path: Path, prefix: str, factor: float) -> None:
 
 
 def seal(bundle: Path) -> None:
-    """Writes the digest of a changed model into the manifest, as a forger would."""
+    """Writes the digests of changed files into the manifest, as a forger would."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    content = (bundle / "model.onnx").read_bytes()
     for entry in manifest["files"]:
-        if entry["path"] == "model.onnx":
-            entry["sha256"] = hashlib.sha256(content).hexdigest()
-            entry["size_bytes"] = len(content)
+        content = (bundle / entry["path"]).read_bytes()
+        entry["sha256"] = hashlib.sha256(content).hexdigest()
+        entry["size_bytes"] = len(content)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     verify_bundle(bundle)
 
@@ -145,6 +144,34 @@ def test_a_forged_weight_is_found_and_the_bundle_rejected(bundle: Path, run: Run
     reason = json.loads((rejected / "reason.json").read_text())
     assert any("max_logit_error" in line for line in reason["reasons"])
     assert (rejected / "model.onnx").is_file()
+
+
+def test_swapped_class_names_are_found_and_the_bundle_rejected(bundle: Path, run: Run) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    names = config["label_names"][::-1]
+    config["label_names"] = names
+    config["id2label"] = {str(i): name for i, name in enumerate(names)}
+    config["label2id"] = {name: i for i, name in enumerate(names)}
+    (bundle / "config.json").write_text(json.dumps(config))
+    (bundle / "labels.json").write_text(json.dumps(names))
+    seal(bundle)
+    with pytest.raises(GateError, match="label_names") as raised:
+        check_bundle(bundle, threads=1)
+    assert raised.value.exit_code == 3
+    assert not bundle.exists()
+    reason = json.loads((run.path / "rejected" / "copy" / "reason.json").read_text())
+    assert "label_names" in reason["reasons"][0]
+
+
+def test_another_preparation_of_the_input_is_found(bundle: Path) -> None:
+    file = bundle / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    settings["max_length"] -= 1
+    file.write_text(json.dumps(settings))
+    seal(bundle)
+    with pytest.raises(GateError, match="prepares its input otherwise"):
+        check_bundle(bundle, reject_failed=False)
+    assert bundle.is_dir()
 
 
 def test_keep_leaves_a_failed_bundle_where_it_is(bundle: Path) -> None:

@@ -1,21 +1,22 @@
-"""Small fused rationalists of real architectures, with weights that make distinct answers."""
+"""Small fused rationalists of real architectures, with weights that make distinct answers.
+
+torch and the backbones are imported inside the fixtures, so that collecting tests stays quick.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import timm
-import torch
-from transformers import BertConfig, BertModel
 
-from rekd_edge.check import LabelledBatch, TextEdges
-from rekd_edge.convert import OnnxArtefact, convert_to_onnx, load_target
-from rekd_edge.fuse import FusedRationalist, PlainClassifier, fuse
-from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
-from rekd_edge.models.rationalist import Predictor, Rationalist, Selector
+if TYPE_CHECKING:
+    from rekd_edge.check import LabelledBatch, TextEdges
+    from rekd_edge.convert import OnnxArtefact
+    from rekd_edge.fuse import FusedRationalist, PlainClassifier
+    from rekd_edge.models.encoder import Encoder
 
 CLS, SEP, PAD = 101, 102, 0
 MAX_LENGTH = 48
@@ -23,6 +24,10 @@ LABELS = ("negative", "neutral", "positive")
 
 
 def _bert() -> Encoder:
+    from transformers import BertConfig, BertModel
+
+    from rekd_edge.models.encoder import BertEncoder
+
     config = BertConfig(
         vocab_size=600,
         hidden_size=24,
@@ -36,12 +41,21 @@ def _bert() -> Encoder:
 
 
 def _vit() -> Encoder:
+    import timm
+
+    from rekd_edge.models.encoder import VitEncoder
+
     return VitEncoder(
         timm.create_model("test_vit", img_size=64, num_classes=0, depth=1, pretrained=False)
     )
 
 
 def _fused(encoder: Callable[[], Encoder], max_length: int | None) -> FusedRationalist:
+    import torch
+
+    from rekd_edge.fuse import fuse
+    from rekd_edge.models.rationalist import Predictor, Rationalist, Selector
+
     torch.manual_seed(0)
     model = Rationalist(Selector(encoder()), Predictor(encoder(), len(LABELS)), 0.3)
     for head in (model.selector.head, model.predictor.head):
@@ -63,18 +77,24 @@ def tiny_image() -> FusedRationalist:
 
 @pytest.fixture(scope="session")
 def tiny_plain(tiny_text: FusedRationalist) -> PlainClassifier:
+    from rekd_edge.fuse import PlainClassifier
+
     plain = PlainClassifier(tiny_text.predictor, label_names=LABELS, max_length=MAX_LENGTH)
     return plain.eval()
 
 
 @pytest.fixture(scope="session")
 def text_edges() -> TextEdges:
+    from rekd_edge.check import TextEdges
+
     return TextEdges(CLS, SEP, PAD, MAX_LENGTH)
 
 
 @pytest.fixture(scope="session")
 def text_batches() -> list[LabelledBatch]:
     """Padded batches of mixed lengths; ids stay inside the vocabulary."""
+    from rekd_edge.check import LabelledBatch
+
     rng = np.random.default_rng(0)
     batches = []
     for size, longest in ((8, 20), (8, 11), (3, 30)):
@@ -91,6 +111,8 @@ def text_batches() -> list[LabelledBatch]:
 
 @pytest.fixture(scope="session")
 def image_batches() -> list[LabelledBatch]:
+    from rekd_edge.check import LabelledBatch
+
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((9, 3, 64, 64), dtype=np.float32)
     return [LabelledBatch({"pixel_values": pixels}, rng.integers(0, len(LABELS), 9))]
@@ -101,6 +123,8 @@ def tiny_text_onnx(
     tiny_text: FusedRationalist, tmp_path_factory: pytest.TempPathFactory
 ) -> OnnxArtefact:
     """The text model as exported; tests copy it before they change it."""
+    from rekd_edge.convert import convert_to_onnx, load_target
+
     path: Path = tmp_path_factory.mktemp("tiny-text") / "model.onnx"
     return convert_to_onnx(
         tiny_text,
@@ -115,6 +139,8 @@ def tiny_text_onnx(
 def tiny_image_onnx(
     tiny_image: FusedRationalist, tmp_path_factory: pytest.TempPathFactory
 ) -> OnnxArtefact:
+    from rekd_edge.convert import convert_to_onnx, load_target
+
     path: Path = tmp_path_factory.mktemp("tiny-image") / "model.onnx"
     return convert_to_onnx(
         tiny_image, tiny_image.io_spec(), path, target=load_target("onnx"), metadata={}
