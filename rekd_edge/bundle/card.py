@@ -120,19 +120,14 @@ def _gates(manifest: BundleManifest) -> str:
     rows = [
         (
             gate.name,
-            gate.metric,
             gate.goal,
-            "-" if gate.value is None else f"{gate.value:.6g}",
+            gate.detail or ("-" if gate.value is None else f"{gate.value:.6g}"),
             "passed" if gate.passed else "**failed**",
-            gate.detail,
         )
         for gate in manifest.gates
     ]
-    columns = ("gate", "metric", "goal", "measured", "result", "detail")
-    if not any(gate.detail for gate in manifest.gates):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return "## Gates\n\nWhat had to hold before this bundle was written.\n\n" + _table(
-        columns, rows
+        ("gate", "goal", "found", "result"), rows
     )
 
 

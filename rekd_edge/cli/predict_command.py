@@ -22,7 +22,7 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="A text, @FILE with a text, an image file, or - for one input a line.",
         ),
     ],

@@ -139,7 +139,7 @@ def test_the_card_states_the_facts(text_bundle: Path) -> None:
         "| weights: student selector | `random:bert-tiny` |",
         "| this file (ONNX Runtime) | 0.7500 |",
         "| teacher rationalist | 0.8750 |",
-        "| labels | label_agreement | threshold 1 | 1 | passed |",
+        "| labels | threshold 1 | 1 | passed |",
         "python runtime/rekd_runtime.py",
         "Intended use and limits",
         "not calibrated",
