@@ -313,11 +313,13 @@ class _Trainer:
     ) -> list[Phase]:
         targets = self._targets(teacher, train) if teacher is not None else None
         warmup, phases = train.warmup, []
+        # A published-style teacher never saw random subsets, so it cannot judge them.
+        judge = teacher if objective.name == "deploy" and self._teacher_knows_subsets else None
         if warmup.predictor_epochs > 0:
             phases.append(
                 Phase(
                     "predictor warm-up",
-                    PredictorWarmup(model),
+                    PredictorWarmup(model, objective, judge),
                     warmup.predictor_epochs,
                     {model.predictor: None},
                 )
@@ -350,6 +352,11 @@ class _Trainer:
             trained = {model.selector: train.selector_learning_rate} | trained
         phases.append(Phase("joint", joint, train.epochs, trained, select=True))
         return phases
+
+    @property
+    def _teacher_knows_subsets(self) -> bool:
+        spec = self.recipe.teacher
+        return spec is not None and spec.train.warmup.predictor_epochs > 0
 
     def _targets(self, teacher: Rationalist, train: TrainSpec) -> TargetSource:
         device = make_accelerator(train, self.device).device

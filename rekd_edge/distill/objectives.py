@@ -54,19 +54,40 @@ class ClassifyObjective(nn.Module):
 
 
 class PredictorWarmup(nn.Module):
-    """Cross-entropy of the predictor on random subsets of ratio U(rationale_ratio, 1).
+    """The predictor on random subsets of ratio U(rationale_ratio, 1).
 
-    Afterwards the predictor can judge any subset, and no early selection has been overfitted
-    (the guard against interlocking)."""
+    L = CE, or with a teacher alpha * CE + (1 - alpha) * T^2 * KL_Y, where the teacher's predictor
+    answers from the same subset (it was trained on random subsets too, and is an honest judge of
+    any of them). Afterwards the predictor can judge any subset, and no early selection has been
+    overfitted (the guard against interlocking).
+    """
 
-    def __init__(self, model: Rationalist) -> None:
+    def __init__(
+        self, model: Rationalist, spec: ObjectiveSpec, teacher: Rationalist | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.spec = spec
+        # Held outside the module tree: its parameters are neither trained nor saved.
+        self._teacher = (teacher,)
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
+        spec, teacher = self.spec, self._teacher[0]
         view = self.model.predictor.encoder.view(batch.inputs)
         keep = random_subset(view, self.model.rationale_ratio)
-        return {"loss": F.cross_entropy(self.model.classify_masked(view, keep), batch.labels)}
+        logits = self.model.classify_masked(view, keep)
+        terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
+        loss = terms["ce"]
+        if teacher is not None:
+            with torch.no_grad():
+                answer = teacher.classify_masked(view, keep)
+            terms["kl_prediction"] = losses.prediction_kl(
+                answer, logits, temperature=spec.kd_temperature
+            )
+            loss = spec.alpha * loss + (1 - spec.alpha) * (
+                spec.kd_temperature**2 * terms["kl_prediction"]
+            )
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
 
 def random_subset(view: TokenView, smallest_ratio: float) -> Tensor:

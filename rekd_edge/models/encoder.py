@@ -187,7 +187,7 @@ class BertEncoder(Encoder):
         return layer.output(layer.intermediate(attended), attended)
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        return [self.backbone.embeddings.word_embeddings.weight]
+        return list(self.backbone.embeddings.word_embeddings.parameters())
 
 
 class VitEncoder(Encoder):
