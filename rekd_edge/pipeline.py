@@ -326,7 +326,7 @@ class _Trainer:
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
             source = warmup.selector
-            if source == "teacher" and targets is None:
+            if source in {"teacher", "teacher_and_own"} and targets is None:
                 # A student trained without a teacher learns from its own predictor instead.
                 source = "mask_gradient"
             phases.append(

@@ -63,3 +63,10 @@ def normalise_attribution(attribution: Tensor, selectable: Tensor) -> Tensor:
     count = selectable.sum(dim=1, keepdim=True).clamp_min(1)
     scale = (kept.pow(2).sum(dim=1, keepdim=True) / count).sqrt()
     return kept / scale.clamp_min(1e-6)
+
+
+def centre(score: Tensor, selectable: Tensor) -> Tensor:
+    """Subtracts the mean over each example's selectable tokens; 0 elsewhere."""
+    count = selectable.sum(dim=1, keepdim=True).clamp_min(1)
+    mean = (score * selectable).sum(dim=1, keepdim=True) / count
+    return (score - mean) * selectable

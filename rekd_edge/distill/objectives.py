@@ -112,7 +112,7 @@ class SelectorWarmup(nn.Module):
         rationale_temperature: float,
     ) -> None:
         super().__init__()
-        if source == "teacher" and teacher is None:
+        if source in {"teacher", "teacher_and_own"} and teacher is None:
             raise ValueError("warm-up from the teacher needs a teacher")
         self.model = model
         self.source = source
@@ -139,6 +139,10 @@ class SelectorWarmup(nn.Module):
             self.model.predictor, self.model.predictor.encoder.view(batch.inputs)
         )
         target = attributions.normalise_attribution(attribution, valid)
+        if self.source == "teacher_and_own":
+            assert self.teacher is not None
+            theirs = attributions.centre(self.teacher(batch).margin, valid)
+            target = target + attributions.normalise_attribution(theirs, valid)
         loss = losses.attribution_cross_entropy(scores.score, target, valid, temperature=1.0)
         return {"loss": loss}
 
