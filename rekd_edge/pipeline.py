@@ -109,8 +109,12 @@ def train_run(
         DataError, BackendError, IntegrityError: data or weights cannot be had.
     """
     started = time.monotonic()
-    _claim(output, recipe, resume)
-    data = load_data(recipe)
+    accelerator = make_accelerator(recipe.student.train, device)
+    if accelerator.is_main_process:
+        _claim(output, recipe, resume)
+    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():  # one process fills the caches
+        data = load_data(recipe)
     trainer = _Trainer(recipe, data, output, device, resume, listener)
     results = trainer.train()
     info = {
@@ -124,8 +128,10 @@ def train_run(
         "versions": package_versions(),
         "hardware": hardware(),
     }
-    write_json(output / "reports" / "distill.json", results)
-    write_json(output / RUN_FILE, info)
+    if accelerator.is_main_process:
+        write_json(output / "reports" / "distill.json", results)
+        write_json(output / RUN_FILE, info)
+    accelerator.wait_for_everyone()
     return open_run(output)
 
 
@@ -175,10 +181,12 @@ class _Trainer:
         self.listener = listener
         self.weights: dict[str, Any] = {}
         self.preprocessor: Preprocessor | None = None
+        self.is_main = make_accelerator(recipe.student.train, device).is_main_process
 
     def train(self) -> dict[str, Any]:
         recipe, classes = self.recipe, len(self.data.label_names)
-        write_json(self.output / LABELS_FILE, list(self.data.label_names))
+        if self.is_main:
+            write_json(self.output / LABELS_FILE, list(self.data.label_names))
         results: dict[str, Any] = {"task": recipe.task, "seed": recipe.seed}
         torch.manual_seed(recipe.seed)
         if recipe.task == "classify":
@@ -207,7 +215,8 @@ class _Trainer:
         )
         student.cpu()
         report = fuse_report(student, fused, lambda: self._loader(self.data.test))
-        write_json(self.output / "reports" / "fuse.json", report.to_json())
+        if self.is_main:
+            write_json(self.output / "reports" / "fuse.json", report.to_json())
         return results
 
     def _teacher(self, results: dict[str, Any]) -> Rationalist:
@@ -242,7 +251,8 @@ class _Trainer:
             )
         self.preprocessor = preprocessor
         self.weights[role] = dict(weights)
-        preprocessor.save(self.output / PREPROCESSOR_FOLDER)
+        if self.is_main:
+            preprocessor.save(self.output / PREPROCESSOR_FOLDER)
 
     def _loader(self, split: Split) -> BatchLoader:
         assert self.preprocessor is not None

@@ -188,6 +188,7 @@ class _Run:
                 first = state["step"] if index == state["phase"] else 0
                 moments = tensors if index == state["phase"] and first > 0 else None
                 self._phase(index, first, moments, log, started - state["elapsed_s"])
+        self.accelerator.wait_for_everyone()
         self.report.wall_s = time.monotonic() - started + state["elapsed_s"]
         return self.report
 
