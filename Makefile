@@ -74,7 +74,8 @@ $(INSTALLED): constraints.txt pyproject.toml
 	fi
 	@echo "installing the pinned packages (some 6 GB, minutes the first time)"
 	@# uv installs the same pinned files several times faster; pip is the way out where it cannot.
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt uv && \
+	@$(BIN)/python -m pip install -qq --require-hashes \
+			-r <(sed -n '/^uv==/,/[^\\]$$/p' constraints.txt) && \
 		$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r constraints.txt || \
 		$(BIN)/python -m pip install -qq --require-hashes -r constraints.txt
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
