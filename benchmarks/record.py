@@ -1,0 +1,81 @@
+"""Turns a comparison's summary into a recorded result: NAME.json and its table NAME.md.
+
+python benchmarks/record.py runs/demo/summary.json movie-review-snippets --command "make demo"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROWS = {
+    "teacher": ("teacher rationalist", None),
+    "plain_student": ("plain student, all tokens", "plain"),
+    "extract_student": ("student without teacher", None),
+    "rekd_student": ("**REKD student**", "gathered"),
+}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The result as Markdown; every figure is read from ``summary``."""
+    latency = summary.get("latency_ratio", {})
+    candidates = summary.get("bench", {}).get("candidates", {})
+    lines = ["| model | test accuracy | latency | p50 ms |", "|---|---|---|---|"]
+    for row, (title, timed) in ROWS.items():
+        spread = summary["accuracy_spread"][row]
+        accuracy = f"{summary['accuracy'][row]:.3f}" + (f" ± {spread:.3f}" if spread else "")
+        lines.append(f"| {title} | {accuracy} | {_latency(latency, candidates, timed)} |")
+    if "masked" in latency:
+        title = "published form: masked, two passes"
+        lines.append(f"| {title} | | {_latency(latency, candidates, 'masked')} |")
+    gains = ", ".join(f"{gain * 100:+.1f}" for gain in summary["rekd_minus_extract_per_seed"])
+    hardware = summary["hardware"]
+    facts = [
+        f"Recipe `{summary['recipe']}`, ratio {summary['rationale_ratio']}, "
+        f"{summary['examples']['test']} test examples, seeds {summary['seeds']} "
+        "(mean ± sample standard deviation).",
+        f"REKD minus no teacher, points per seed: {gains}.",
+        f"{hardware['processor']}, {hardware['cores']} cores, {summary['date']}, "
+        f"torch {summary['versions']['torch']}, "
+        f"onnxruntime {summary['versions'].get('onnxruntime', '-')}. `{summary['command']}`",
+    ]
+    if latency:
+        bench = summary["bench"]
+        facts.append(
+            f"Latency: ONNX Runtime, {bench['threads']} thread, batch 1, median relative to the "
+            f"plain student in one interleaved run over {bench['input_count']} test inputs "
+            f"({bench['result_validity']}); first seed."
+        )
+    return "\n".join(lines) + "\n\n" + "\n".join(facts) + "\n"
+
+
+def _latency(latency: dict[str, float], candidates: dict[str, Any], name: str | None) -> str:
+    if name is None or name not in latency:
+        return "|"
+    median = candidates[name]["result_50_percentile_latency_ns"] / 1e6
+    return f"{latency[name]:.2f}x | {median:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("summary", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    summary = json.loads(options.summary.read_text(encoding="utf-8"))
+    summary["command"] = options.command
+    summary["date"] = datetime.now(UTC).date().isoformat()
+    options.results.mkdir(exist_ok=True)
+    twin = options.results / f"{options.name}.json"
+    twin.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    text = f"# {options.name}\n\n{table(summary)}"
+    (options.results / f"{options.name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
