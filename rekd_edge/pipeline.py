@@ -336,7 +336,7 @@ class _Trainer:
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
             source = warmup.selector
-            if source in {"teacher", "teacher_and_own"} and targets is None:
+            if source.startswith("teacher") and targets is None:
                 # A student trained without a teacher learns from its own predictor instead.
                 source = "mask_gradient"
             phases.append(
@@ -347,6 +347,7 @@ class _Trainer:
                         source,
                         teacher=targets,
                         rationale_temperature=objective.rationale_temperature,
+                        judge=teacher if source == "teacher_gradient" else None,
                     ),
                     warmup.selector_epochs,
                     {model.selector: None},

@@ -110,6 +110,7 @@ class SelectorWarmup(nn.Module):
         *,
         teacher: TargetSource | None,
         rationale_temperature: float,
+        judge: Rationalist | None = None,
     ) -> None:
         super().__init__()
         if source in {"teacher", "teacher_and_own"} and teacher is None:
@@ -118,6 +119,8 @@ class SelectorWarmup(nn.Module):
         self.source = source
         self.teacher = teacher
         self.rationale_temperature = rationale_temperature
+        # Whose predictor is explained; held outside the module tree, like every teacher.
+        self._judge = (model if judge is None else judge,)
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
         scores = self.model.selector(batch.inputs)
@@ -135,9 +138,8 @@ class SelectorWarmup(nn.Module):
         attribute = (
             attributions.occlusion if self.source == "occlusion" else attributions.mask_gradient
         )
-        attribution = attribute(
-            self.model.predictor, self.model.predictor.encoder.view(batch.inputs)
-        )
+        judge = self._judge[0].predictor
+        attribution = attribute(judge, judge.encoder.view(batch.inputs))
         target = attributions.normalise_attribution(attribution, valid)
         if self.source == "teacher_and_own":
             assert self.teacher is not None

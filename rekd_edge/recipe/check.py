@@ -22,7 +22,7 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     yield from _data_problems(recipe.data, recipe.modality)
     if recipe.teacher is not None:
         yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality)
-        if recipe.teacher.train.warmup.selector in {"teacher", "teacher_and_own"}:
+        if recipe.teacher.train.warmup.selector.startswith("teacher"):
             yield (
                 ("teacher", "train", "warmup", "selector"),
                 "a teacher has no teacher to learn from (use 'mask_gradient' or 'occlusion')",

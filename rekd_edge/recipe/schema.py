@@ -149,13 +149,15 @@ class WarmupSpec(Spec):
 
     predictor_epochs: float = Field(default=0.0, ge=0)
     """Epochs of the predictor on random subsets of ratio U(rationale_ratio, 1)."""
-    selector: Literal["none", "mask_gradient", "occlusion", "teacher", "teacher_and_own"] = "none"
+    selector: Literal[
+        "none", "mask_gradient", "occlusion", "teacher", "teacher_and_own", "teacher_gradient"
+    ] = "none"
     """What the selector learns first. `mask_gradient`: the derivative of the predictor's answer
     with respect to each token's attention weight (one backward pass an example); `occlusion`: the
     drop of that answer when the token is removed (one forward pass a token); `teacher`: the
     teacher's rationale; `teacher_and_own`: the sum of the teacher's scores and the own predictor's
-    mask gradients, both normalised. Without a teacher, as in `task: extract`, the last two mean
-    `mask_gradient`."""
+    mask gradients, both normalised; `teacher_gradient`: mask gradients of the teacher's
+    predictor. Without a teacher, as in `task: extract`, the last three mean `mask_gradient`."""
     selector_epochs: float = Field(default=0.0, ge=0)
     """Epochs of that; a share such as 0.25 limits the cost of `occlusion`."""
 
