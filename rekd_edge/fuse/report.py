@@ -14,7 +14,7 @@ from rekd_edge.fuse.fused import FusedRationalist
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.types import Batch
 
-SAMPLED_DRAWS = 5
+SAMPLED_DRAWS = 3
 GATHER_TOLERANCE = 1e-4
 """Largest logit difference of masked and gathered that rounding explains (float32)."""
 
