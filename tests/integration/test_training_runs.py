@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rekd_edge.data.preprocess import TextPreprocessor
 from rekd_edge.distill.loop import DevResult, DivergedError
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.pipeline import train_run
@@ -107,6 +108,7 @@ def test_a_finished_run_reports_and_reopens(finished: Path) -> None:
     assert run.teacher() is not None
     assert run.info["weights"]["student"]["predictor"]["source"] == "random:bert-tiny"
     fused = run.fused()
+    assert isinstance(run.preprocessor, TextPreprocessor)
     texts = [str(run.data().test.raw(i)) for i in range(3)]
     inputs = {n: torch.from_numpy(v) for n, v in run.preprocessor.encode(texts).items()}
     assert fused(*inputs.values())[0].shape == (3, len(run.label_names))
