@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,9 @@ def distill(
     from rekd_edge.pipeline import set_deterministic, train_run
 
     set_deterministic(deterministic)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes: the first one speaks
+        train_run(loaded, output, resume=resume, device=device)
+        return
     with TrainingProgress() as progress:
         run = train_run(loaded, output, resume=resume, device=device, listener=progress)
     result = {"run": str(output), "info": run.info, "distill": run.report("distill")}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,26 @@ def test_a_trained_teacher_is_loaded_from_its_run(finished: Path, tmp_path: Path
     assert report is not None
     assert first is not None
     assert report["teacher"]["test"] == first["teacher"]["test"]
+
+
+def test_two_processes_share_the_batches(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["-m", "rekd_edge", "distill", "smoke/text", "--device", "cpu"]
+    result = subprocess.run(
+        [*command, "--output", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("run folder") == 1
+    run = open_run(tmp_path / "run")
+    assert run.info["status"] == "finished"
+    report = run.report("distill")
+    assert report is not None
+    assert report["student"]["steps"] == 6  # 3 phases of 4 batches, two processes
 
 
 def test_an_existing_run_is_not_overwritten(finished: Path) -> None:
