@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from rekd_edge.errors import IntegrityError, UsageError
-from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
+from rekd_edge.models.convolution import ConvEncoder
+from rekd_edge.models.encoder import BertEncoder, PatchGrid, TokenReader, VitEncoder
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
 from rekd_edge.models.weights import OpenedBackbone, open_backbone
 from rekd_edge.recipe.schema import (
@@ -17,6 +18,7 @@ from rekd_edge.recipe.schema import (
     PredictorSpec,
     RationalistSpec,
     Recipe,
+    TeacherSpec,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -
         BackendError: none of a backbone's sources can be had.
         UsageError: an unknown backbone, or selector and predictor that see different tokens.
     """
+    recipe = _as_seen_by(spec, recipe)
     selector, selector_opened = _encoder(spec.selector, recipe)
     predictor, predictor_opened = _predictor(spec.predictor, recipe, num_classes)
     preprocessor = _preprocessor(predictor_opened, recipe)
@@ -56,6 +59,14 @@ def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -
     return Built(model, preprocessor, weights)
 
 
+def _as_seen_by(spec: RationalistSpec, recipe: Recipe) -> Recipe:
+    """The recipe with the image size of a teacher that has one of its own."""
+    if not isinstance(spec, TeacherSpec) or spec.image_size is None:
+        return recipe
+    data = recipe.data.model_copy(update={"image_size": spec.image_size})
+    return recipe.model_copy(update={"data": data})
+
+
 def build_classifier(spec: RationalistSpec, recipe: Recipe, num_classes: int) -> Built:
     """The predictor's backbone as a plain classifier."""
     predictor, opened = _predictor(spec.predictor, recipe, num_classes)
@@ -68,12 +79,14 @@ def same_tokens(first: Preprocessor, second: Preprocessor) -> bool:
     return first.fingerprint == second.fingerprint
 
 
-def _same_grid(first: Encoder, second: Encoder) -> None:
-    if isinstance(first, VitEncoder) and isinstance(second, VitEncoder):
+def _same_grid(first: TokenReader, second: TokenReader) -> None:
+    if isinstance(first, PatchGrid) and isinstance(second, PatchGrid):
         if (first.grid, first.patch_size) != (second.grid, second.patch_size):
             raise UsageError(
-                f"the selector sees {first.grid} patches and the predictor {second.grid}",
-                hint="choose backbones of one patch size",
+                f"the selector sees {first.grid[0]} x {first.grid[1]} patches and the predictor "
+                f"{second.grid[0]} x {second.grid[1]}",
+                hint="choose backbones of one patch size; a convolutional one takes any "
+                "(its patch_size)",
             )
 
 
@@ -85,15 +98,23 @@ def _predictor(
     return predictor, opened
 
 
-def _encoder(spec: BackboneSpec, recipe: Recipe) -> tuple[Encoder, OpenedBackbone]:
+def _encoder(spec: BackboneSpec, recipe: Recipe) -> tuple[TokenReader, OpenedBackbone]:
     modality: Modality = recipe.modality
     data: DataSpec = recipe.data
     opened = open_backbone(spec, modality, image_size=data.image_size, max_length=data.max_length)
     backbone: Any = opened.module
-    encoder: Encoder
+    encoder: TokenReader
     if modality == "text":
         special = _text_preprocessor(opened, data).special_ids
         encoder = BertEncoder(backbone, cls_id=special["cls"], sep_id=special["sep"])
+    elif spec.patch_size is not None:
+        encoder = ConvEncoder(
+            backbone,
+            image_size=data.image_size,
+            patch_size=spec.patch_size,
+            depth=spec.depth,
+            with_head=isinstance(spec, PredictorSpec),
+        )
     else:
         encoder = VitEncoder(backbone)
     if not spec.train_embeddings:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rekd_edge.models.encoder import Encoder, TokenView
+from rekd_edge.models.encoder import TokenReader, TokenView
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
@@ -38,17 +38,16 @@ class Scores:
 class Selector(nn.Module):
     """Scores every content token with one pass over the whole input."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: TokenReader) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.embed_dim, 2)
+        self.head = nn.Linear(encoder.token_dim, 2)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         view = self.encoder.view(inputs)
-        hidden = self.encoder(view.content, view.position, view.attended)
-        logits = self.head(hidden[:, self.encoder.num_prefix_tokens :])
+        logits = self.head(self.encoder.token_features(view))
         return Scores(logits[..., 1] - logits[..., 0], logits, view)
 
 
@@ -56,7 +55,7 @@ class Predictor(nn.Module):
     """Classifies from the tokens it is given and from nothing else."""
 
     def __init__(
-        self, encoder: Encoder, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0
+        self, encoder: TokenReader, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0
     ) -> None:
         super().__init__()
         if pooling not in {"cls", "mean"}:
@@ -76,19 +75,8 @@ class Predictor(nn.Module):
         scale: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
-        hidden = self.encoder(content, position, key_weight, scale)
-        return self.head(self.dropout(self._pool(hidden, key_weight)))
-
-    def _pool(self, hidden: Tensor, key_weight: Tensor | None) -> Tensor:
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        prefix = self.encoder.num_prefix_tokens
-        class_token, content = hidden[:, :1], hidden[:, prefix:]
-        if key_weight is None:
-            return torch.cat([class_token, content], dim=1).mean(dim=1)
-        weight = key_weight.to(hidden.dtype).unsqueeze(2)
-        total = class_token[:, 0] + (content * weight).sum(dim=1)
-        return total / (1.0 + weight.sum(dim=1))
+        pooled = self.encoder.pooled_features(content, position, key_weight, scale, self.pooling)
+        return self.head(self.dropout(pooled))
 
 
 class Rationalist(nn.Module):
