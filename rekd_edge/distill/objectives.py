@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from rekd_edge import losses
 from rekd_edge.distill import attribution as attributions
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
+from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
@@ -63,24 +64,22 @@ class PredictorWarmup(nn.Module):
     """
 
     def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: Rationalist | None = None
+        self, model: Rationalist, spec: ObjectiveSpec, teacher: Teacher | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
-        # Held outside the module tree: its parameters are neither trained nor saved.
-        self._teacher = (teacher,)
+        self.teacher = teacher
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, teacher = self.spec, self._teacher[0]
+        spec, teacher = self.spec, self.teacher
         view = self.model.predictor.encoder.view(batch.inputs)
         keep = random_subset(view, self.model.rationale_ratio)
         logits = self.model.classify_masked(view, keep)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if teacher is not None:
-            with torch.no_grad():
-                answer = teacher.classify_masked(view, keep)
+            answer = teacher.classify_masked(batch, keep)
             terms["kl_prediction"] = losses.prediction_kl(
                 answer, logits, temperature=spec.kd_temperature
             )
@@ -110,7 +109,7 @@ class SelectorWarmup(nn.Module):
         *,
         teacher: TargetSource | None,
         rationale_temperature: float,
-        judge: Rationalist | None = None,
+        judge: Teacher | None = None,
     ) -> None:
         super().__init__()
         if source in {"teacher", "teacher_and_own"} and teacher is None:
@@ -119,8 +118,7 @@ class SelectorWarmup(nn.Module):
         self.source = source
         self.teacher = teacher
         self.rationale_temperature = rationale_temperature
-        # Whose predictor is explained; held outside the module tree, like every teacher.
-        self._judge = (model if judge is None else judge,)
+        self.judge = judge
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
         scores = self.model.selector(batch.inputs)
@@ -135,11 +133,12 @@ class SelectorWarmup(nn.Module):
                 temperature=self.rationale_temperature,
             )
             return {"loss": loss}
-        attribute = (
-            attributions.occlusion if self.source == "occlusion" else attributions.mask_gradient
-        )
-        judge = self._judge[0].predictor
-        attribution = attribute(judge, judge.encoder.view(batch.inputs))
+        if self.judge is not None:
+            attribution = self.judge.mask_gradient(batch)
+        elif self.source == "occlusion":
+            attribution = attributions.occlusion(self.model.predictor, self._view(batch))
+        else:
+            attribution = attributions.mask_gradient(self.model.predictor, self._view(batch))
         target = attributions.normalise_attribution(attribution, valid)
         if self.source == "teacher_and_own":
             assert self.teacher is not None
@@ -147,6 +146,9 @@ class SelectorWarmup(nn.Module):
             target = target + attributions.normalise_attribution(theirs, valid)
         loss = losses.attribution_cross_entropy(scores.score, target, valid, temperature=1.0)
         return {"loss": loss}
+
+    def _view(self, batch: Batch) -> TokenView:
+        return self.model.predictor.encoder.view(batch.inputs)
 
 
 def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
@@ -218,17 +220,14 @@ class PaperObjective(nn.Module):
     class token is never masked, and padding neither counts nor is attended.
     """
 
-    def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: Rationalist | None
-    ) -> None:
+    def __init__(self, model: Rationalist, spec: ObjectiveSpec, teacher: Teacher | None) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
-        # Held outside the module tree: its parameters are neither trained nor saved.
-        self._teacher = (teacher,)
+        self.teacher = teacher
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, model, teacher = self.spec, self.model, self._teacher[0]
+        spec, model, teacher = self.spec, self.model, self.teacher
         tau = temperature_at(progress.step, progress.total_steps, spec.temperature)
         scores = model.selector(batch.inputs)
         valid = scores.view.selectable
@@ -257,11 +256,13 @@ class PaperObjective(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _teacher_answer(
-        teacher: Rationalist, batch: Batch, student_keep: Tensor, tau: float
+        teacher: Teacher, batch: Batch, student_keep: Tensor, tau: float
     ) -> tuple[Tensor, Tensor]:
-        scores = teacher.selector(batch.inputs)
-        _, log_probability = bernoulli_straight_through(scores.logits, temperature=tau)
-        return teacher.classify_zeroed(scores.view, student_keep), log_probability
+        score = teacher.score(batch)
+        # Only the difference of the two logits matters, noised or not.
+        logits = torch.stack([torch.zeros_like(score), score], dim=2)
+        _, log_probability = bernoulli_straight_through(logits, temperature=tau)
+        return teacher.classify_zeroed(batch, student_keep), log_probability
 
 
 __all__ = [

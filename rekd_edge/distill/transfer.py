@@ -48,7 +48,8 @@ def carry_by_span(
 
     A token without characters (special tokens, padding) gives and gets nothing. One that overlaps
     no token of the other side gives to, or takes from, the nearest one (the first of several), so
-    that nothing is lost where the other side has any character at all; :func:`covered_by_span` says which those are.
+    that nothing is lost where the other side has any character; :func:`covered_by_span` tells
+    which tokens those are.
     """
     overlap = span_overlap(from_spans, to_spans)
     gives, gets = _has_characters(from_spans), _has_characters(to_spans)
