@@ -141,7 +141,7 @@ def new_convolutional(name: str, source: str, image_size: int, depth: int | None
     import timm
 
     try:
-        module = timm.create_model(name, pretrained=False, num_classes=0)
+        module: Any = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:  # timm's answer to an unknown pretrained tag
         raise UsageError(f"weights: {source}: {error}") from error
     reason = _unsupported(module, image_size)

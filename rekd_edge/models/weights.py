@@ -149,7 +149,7 @@ def prepare_package(name: str) -> Path:
     return folder
 
 
-def num_blocks(module: BertModel | VisionTransformer) -> int:
+def num_blocks(module: nn.Module) -> int:
     """Transformer blocks of a backbone."""
     return len(_blocks(module))
 

@@ -69,14 +69,16 @@ def test_a_vit_teaches_a_convolution_that_is_exported_and_checked(
     Image.fromarray(noise).save(picture)
     runtime = result.path / "runtime" / "rekd_runtime.py"
     done = subprocess.run(
-        [sys.executable, str(runtime), str(picture), "--json"],
+        [sys.executable, str(runtime), str(picture), "--no-overlay", "--json", "-"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert "rationale" in json.dumps(answer)
+    (answer,) = json.loads(done.stdout)["predictions"]
+    assert answer["grid"] == 3
+    assert len(answer["rationale"]) == 3  # a quarter of nine, rounded up
+    assert {box["width"] for box in answer["rationale"]} == {32.0}  # 16 of 48 pixels, of 96
 
 
 def test_a_loaded_teacher_keeps_its_own_resolution(conv_run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -126,7 +127,7 @@ def spec(weights: str, **named: object) -> BackboneSpec:
 
 def test_local_weights_lose_their_classifier_and_nothing_else(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    original = timm.create_model("mobilenetv3_small_050", num_classes=7).eval()
+    original: Any = timm.create_model("mobilenetv3_small_050", num_classes=7).eval()
     save_file(original.state_dict(), tmp_path / "model.safetensors")
     configuration = {
         "architecture": "mobilenetv3_small_050",
