@@ -36,7 +36,7 @@ def carry_by_area(values: Tensor, from_grid: Grid, to_grid: Grid, quantity: Quan
         raise ValueError(f"{values.shape[1]} values are no grid of {from_grid}")
     if from_grid == to_grid:
         return values
-    overlap = area_overlap(from_grid, to_grid).to(values)
+    overlap = area_overlap(from_grid, to_grid).to(values.device)
     return _product(_weights(overlap, quantity), values)
 
 
@@ -60,7 +60,7 @@ def carry_by_span(
     else:
         lonely = gets & (overlap.sum(dim=2) == 0)
         overlap = overlap + _nearest(distance, gives.unsqueeze(1), 2) * lonely.unsqueeze(2)
-    return _product(_weights(overlap.to(values), quantity), values)
+    return _product(_weights(overlap.double(), quantity), values)
 
 
 def covered_by_span(from_spans: Tensor, to_spans: Tensor) -> Tensor:
@@ -129,6 +129,11 @@ def _weights(overlap: Tensor, quantity: Quantity) -> Tensor:
 
 
 def _product(weights: Tensor, values: Tensor) -> Tensor:
-    if values.dim() == 2:
-        return (weights @ values.unsqueeze(2)).squeeze(2)
-    return weights @ values
+    """``weights @ values`` along the token axis, in float32 at least, whatever autocast says: a
+    rounded share would fall on the wrong side of a half."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    weights, wide = weights.to(dtype), values.to(dtype)
+    with torch.autocast(values.device.type, enabled=False):
+        if values.dim() == 2:
+            return (weights @ wide.unsqueeze(2)).squeeze(2)
+        return weights @ wide

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
 from rekd_edge.bench import BenchSettings
 from rekd_edge.data.preprocess import ImagePreprocessor, TextPreprocessor
+from rekd_edge.distill.loop import Silent
 from rekd_edge.errors import UsageError
 from rekd_edge.export_pipeline import bench_bundle, check_bundle, export_bundle
 from rekd_edge.pipeline import train_run
@@ -79,6 +80,31 @@ def test_a_vit_teaches_a_convolution_that_is_exported_and_checked(
     assert answer["grid"] == 3
     assert len(answer["rationale"]) == 3  # a quarter of nine, rounded up
     assert {box["width"] for box in answer["rationale"]} == {32.0}  # 16 of 48 pixels, of 96
+
+
+class InterruptAfter(Silent):
+    """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, terms: dict[str, float]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_convolution_resumes_with_its_batch_statistics(
+    conv_run: Run, tmp_path: Path
+) -> None:
+    recipe = conv_run.recipe
+    with pytest.raises(KeyboardInterrupt):  # three phases of the teacher, then the student's joint
+        train_run(recipe, tmp_path / "run", device="cpu", listener=InterruptAfter(12 + 11))
+    train_run(recipe, tmp_path / "run", device="cpu", resume=True)
+    file = Path("student") / "best" / "model.safetensors"
+    expected, found = load_file(conv_run.path / file), load_file(tmp_path / "run" / file)
+    assert any(name.endswith("running_mean") for name in expected)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_loaded_teacher_keeps_its_own_resolution(conv_run: Run, tmp_path: Path) -> None:

@@ -133,3 +133,13 @@ def test_a_carried_subset_is_never_empty_and_all_stays_all(
     assert bool(carried[1].all())
     if carried[0].sum() > 1:
         assert bool((share[0][carried[0]] >= 0.499).all())
+
+
+def test_autocast_does_not_round_a_share() -> None:
+    keep = torch.zeros(1, 9)
+    keep[0, :4] = 1.0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        share = carry_by_area(keep, (1, 9), (1, 1), "intensive")
+        low = carry_by_area(keep.bfloat16(), (1, 9), (1, 1), "intensive")
+    for carried in (share, low):
+        torch.testing.assert_close(carried, torch.tensor([[4 / 9]]), atol=1e-6, rtol=0)
