@@ -1,6 +1,7 @@
 """A run folder: what training leaves, and how later stages open it.
 
 RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
+    teacher_preprocessor/   where the teacher reads its input otherwise than the student
     teacher/best/model.safetensors   student/best/model.safetensors
     teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
     plain/  extract/   runs of their own, where `rekd-edge compare` trained them
@@ -29,6 +30,7 @@ RECIPE_FILE = "recipe.resolved.yaml"
 RUN_FILE = "run.json"
 LABELS_FILE = "labels.json"
 PREPROCESSOR_FOLDER = "preprocessor"
+TEACHER_PREPROCESSOR_FOLDER = "teacher_preprocessor"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Run:
     @cached_property
     def preprocessor(self) -> Preprocessor:
         return load_preprocessor(self.path / PREPROCESSOR_FOLDER)
+
+    @cached_property
+    def teacher_preprocessor(self) -> Preprocessor:
+        """What makes the input of :meth:`teacher_or_student`."""
+        folder = self.path / TEACHER_PREPROCESSOR_FOLDER
+        return load_preprocessor(folder) if folder.is_dir() else self.preprocessor
 
     @cached_property
     def _data(self) -> TaskData:

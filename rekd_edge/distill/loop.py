@@ -29,7 +29,7 @@ from rekd_edge.distill.objectives import LossTerms, Progress
 from rekd_edge.errors import RekdEdgeError, UsageError
 from rekd_edge.recipe.schema import TrainSpec
 from rekd_edge.schedules import learning_rate_factor
-from rekd_edge.types import Batch
+from rekd_edge.types import Batch, TeacherSide
 
 LOG_EVERY_STEPS = 10
 
@@ -104,8 +104,19 @@ class Silent:
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
-    inputs = {name: value.to(device, non_blocking=True) for name, value in batch.inputs.items()}
-    return Batch(inputs, batch.labels.to(device), batch.index)
+    """``batch`` on ``device``, except ``index``, which stays where it is."""
+
+    def moved(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+
+    side = batch.teacher
+    if side is not None:
+        side = TeacherSide(
+            moved(side.inputs),
+            None if side.spans is None else side.spans.to(device),
+            None if side.student_spans is None else side.student_spans.to(device),
+        )
+    return Batch(moved(batch.inputs), batch.labels.to(device), batch.index, side)
 
 
 def fit(

@@ -21,13 +21,21 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     """Every contradiction as (where, what)."""
     yield from _data_problems(recipe.data, recipe.modality)
     if recipe.teacher is not None:
-        yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality)
+        image_size = recipe.teacher.image_size or recipe.data.image_size
+        yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality, image_size)
+        if recipe.teacher.image_size is not None:
+            if recipe.modality != "image":
+                yield ("teacher", "image_size"), "is for images; the data are texts"
+            elif recipe.teacher.run is not None:
+                yield ("teacher", "image_size"), "has no meaning for a teacher loaded from a run"
         if recipe.teacher.train.warmup.selector.startswith("teacher"):
             yield (
                 ("teacher", "train", "warmup", "selector"),
                 "a teacher has no teacher to learn from (use 'mask_gradient' or 'occlusion')",
             )
-    yield from _rationalist_problems(("student",), recipe.student, recipe.modality)
+    yield from _rationalist_problems(
+        ("student",), recipe.student, recipe.modality, recipe.data.image_size
+    )
 
 
 def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, str]]:
@@ -50,7 +58,7 @@ def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, st
 
 
 def _rationalist_problems(
-    location: Location, rationalist: RationalistSpec, modality: str
+    location: Location, rationalist: RationalistSpec, modality: str, image_size: int
 ) -> Iterator[tuple[Location, str]]:
     for part in ("selector", "predictor"):
         backbone: BackboneSpec = getattr(rationalist, part)
@@ -58,6 +66,14 @@ def _rationalist_problems(
             message = _weights_problem(source, modality)
             if message:
                 yield (*location, part, "weights", index), message
+        patch_size = backbone.patch_size
+        if patch_size is not None and modality != "image":
+            yield (*location, part, "patch_size"), "is for images; words need no patches"
+        elif patch_size is not None and image_size % patch_size:
+            yield (
+                (*location, part, "patch_size"),
+                f"{patch_size} does not divide the image size {image_size}",
+            )
     selector = rationalist.selector
     if selector.kind == "convolution" and selector.kernel % 2 == 0:
         yield (*location, "selector", "kernel"), f"must be odd, not {selector.kernel}"
