@@ -8,6 +8,8 @@ nothing about the label. Composites are made in memory and never stored.
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,7 @@ from rekd_edge.data.fetch import fetch
 from rekd_edge.data.image_sets import cifar10
 from rekd_edge.data.source import SourceData
 from rekd_edge.data.split import ArraySplit, stratified_split
+from rekd_edge.data.storage import atomic_file, cache_dir
 from rekd_edge.errors import IntegrityError
 from rekd_edge.recipe.schema import SplitSpec
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 CANVAS = 64
 """Side of a composite in pixels; the background is enlarged to it."""
-LONGER_SIDE = (0.45, 0.75)
+LONGER_SIDE = (0.5, 0.9)
 """Range of the object's longer side, as a share of the canvas."""
 IMAGES_PER_CLASS = 900
 
@@ -117,14 +120,13 @@ def _stamps() -> tuple[list[Image.Image], np.ndarray, tuple[str, ...]]:
     """Cut-outs in RGBA, cropped to what is not transparent; labels int64 ``[stamp]``."""
     from PIL import Image
 
-    path = fetch(TUXPAINT_STAMPS)
-    files = read_deb_files(path, lambda name: stamp_class(name) is not None)
     label_names = tuple(_CLASSES)
     stamps: list[Image.Image] = []
     labels: list[int] = []
-    for name, content in sorted(files.items()):
+    for name, content in sorted(_stamp_files().items()):
         label = stamp_class(name)
-        assert label is not None
+        if label is None:
+            continue
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             stamp = picture.convert("RGBA")
         box = stamp.getchannel("A").point([0] * 128 + [255] * 128).getbbox()
@@ -135,8 +137,29 @@ def _stamps() -> tuple[list[Image.Image], np.ndarray, tuple[str, ...]]:
         stamps.append(stamp)
         labels.append(label_names.index(label))
     if len(set(labels)) < len(label_names):
-        raise IntegrityError(f"{path} lacks the cut-outs of a class")
+        raise IntegrityError(f"{TUXPAINT_STAMPS.filename} lacks the cut-outs of a class")
     return stamps, np.asarray(labels, dtype=np.int64), label_names
+
+
+def _stamp_files() -> dict[str, bytes]:
+    """The cut-outs' files by name. To find them takes many seconds of decompression, so they are
+    also kept, as they are, in a zip archive of the cache (whose checksums are verified)."""
+    path = fetch(TUXPAINT_STAMPS)
+    kept = cache_dir() / "prepared" / f"stamps-{TUXPAINT_STAMPS.sha256[:12]}.zip"
+    try:
+        with zipfile.ZipFile(kept) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+    except FileNotFoundError:
+        pass
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        kept.unlink()
+    # All files of the folders, so that another choice among them finds them here as well.
+    folders = tuple(_ROOT + beginning for group in _CLASSES.values() for beginning in group)
+    files = read_deb_files(path, lambda n: n.startswith(folders) and n.endswith(".png"))
+    with atomic_file(kept) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return files
 
 
 def _backgrounds(dev_share: float, seed: int) -> dict[str, np.ndarray]:
