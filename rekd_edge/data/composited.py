@@ -194,7 +194,7 @@ def _composites(
         background = backgrounds[rng.integers(len(backgrounds))]
         images[row], masks[row] = _composite(stamps[own[row % len(own)]], background, rng)
     order = rng.permutation(len(labels))
-    return ArraySplit(name, labels[order], images[order], masks[order])
+    return ArraySplit(name, labels[order], images[order], list(masks[order]))
 
 
 def _composite(

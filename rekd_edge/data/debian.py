@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from rekd_edge.errors import IntegrityError
 
@@ -31,7 +31,7 @@ def read_deb_files(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes
     """
     try:
         with path.open("rb") as file:
-            part = _data_part(file)
+            part = cast(IO[bytes], _data_part(file))  # a stream is only ever read
             found: dict[str, bytes] = {}
             with tarfile.open(fileobj=part, mode="r|*") as archive:
                 for member in archive:

@@ -2,9 +2,9 @@
 
 FOLDER/docs/DOCID, or FOLDER/docs.jsonl ({"docid", "document"}): one sentence a line, tokens
 separated by spaces. FOLDER/{train,val,test}.jsonl, one annotation a line: ``annotation_id``,
-``query``, ``classification`` and ``evidences``, a list of groups of {docid, start_token (inclusive),
-end_token (exclusive), ...} that count the tokens of the whole document. ``val`` and ``test`` may be
-missing; they are then cut from ``train``.
+``query``, ``classification`` and ``evidences``, a list of groups of {docid, start_token,
+end_token, ...}. Tokens are counted through the whole document; the end is exclusive. ``val`` and
+``test`` may be missing; they are then cut from ``train``.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def read_eraser(path: Path, spec: DataSpec, modality: Modality) -> SourceData:
     label_names = spec.labels
     splits: dict[str, ArraySplit] = {}
     # The training split names the classes; the others must not bring new ones.
-    for name, annotations in parts.items():
+    for name, part in parts.items():
         texts, gold, problems = [], [], []
-        for annotation in annotations:
+        for annotation in part:
             try:
                 text, spans = _text(annotation, documents, with_query)
             except DataError as error:
@@ -76,8 +76,8 @@ def read_eraser(path: Path, spec: DataSpec, modality: Modality) -> SourceData:
         if problems:
             raise DataError(summary(problems))
         labels, label_names = label_indices(
-            [annotation.label for annotation in annotations],
-            [annotation.place for annotation in annotations],
+            [annotation.label for annotation in part],
+            [annotation.place for annotation in part],
             label_names,
         )
         splits[name] = ArraySplit(name, labels, texts, gold)

@@ -72,7 +72,8 @@ def fetch(archive: PinnedArchive) -> Path:
     wrong is removed and downloaded again.
 
     Raises:
-        BackendError: pip, npm or apt-get is missing, or the network (or ``REKD_EDGE_OFFLINE``) forbids.
+        BackendError: pip, npm or apt-get is missing, or the network (or ``REKD_EDGE_OFFLINE``)
+            forbids.
         IntegrityError: the bytes have another sha256; they are removed.
         OSError: the cache cannot be written (``ENOSPC``: the disk is full).
     """
@@ -206,7 +207,7 @@ def _download_with_npm(archive: PinnedArchive, folder: Path) -> None:
 
 
 def _download_with_apt(archive: PinnedArchive, folder: Path) -> None:
-    """``apt-get download`` needs no rights, installs nothing, and writes into its working folder."""
+    """``apt-get download`` needs no rights and installs nothing; it writes into its folder."""
     apt = shutil.which("apt-get")
     if apt is None:
         raise BackendError(

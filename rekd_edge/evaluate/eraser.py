@@ -1,7 +1,7 @@
 """Agreement of rationales with gold rationales, after ERASER (DeYoung et al. 2020).
 
 Every function takes, for each example, arrays over its selectable tokens: ``keep`` and ``gold``
-bool ``[token]``, ``score`` float ``[token]``. Tokens are those of the model: word pieces or patches.
+bool ``[token]``, ``score`` float ``[token]``. Tokens are the model's: word pieces or patches.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def token_f1(keep: Sequence[np.ndarray], gold: Sequence[np.ndarray]) -> tuple[F1
     true = np.asarray([g.sum() for g in gold], dtype=np.float64)
     micro = _f1(_ratio(shared.sum(), kept.sum()), _ratio(shared.sum(), true.sum()))
     each = [
-        _f1(_ratio(both, k), _ratio(both, g))
-        for both, k, g in zip(shared, kept, true, strict=True)
+        _f1(_ratio(both, k), _ratio(both, g)) for both, k, g in zip(shared, kept, true, strict=True)
     ]
     macro = F1(
         float(np.mean([one.precision for one in each])),

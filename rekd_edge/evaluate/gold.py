@@ -86,9 +86,7 @@ def image_gold(
 ) -> list[np.ndarray]:
     """Gold patches of each image, bool ``[patch]``, row by row."""
     assert split.gold is not None
-    return [
-        patch_share(np.asarray(mask), preprocessor, grid) >= GOLD_AREA for mask in split.gold
-    ]
+    return [patch_share(np.asarray(mask), preprocessor, grid) >= GOLD_AREA for mask in split.gold]
 
 
 def patch_share(

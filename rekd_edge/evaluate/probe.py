@@ -137,9 +137,7 @@ def _best_probe(
     return max(on_dev, key=lambda name: on_dev[name]), on_test
 
 
-def _fit(
-    name: str, features: torch.Tensor, labels: torch.Tensor, classes: int
-) -> nn.Module:
+def _fit(name: str, features: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Module:
     """A classifier fitted to the whole training set at once."""
     width = features.shape[1]
     if name == "logistic":

@@ -86,13 +86,11 @@ def judge_rationales(
         score = padded([rationales.score[row] for row in rows], width).to(device)
         drawn = padded([noise[row] for row in rows], width).to(device)
         judged = _Judged(judge, view)
-        for name, subset in (
-            ("comprehensiveness", selectable & ~keep),
-            ("sufficiency", keep),
-            ("random_c", selectable & ~(other := keep_top_k(drawn, selectable, keep.sum(dim=1)))),
-            ("random_s", other),
-        ):
-            totals[name] += judged.drop(subset)
+        chance = keep_top_k(drawn, selectable, keep.sum(dim=1))
+        totals["comprehensiveness"] += judged.drop(selectable & ~keep)
+        totals["sufficiency"] += judged.drop(keep)
+        totals["random_c"] += judged.drop(selectable & ~chance)
+        totals["random_s"] += judged.drop(chance)
         for share in AOPC_SHARES:
             budget = rationale_budget(selectable.sum(dim=1), *budget_fraction(share))
             best = keep_top_k(score, selectable, budget)
