@@ -11,7 +11,7 @@ gathering it, as the exported model does, so that what is left out cannot be see
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ from rekd_edge.types import Batch
 
 AOPC_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Shares of the tokens, best scores first, over which AOPC is the mean."""
+JUDGE_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def judge_rationales(
     judge.eval()
     random = np.random.default_rng(seed)
     noise = [random.random(len(keep), dtype=np.float32) for keep in rationales.keep]
-    columns: list[str] = ["comprehensiveness", "sufficiency", "random_c", "random_s"]
+    columns = ["comprehensiveness", "sufficiency", "random_c", "random_s"]
     columns += [f"{kind}@{share}" for share in AOPC_SHARES for kind in ("c", "s")]
     totals = dict.fromkeys(columns, 0.0)
     correct, count = 0, 0
@@ -85,18 +86,16 @@ def judge_rationales(
             raise ValueError("the judge sees other tokens than the rationales are about")
         score = padded([rationales.score[row] for row in rows], width).to(device)
         drawn = padded([noise[row] for row in rows], width).to(device)
-        judged = _Judged(judge, view)
         chance = keep_top_k(drawn, selectable, keep.sum(dim=1))
-        totals["comprehensiveness"] += judged.drop(selectable & ~keep)
-        totals["sufficiency"] += judged.drop(keep)
-        totals["random_c"] += judged.drop(selectable & ~chance)
-        totals["random_s"] += judged.drop(chance)
+        subsets = [selectable & ~keep, keep, selectable & ~chance, chance]
         for share in AOPC_SHARES:
             budget = rationale_budget(selectable.sum(dim=1), *budget_fraction(share))
             best = keep_top_k(score, selectable, budget)
-            totals[f"c@{share}"] += judged.drop(selectable & ~best)
-            totals[f"s@{share}"] += judged.drop(best)
-        correct += int((judged.predicted.cpu() == batch.labels).sum())
+            subsets += [selectable & ~best, best]
+        predicted, drops = probability_drops(judge, view, subsets)
+        for name, drop in zip(columns, drops.double().sum(dim=1).tolist(), strict=True):
+            totals[name] += drop
+        correct += int((predicted.cpu() == batch.labels).sum())
         count += len(rows)
     judge.train(was_training)
     mean = {name: total / max(1, count) for name, total in totals.items()}
@@ -114,27 +113,30 @@ def judge_rationales(
     )
 
 
-class _Judged:
-    """A batch with the judge's answer to the whole input; equal subsets are asked once."""
+def probability_drops(
+    judge: Predictor, view: TokenView, subsets: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The class that the judge predicts on the whole input, int64 ``[batch]``, and by how much its
+    probability falls for each of ``subsets`` (bool ``[batch, token]``), ``[subset, batch]``.
 
-    def __init__(self, judge: Predictor, view: TokenView) -> None:
-        self.judge = judge
-        self.view = view
-        probability = subset_probability(judge, view, view.selectable)
-        self.predicted = probability.argmax(dim=1)
-        self.full = probability.gather(1, self.predicted.unsqueeze(1)).squeeze(1)
-        self._known: list[tuple[Tensor, float]] = []
-
-    def drop(self, subset: Tensor) -> float:
-        """Sum over the batch of p(y | x) - p(y | subset)."""
-        for asked, answer in self._known:
-            if torch.equal(asked, subset):
-                return answer
-        probability = subset_probability(self.judge, self.view, subset)
-        own = probability.gather(1, self.predicted.unsqueeze(1)).squeeze(1)
-        answer = float((self.full - own).double().sum())
-        self._known.append((subset, answer))
-        return answer
+    Subsets of one example that are equal are asked once, and subsets of like size together.
+    """
+    full = subset_probability(judge, view, view.selectable)
+    predicted = full.argmax(dim=1)
+    batch, width = view.selectable.shape
+    asked = torch.stack(list(subsets), dim=1).reshape(-1, width)  # [batch * subset, token]
+    example = torch.arange(batch, device=asked.device).repeat_interleave(len(subsets))
+    named = torch.cat([example.unsqueeze(1), asked.long()], dim=1)
+    unique, place = torch.unique(named, dim=0, return_inverse=True)
+    row, keep = unique[:, 0], unique[:, 1:].bool()
+    answer = torch.empty(len(row), device=asked.device)
+    for chunk in keep.sum(dim=1).argsort().split(JUDGE_BATCH):
+        at = row[chunk]
+        own = TokenView(view.content[at], view.position[at], view.attended[at], view.selectable[at])
+        probability = subset_probability(judge, own, keep[chunk])
+        answer[chunk] = probability.gather(1, predicted[at].unsqueeze(1)).squeeze(1)
+    whole = full.gather(1, predicted.unsqueeze(1))
+    return predicted, (whole - answer[place].reshape(batch, len(subsets))).T
 
 
 def subset_probability(judge: Predictor, view: TokenView, keep: Tensor) -> Tensor:
