@@ -216,16 +216,27 @@ def _download_with_apt(archive: PinnedArchive, folder: Path) -> None:
             f"{archive_path(archive).parent}",
         )
     command = [apt, "download", "--quiet", f"{archive.package}={archive.version}"]
-    _run(archive, "apt-get", command, folder / "out")
+    _run(archive, "apt-get", command, folder, working=folder / "out")
 
 
-def _run(archive: PinnedArchive, tool: str, command: list[str], folder: Path) -> None:
-    temporary = folder.parent / "tmp" if folder.name == "out" else folder / "tmp"
+def _run(
+    archive: PinnedArchive,
+    tool: str,
+    command: list[str],
+    folder: Path,
+    working: Path | None = None,
+) -> None:
+    temporary = folder / "tmp"
     temporary.mkdir()
     # TMPDIR: pip unpacks below the cache, on the file system whose free space was checked.
     environment = {**os.environ, "TMPDIR": str(temporary)}
     result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
+        command,
+        cwd=working or folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     if result.returncode == 0:
         return
