@@ -74,5 +74,7 @@ class _Window:
     def read(self, size: int = -1) -> bytes:
         wanted = self._left if size < 0 else min(size, self._left)
         content = self._file.read(wanted)
+        if len(content) < wanted:
+            raise EOFError("it is truncated")
         self._left -= len(content)
         return content
