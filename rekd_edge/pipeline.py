@@ -355,6 +355,7 @@ class _Trainer:
                     PredictorWarmup(model, objective, judge),
                     warmup.predictor_epochs,
                     {model.predictor: None},
+                    judge=model.predictor,
                 )
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:

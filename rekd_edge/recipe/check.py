@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from rekd_edge.recipe.schema import BackboneSpec, DataSpec, RationalistSpec, Recipe
 
 WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
-FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet")
+FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
 """Values of ``data.source`` that read ``data.path``."""
 
 Location = tuple[int | str, ...]
@@ -50,6 +50,11 @@ def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, st
                 yield ("data", key), f"has no meaning where data.source is {data.source!r}"
     if data.source == "image-folder" and modality != "image":
         yield ("data", "source"), "'image-folder' needs modality: image"
+    if data.source == "eraser":
+        if modality != "text":
+            yield ("data", "source"), "'eraser' needs modality: text"
+        if data.test_path:
+            yield ("data", "test_path"), "has no meaning where data.source is 'eraser'"
     if data.labels is not None:
         if len(set(data.labels)) < len(data.labels):
             yield ("data", "labels"), "names a class twice"

@@ -57,7 +57,7 @@ class DataSpec(Spec):
 
     source: str
     """A bundled set (`rekd-edge data list`), or one of `image-folder`, `csv`, `jsonl`,
-    `parquet`, `huggingface`."""
+    `parquet`, `eraser`, `huggingface`."""
     path: str | None = None
     """File or folder, relative to the recipe, for own data."""
     test_path: str | None = None
