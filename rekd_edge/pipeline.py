@@ -371,12 +371,14 @@ class _Trainer:
 
     def _targets(self, teacher: Rationalist, train: TrainSpec) -> TargetSource:
         device = make_accelerator(train, self.device).device
+        features = self.recipe.objective.lambda_feature > 0
         teacher.to(device).eval()
         for parameter in teacher.parameters():
             parameter.requires_grad_(False)
         if self._augmented:
-            return lambda batch: teacher_targets(teacher, batch)
-        return CachedTargets(teacher, _on_device(self._loader(self.data.train), device))
+            return lambda batch: teacher_targets(teacher, batch, features=features)
+        train_examples = _on_device(self._loader(self.data.train), device)
+        return CachedTargets(teacher, train_examples, features=features)
 
     def _fit(
         self,

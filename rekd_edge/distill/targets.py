@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rekd_edge.distill.features import pooled_features
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.selection import gather_slots, selection_threshold
 from rekd_edge.types import Batch
@@ -17,26 +18,31 @@ from rekd_edge.types import Batch
 class TeacherTargets:
     """``margin`` float ``[batch, token]``: the teacher's score minus its own k-th threshold;
     ``keep`` bool ``[batch, token]``: its rationale; ``logits`` float ``[batch, class]`` from that
-    rationale alone."""
+    rationale alone; ``features`` float ``[batch, channel]``: its predictor's pooled representation
+    of that rationale, where a recipe transfers features."""
 
     margin: Tensor
     keep: Tensor
     logits: Tensor
+    features: Tensor | None = None
 
 
 TargetSource = Callable[[Batch], TeacherTargets]
 
 
 @torch.no_grad()
-def teacher_targets(teacher: Rationalist, batch: Batch) -> TeacherTargets:
+def teacher_targets(
+    teacher: Rationalist, batch: Batch, *, features: bool = False
+) -> TeacherTargets:
     """The teacher's deterministic rationale and its prediction from it (its own mask, as in the
     paper's figure; the official code feeds the student's mask to the teacher)."""
     scores = teacher.selector(batch.inputs)
     keep = teacher.keep(scores)
     index, valid = gather_slots(keep, teacher.slots(scores.view))
-    logits = teacher.classify_gathered(scores.view, index, valid)
+    with pooled_features(teacher.predictor) as pooled:
+        logits = teacher.classify_gathered(scores.view, index, valid)
     threshold = selection_threshold(scores.score, scores.view.selectable, keep)
-    return TeacherTargets(scores.score - threshold, keep, logits)
+    return TeacherTargets(scores.score - threshold, keep, logits, pooled[0] if features else None)
 
 
 class CachedTargets:
@@ -46,12 +52,17 @@ class CachedTargets:
     numbers as an uninterrupted one.
     """
 
-    def __init__(self, teacher: Rationalist, loader: Iterable[Batch]) -> None:
+    def __init__(
+        self, teacher: Rationalist, loader: Iterable[Batch], *, features: bool = False
+    ) -> None:
         self._rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._features: dict[int, Tensor] = {}
         for batch in loader:
-            targets = teacher_targets(teacher, batch)
+            targets = teacher_targets(teacher, batch, features=features)
             for row, index in enumerate(batch.index.tolist()):
                 self._rows[index] = (targets.margin[row], targets.keep[row], targets.logits[row])
+                if targets.features is not None:
+                    self._features[index] = targets.features[row]
 
     def __call__(self, batch: Batch) -> TeacherTargets:
         rows = [self._rows[index] for index in batch.index.tolist()]
@@ -65,4 +76,8 @@ class CachedTargets:
             count = min(width, own_margin.shape[0])
             margin[row, :count] = own_margin[:count]
             keep[row, :count] = own_keep[:count]
-        return TeacherTargets(margin, keep, torch.stack([logits for _, _, logits in rows]))
+        features = None
+        if self._features:
+            features = torch.stack([self._features[index] for index in batch.index.tolist()])
+        logits = torch.stack([logits for _, _, logits in rows])
+        return TeacherTargets(margin, keep, logits, features)
