@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from rekd_edge.data.preprocess import TextPreprocessor
 from rekd_edge.distill.loop import DevResult, DivergedError
+from rekd_edge.distill.monitor import TrainingWarning
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import find_recipe, load_recipe
@@ -35,6 +36,9 @@ class InterruptAfter:
         return
 
     def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+    def warning(self, warning: TrainingWarning) -> None:
         return
 
     def step(self, terms: dict[str, float]) -> None:
