@@ -141,11 +141,8 @@ class Look:
 
     def figures(self) -> dict[str, float]:
         """Everything that is known, for logs."""
-        return {
-            name: round(float(value), 6)
-            for name, value in asdict(self).items()
-            if value is not None
-        }
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: round(float(value), 6) for name, value in known.items()}
 
 
 def failures(
@@ -357,6 +354,10 @@ class SelectionMonitor:
         self._judge_constants = dict(state["judge_constants"])
         self._warnings = {entry["kind"]: TrainingWarning(**entry) for entry in state["warnings"]}
 
+    def finish(self) -> None:
+        """Deletes the judge: training is over."""
+        self._judge_file.unlink(missing_ok=True)
+
     def _judge_of(self, model: Rationalist, *, first: bool) -> Rationalist | None:
         if not self.judged:
             return None
@@ -495,5 +496,5 @@ def _rms_gradient(module: nn.Module) -> float | None:
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     if not gradients:
         return None
-    squares = torch.stack([norm.pow(2) for norm in torch._foreach_norm(gradients)]).sum()
-    return math.sqrt(float(squares) / sum(gradient.numel() for gradient in gradients))
+    norm = float(nn.utils.get_total_norm(gradients))
+    return norm / math.sqrt(sum(gradient.numel() for gradient in gradients))
