@@ -90,7 +90,8 @@ class Thresholds:
     leak: float = 0.1
     """Accuracy that only a leak explains; three standard errors if that is more."""
     leak_share: float = 0.5
-    """Share of the predictor's edge over guessing that the mask alone explains."""
+    """Share of the predictor's edge: over guessing, which the mask alone explains if it is a leak;
+    over random tokens, which the judge shares if it is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +228,12 @@ def _leaks(look: Look, limit: Thresholds) -> dict[WarningKind, tuple[str, tuple[
             )
             found["label_in_positions"] = (message, ("probe", "probe_chance", "accuracy"))
     judge, chance = look.judge_accuracy, look.judge_random_accuracy
-    if judge is not None and chance is not None and judge <= chance + limit.better_than_random:
-        if far(look.accuracy, judge) and far(look.accuracy, look.random_accuracy):
+    if judge is not None and chance is not None and far(look.accuracy, judge):
+        gain, shared = look.accuracy - look.random_accuracy, judge - chance
+        if far(look.accuracy, look.random_accuracy) and shared < limit.leak_share * gain:
             message = (
                 f"the predictor reads {look.accuracy:.3f} from rationales in which a predictor of "
-                f"random subsets finds no evidence ({judge:.3f}; random tokens {chance:.3f})"
+                f"random subsets finds little evidence ({judge:.3f}; random tokens {chance:.3f})"
             )
             shown = ("accuracy", "random_accuracy", "judge_accuracy", "judge_random_accuracy")
             found["label_in_selection"] = (message, shown)
@@ -389,12 +391,18 @@ class SelectionMonitor:
             seen.add_answer("accuracy", logits, batch.labels)
             random = _answer(model, view, chance, zeroed=self.zeroed)
             seen.add_answer("random_accuracy", random, batch.labels)
-            if judge is not None:
+            if judge is None:
+                continue
+            if not fixed:
                 seen.add_answer("judge_accuracy", _answer(judge, view, keep), batch.labels)
-            if judge is not None and fixed:
-                seen.add_answer("judge_random_accuracy", _answer(judge, view, chance), batch.labels)
-                everything = judge.classify_masked(view, view.selectable)
-                seen.add_answer("judge_full_accuracy", everything, batch.labels)
+                continue
+            if self.zeroed:
+                logits, random = _answer(judge, view, keep), _answer(judge, view, chance)
+            # Otherwise this is the judge itself, answering as it does.
+            seen.add_answer("judge_accuracy", logits, batch.labels)
+            seen.add_answer("judge_random_accuracy", random, batch.labels)
+            everything = judge.classify_masked(view, view.selectable)
+            seen.add_answer("judge_full_accuracy", everything, batch.labels)
         accuracies = seen.accuracies()
         if fixed:
             names = ("judge_random_accuracy", "judge_full_accuracy")
