@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rekd_edge.data import TaskData, load_data
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor
 from rekd_edge.data.split import Split
+from rekd_edge.distill.attribution import (
+    AttributionSource,
+    CachedAttributions,
+    mask_gradient,
+    occlusion,
+)
 from rekd_edge.distill.checkpoint import load_model, write_json
 from rekd_edge.distill.loop import (
     BatchLoader,
@@ -30,11 +36,13 @@ from rekd_edge.distill.loop import (
 )
 from rekd_edge.distill.monitor import SelectionMonitor
 from rekd_edge.distill.objectives import (
+    AttributionWarmup,
     ClassifyObjective,
     DeployObjective,
     PaperObjective,
     PredictorWarmup,
-    SelectorWarmup,
+    RationaleWarmup,
+    ValueRegression,
 )
 from rekd_edge.distill.targets import CachedTargets, TargetSource, teacher_targets
 from rekd_edge.errors import UsageError
@@ -42,7 +50,8 @@ from rekd_edge.evaluate import SelectionMode, evaluate_classifier, evaluate_rati
 from rekd_edge.fuse import fuse, fuse_report
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import build_classifier, build_rationalist, same_tokens
-from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.models.encoder import TokenView
+from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
 from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe, TrainSpec
 from rekd_edge.run_folder import (
@@ -356,24 +365,7 @@ class _Trainer:
                 )
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
-            source = warmup.selector
-            if source.startswith("teacher") and targets is None:
-                # A student trained without a teacher learns from its own predictor instead.
-                source = "mask_gradient"
-            phases.append(
-                Phase(
-                    f"selector warm-up ({source.replace('_', ' ')})",
-                    SelectorWarmup(
-                        model,
-                        source,
-                        teacher=targets,
-                        rationale_temperature=objective.rationale_temperature,
-                        judge=teacher if source == "teacher_gradient" else None,
-                    ),
-                    warmup.selector_epochs,
-                    {model.selector: None},
-                )
-            )
+            phases.append(self._selector_phase(model, train, objective, teacher, targets))
         joint: nn.Module
         if objective.name == "paper":
             joint = PaperObjective(model, objective, teacher)
@@ -384,6 +376,54 @@ class _Trainer:
             trained = {model.selector: train.selector_learning_rate} | trained
         phases.append(Phase("joint", joint, train.epochs, trained, select=True))
         return phases
+
+    def _selector_phase(
+        self,
+        model: Rationalist,
+        train: TrainSpec,
+        objective: ObjectiveSpec,
+        teacher: Rationalist | None,
+        targets: TargetSource | None,
+    ) -> Phase:
+        warmup, source = train.warmup, train.warmup.selector
+        if source.startswith("teacher") and targets is None:
+            # A student trained without a teacher learns from its own predictor instead.
+            source = "mask_gradient"
+        learned: nn.Module
+        if source == "teacher":
+            assert targets is not None
+            learned = RationaleWarmup(model, targets, objective.rationale_temperature)
+        elif source == "value_regression":
+            learned = ValueRegression(model, model, warmup.explain)
+        else:
+            judge = teacher if source == "teacher_gradient" and teacher is not None else model
+            attribute = occlusion if source == "occlusion" else mask_gradient
+            attributions = self._attributions(judge, attribute, train)
+            both = targets if source == "teacher_and_own" else None
+            learned = AttributionWarmup(model, attributions, both)
+        title = f"selector warm-up ({source.replace('_', ' ')})"
+        rates: dict[nn.Module, float | None] = {model.selector: warmup.selector_learning_rate}
+        return Phase(title, learned, warmup.selector_epochs, rates)
+
+    def _attributions(
+        self,
+        judge: Rationalist,
+        attribute: Callable[[Predictor, TokenView, Tensor | None], Tensor],
+        train: TrainSpec,
+    ) -> AttributionSource:
+        """What the tokens of a training batch mean to ``judge``."""
+        by_label = train.warmup.explain == "label"
+
+        def compute(batch: Batch) -> Tensor:
+            view = judge.predictor.encoder.view(batch.inputs)
+            return attribute(judge.predictor, view, batch.labels if by_label else None)
+
+        if self._augmented or train.warmup.selector_epochs <= 1:
+            return compute
+        device = make_accelerator(train, self.device).device
+        return CachedAttributions(
+            compute, lambda: _on_device(self._loader(self.data.train), device)
+        )
 
     @property
     def _teacher_knows_subsets(self) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from rekd_edge.models.encoder import Encoder, VitEncoder
 from rekd_edge.models.rationalist import Predictor
 
 
@@ -28,6 +27,6 @@ def pooled_features(predictor: Predictor) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def patch_grid(encoder: Encoder) -> tuple[int, int] | None:
-    """Rows and columns of an image encoder's patches; None for text."""
-    return encoder.grid if isinstance(encoder, VitEncoder) else None
+def patch_grid(predictor: Predictor) -> tuple[int, int] | None:
+    """Rows and columns of the patches that a predictor is given; None for text."""
+    return getattr(predictor.encoder, "grid", None)

@@ -207,7 +207,6 @@ class _Run:
         self.report.wall_s = time.monotonic() - started + state["elapsed_s"]
         if self.monitor is not None:
             self.report.warnings = self.monitor.warnings
-            self.monitor.finish()
         return self.report
 
     def _phase(

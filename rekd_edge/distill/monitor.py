@@ -60,7 +60,8 @@ ADVICE: dict[WarningKind, str] = {
 }
 """What to do about each kind."""
 
-JUDGE_FILE = "judge.safetensors"
+JUDGE_FILE = Path("judge") / "model.safetensors"
+"""Below a role's folder: its predictor as it was after training on random subsets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,10 +356,6 @@ class SelectionMonitor:
         self._gradient_ratios = list(state["gradient_ratios"])
         self._judge_constants = dict(state["judge_constants"])
         self._warnings = {entry["kind"]: TrainingWarning(**entry) for entry in state["warnings"]}
-
-    def finish(self) -> None:
-        """Deletes the judge: training is over."""
-        self._judge_file.unlink(missing_ok=True)
 
     def _judge_of(self, model: Rationalist, *, first: bool) -> Rationalist | None:
         if not self.judged:

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rekd_edge import losses
-from rekd_edge.distill import attribution as attributions
+from rekd_edge.distill.attribution import (
+    AttributionSource,
+    centre,
+    class_margin,
+    normalise_attribution,
+)
 from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
 from rekd_edge.models.encoder import TokenView
@@ -26,7 +31,7 @@ from rekd_edge.selection import (
     gather_slots,
     keep_top_k,
     rationale_budget,
-    select_exactly_k,
+    select_top_k,
     selection_threshold,
     slot_count,
 )
@@ -103,53 +108,105 @@ def random_subset(view: TokenView, smallest_ratio: float) -> Tensor:
     return keep_top_k(noise, view.selectable, budget)
 
 
-class SelectorWarmup(nn.Module):
-    """The selector learns attributions of the frozen predictor, or the teacher's rationale."""
+class RationaleWarmup(nn.Module):
+    """The selector learns the teacher's rationale: L = KL_R, noiseless and threshold-centred."""
+
+    def __init__(
+        self, model: Rationalist, teacher: TargetSource, rationale_temperature: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher = teacher
+        self.rationale_temperature = rationale_temperature
+
+    def forward(self, batch: Batch, progress: Progress) -> LossTerms:
+        scores = self.model.selector(batch.inputs)
+        loss = losses.rationale_kl(
+            self.teacher(batch).margin,
+            _own_margin(self.model, scores),
+            scores.view.selectable,
+            temperature=self.rationale_temperature,
+        )
+        return {"loss": loss}
+
+
+class AttributionWarmup(nn.Module):
+    """The selector learns to rank tokens as an attribution does (amortised explanation).
+
+    With ``teacher``, its centred scores are added to the attributions, both normalised.
+    """
 
     def __init__(
         self,
         model: Rationalist,
-        source: str,
-        *,
-        teacher: TargetSource | None,
-        rationale_temperature: float,
-        judge: Rationalist | None = None,
+        attributions: AttributionSource,
+        teacher: TargetSource | None = None,
     ) -> None:
         super().__init__()
-        if source in {"teacher", "teacher_and_own"} and teacher is None:
-            raise ValueError("warm-up from the teacher needs a teacher")
         self.model = model
-        self.source = source
+        self.attributions = attributions
         self.teacher = teacher
-        self.rationale_temperature = rationale_temperature
-        # Whose predictor is explained; held outside the module tree, like every teacher.
-        self._judge = (model if judge is None else judge,)
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
         scores = self.model.selector(batch.inputs)
         valid = scores.view.selectable
-        if self.source == "teacher":
-            assert self.teacher is not None
-            margin = _own_margin(self.model, scores)
-            loss = losses.rationale_kl(
-                self.teacher(batch).margin,
-                margin,
-                valid,
-                temperature=self.rationale_temperature,
-            )
-            return {"loss": loss}
-        attribute = (
-            attributions.occlusion if self.source == "occlusion" else attributions.mask_gradient
-        )
-        judge = self._judge[0].predictor
-        attribution = attribute(judge, judge.encoder.view(batch.inputs))
-        target = attributions.normalise_attribution(attribution, valid)
-        if self.source == "teacher_and_own":
-            assert self.teacher is not None
-            theirs = attributions.centre(self.teacher(batch).margin, valid)
-            target = target + attributions.normalise_attribution(theirs, valid)
+        target = normalise_attribution(self.attributions(batch), valid)
+        if self.teacher is not None:
+            theirs = centre(self.teacher(batch).margin, valid)
+            target = target + normalise_attribution(theirs, valid)
         loss = losses.attribution_cross_entropy(scores.score, target, valid, temperature=1.0)
         return {"loss": loss}
+
+
+class ValueRegression(nn.Module):
+    """The selector's scores are regressed on the judge's answers from random subsets (FastSHAP,
+    Jethani et al. 2022).
+
+    L = mean over S of (v(S) - v(all) + sum of scores outside S)^2, divided by the variance of
+    v(all) over the batch; v is the judge's margin of the explained class, and S is drawn with its
+    complement from the Shapley kernel, P(|S| = k) proportional to 1 / (k (n - k)). Deviation:
+    values are measured from the full input, not from the empty one, which the judge never saw,
+    and nothing enforces that all scores sum to v(all) - v(none).
+    """
+
+    def __init__(self, model: Rationalist, judge: Rationalist, explain: str) -> None:
+        super().__init__()
+        self.model = model
+        self.explain = explain
+        # Held outside the module tree: its parameters are neither trained nor saved.
+        self._judge = (judge,)
+
+    def forward(self, batch: Batch, progress: Progress) -> LossTerms:
+        predictor = self._judge[0].predictor
+        scores = self.model.selector(batch.inputs)
+        valid = scores.view.selectable
+        view = predictor.encoder.view(batch.inputs)
+        subset = shapley_subset(valid)
+        with torch.no_grad():
+            logits = predictor(view.content, view.position, valid)
+            explained = logits.argmax(dim=1) if self.explain == "prediction" else batch.labels
+            full = class_margin(logits, explained)
+        error = []
+        for keep in (subset, valid & ~subset):
+            with torch.no_grad():
+                value = class_margin(predictor(view.content, view.position, keep), explained)
+            dropped = (scores.score * (valid & ~keep)).sum(dim=1)
+            error.append(full - value - dropped)
+        loss = torch.stack(error).pow(2).mean() / full.var(correction=0).clamp_min(1e-3)
+        return {"loss": loss}
+
+
+def shapley_subset(selectable: Tensor) -> Tensor:
+    """A subset of each example's selectable tokens, drawn from the Shapley kernel: bool
+    ``[batch, token]``, neither empty nor full where two tokens are selectable."""
+    count = selectable.sum(dim=1)
+    size = torch.arange(1, selectable.shape[1] + 1, device=count.device).expand(len(count), -1)
+    rest = count.unsqueeze(1) - size
+    weight = torch.where(rest > 0, 1.0 / (size * rest.clamp_min(1)), 0.0)
+    weight[:, 0] += (count <= 1).to(weight.dtype)  # nothing to choose from
+    chosen = torch.multinomial(weight, 1).squeeze(1) + 1
+    noise = torch.rand(selectable.shape, device=count.device)
+    return keep_top_k(noise, selectable, torch.minimum(chosen, count))
 
 
 def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
@@ -181,7 +238,7 @@ class DeployObjective(nn.Module):
         scores = self.model.selector(batch.inputs)
         selectable = scores.view.selectable
         fraction = self._ratio_fraction(progress)
-        weight, keep = select_exactly_k(
+        weight, keep = select_top_k(
             spec.estimator,
             scores.score,
             selectable,
@@ -223,7 +280,7 @@ class DeployObjective(nn.Module):
             probability = torch.sigmoid(
                 _own_margin(self.model, scores) / spec.rationale_temperature
             )
-            grid = patch_grid(self.model.selector.encoder)
+            grid = patch_grid(self.model.predictor)
             terms["contiguity"] = losses.contiguity(probability, selectable, grid)
             loss = loss + spec.lambda_contiguity * terms["contiguity"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
@@ -290,13 +347,16 @@ class PaperObjective(nn.Module):
 
 
 __all__ = [
+    "AttributionWarmup",
     "ClassifyObjective",
     "DeployObjective",
     "LossTerms",
     "PaperObjective",
     "PredictorWarmup",
     "Progress",
-    "SelectorWarmup",
+    "RationaleWarmup",
     "TeacherTargets",
+    "ValueRegression",
     "random_subset",
+    "shapley_subset",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rekd_edge.distill.attribution import content_width, pad_rows
 from rekd_edge.distill.features import pooled_features
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.selection import gather_slots, selection_threshold
@@ -66,18 +67,13 @@ class CachedTargets:
 
     def __call__(self, batch: Batch) -> TeacherTargets:
         rows = [self._rows[index] for index in batch.index.tolist()]
-        # Content tokens of text: everything after [CLS]. Images have one width throughout.
-        inputs = batch.inputs
-        width = inputs["input_ids"].shape[1] - 1 if "input_ids" in inputs else rows[0][0].shape[0]
-        first = rows[0][0]
-        margin = first.new_zeros((len(rows), width))
-        keep = torch.zeros((len(rows), width), dtype=torch.bool, device=first.device)
-        for row, (own_margin, own_keep, _) in enumerate(rows):
-            count = min(width, own_margin.shape[0])
-            margin[row, :count] = own_margin[:count]
-            keep[row, :count] = own_keep[:count]
+        width = content_width(batch)
         features = None
         if self._features:
             features = torch.stack([self._features[index] for index in batch.index.tolist()])
-        logits = torch.stack([logits for _, _, logits in rows])
-        return TeacherTargets(margin, keep, logits, features)
+        return TeacherTargets(
+            pad_rows([margin for margin, _, _ in rows], width),
+            pad_rows([keep for _, keep, _ in rows], width),
+            torch.stack([logits for _, _, logits in rows]),
+            features,
+        )

@@ -5,6 +5,7 @@ Lei et al. 2016 (select-predict); Dai & Goebel, arXiv 2601.22531 (REKD).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,22 +35,44 @@ class Scores:
     logits: Tensor
     view: TokenView
 
+    @staticmethod
+    def from_logits(logits: Tensor, view: TokenView) -> Scores:
+        return Scores(logits[..., 1] - logits[..., 0], logits, view)
 
-class Selector(nn.Module):
+
+def selection_head(width: int) -> nn.Linear:
+    """(drop, keep) logits from hidden states; starts near zero, so that nothing is preferred."""
+    head = nn.Linear(width, 2)
+    nn.init.normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class Selector(nn.Module, ABC):
     """Scores every content token with one pass over the whole input."""
+
+    head: nn.Linear
+
+    @abstractmethod
+    def forward(self, inputs: Mapping[str, Tensor]) -> Scores: ...
+
+    def fold(self) -> None:
+        """Replaces what only training needs by an equal, cheaper form."""
+        return
+
+
+class BlockSelector(Selector):
+    """The blocks of a backbone and a linear head for each token."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.embed_dim, 2)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = selection_head(encoder.embed_dim)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         view = self.encoder.view(inputs)
         hidden = self.encoder(view.content, view.position, view.attended)
-        logits = self.head(hidden[:, self.encoder.num_prefix_tokens :])
-        return Scores(logits[..., 1] - logits[..., 0], logits, view)
+        return Scores.from_logits(self.head(hidden[:, self.encoder.num_prefix_tokens :]), view)
 
 
 class Predictor(nn.Module):

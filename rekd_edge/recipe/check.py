@@ -80,6 +80,16 @@ def _rationalist_problems(
             message = _weights_problem(source, modality)
             if message:
                 yield (*location, part, "weights", index), message
+    selector = rationalist.selector
+    if selector.kind == "convolution" and selector.kernel % 2 == 0:
+        yield (*location, "selector", "kernel"), f"must be odd, not {selector.kernel}"
+    if selector.kind == "narrow" and selector.width % 32:
+        yield (*location, "selector", "width"), "must be a multiple of 32 for kind: narrow"
+    if selector.resolution < 1 and (modality != "image" or selector.kind != "blocks"):
+        yield (
+            (*location, "selector", "resolution"),
+            "is for images and kind: blocks (leave it at 1)",
+        )
 
 
 def _weights_problem(source: str, modality: str) -> str | None:

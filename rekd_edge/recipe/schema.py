@@ -96,7 +96,23 @@ class BackboneSpec(Spec):
 
 
 class SelectorSpec(BackboneSpec):
-    """The selector scores every token or patch."""
+    """The selector scores every token or patch. It reads the whole input, so its cost decides the
+    latency of the deployed model."""
+
+    kind: Literal["blocks", "convolution", "narrow", "shared"] = "blocks"
+    """`blocks`: the first `depth` blocks of the backbone. `convolution`: `layers` residual
+    convolutions of `width` channels over the backbone's word embeddings, or over the image's
+    patches at reduced resolution. `narrow`: the same with transformer blocks of that width.
+    `shared`: the predictor's own first `depth` blocks (half the weights to ship)."""
+    width: int = Field(default=64, ge=8)
+    """`convolution` and `narrow`: channels; a multiple of 32 for `narrow`."""
+    layers: int = Field(default=2, ge=0)
+    """`convolution` and `narrow`: mixing layers; 0 scores each token by itself."""
+    kernel: int = Field(default=5, ge=1)
+    """`convolution`: tokens (or patches a side) that one convolution sees; odd."""
+    resolution: Ratio = 1.0
+    """`blocks` on images: side of the image that the selector sees, as a share of
+    `data.image_size`; its scores are resized to the predictor's patches."""
 
 
 class PredictorSpec(BackboneSpec):
@@ -175,16 +191,31 @@ class WarmupSpec(Spec):
     predictor_epochs: float = Field(default=0.0, ge=0)
     """Epochs of the predictor on random subsets of ratio U(rationale_ratio, 1)."""
     selector: Literal[
-        "none", "mask_gradient", "occlusion", "teacher", "teacher_and_own", "teacher_gradient"
+        "none",
+        "mask_gradient",
+        "occlusion",
+        "value_regression",
+        "teacher",
+        "teacher_and_own",
+        "teacher_gradient",
     ] = "none"
     """What the selector learns first. `mask_gradient`: the derivative of the predictor's answer
     with respect to each token's attention weight (one backward pass an example); `occlusion`: the
-    drop of that answer when the token is removed (one forward pass a token); `teacher`: the
-    teacher's rationale; `teacher_and_own`: the sum of the teacher's scores and the own predictor's
-    mask gradients, both normalised; `teacher_gradient`: mask gradients of the teacher's
-    predictor. Without a teacher, as in `task: extract`, the last three mean `mask_gradient`."""
+    drop of that answer when the token is removed (one forward pass a token); `value_regression`:
+    Shapley values by regression on the predictor's answers from random subsets (FastSHAP);
+    `teacher`: the teacher's rationale; `teacher_gradient`: mask gradients of the teacher's
+    predictor; `teacher_and_own`: the sum of the teacher's scores and the own predictor's mask
+    gradients, both normalised. Without a teacher, as in `task: extract`, the last three mean
+    `mask_gradient`."""
+    explain: Literal["label", "prediction"] = "label"
+    """Whose evidence attributions look for: that of the training label, or that of the class
+    which the predictor itself predicts on the full input."""
     selector_epochs: float = Field(default=0.0, ge=0)
-    """Epochs of that; a share such as 0.25 limits the cost of `occlusion`."""
+    """Epochs of that; a share such as 0.25 limits the cost of `occlusion`. Where nothing is
+    augmented, attributions are computed once and further epochs cost the selector alone."""
+    selector_learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of that; null takes `learning_rate`. Selectors without pretrained blocks
+    (`kind: convolution`, `narrow`) need about ten times that of a backbone."""
 
 
 class TrainSpec(Spec):

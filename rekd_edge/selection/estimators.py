@@ -36,7 +36,7 @@ _SMALLEST_REST = 1e-12
 """Least share that a softmax may leave to the other tokens (in float64)."""
 
 
-def select_exactly_k(
+def select_top_k(
     estimator: Estimator,
     score: Tensor,
     selectable: Tensor,

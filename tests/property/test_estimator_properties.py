@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekd_edge.selection import Estimator, keep_top_k, select_exactly_k, soft_selection
+from rekd_edge.selection import Estimator, keep_top_k, select_top_k, soft_selection
 
 ALL: tuple[Estimator, ...] = ("sigmoid", "soft_top_k", "subset_softmax", "perturbed")
 
@@ -35,7 +35,7 @@ def test_forward_is_the_exported_selection_and_gradients_stay_finite_and_off_the
 ) -> None:
     score, selectable, budget = selection
     score.requires_grad_(True)
-    weight, keep = select_exactly_k(estimator, score, selectable, budget, temperature=temperature)
+    weight, keep = select_top_k(estimator, score, selectable, budget, temperature=temperature)
     assert torch.equal(keep, keep_top_k(score.detach(), selectable, budget))
     assert keep.sum(dim=1).tolist() == budget.tolist()
     tolerance = 1e-6 if estimator == "sigmoid" else 0.0
@@ -82,7 +82,7 @@ def test_noise_changes_which_tokens_are_tried_never_how_many(
 ) -> None:
     score, selectable, budget = selection
     torch.manual_seed(seed)
-    weight, keep = select_exactly_k(
+    weight, keep = select_top_k(
         estimator, score, selectable, budget, temperature=1.0, noise_scale=2.0
     )
     assert keep.sum(dim=1).tolist() == budget.tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 from rekd_edge.selection import (
     gumbel_noise,
     keep_top_k,
-    select_exactly_k,
+    select_top_k,
     soft_selection,
     straight_through_top_k,
 )
@@ -43,9 +43,7 @@ def test_the_default_is_bit_identical_to_the_threshold_centred_sigmoid_with_its_
     tried = score + 1.5 * (gumbel_noise(score) - gumbel_noise(score))
     expected, _ = straight_through_top_k(tried, selectable, budget, temperature=0.5)
     torch.manual_seed(7)
-    weight, _ = select_exactly_k(
-        "sigmoid", score, selectable, budget, temperature=0.5, noise_scale=1.5
-    )
+    weight, _ = select_top_k("sigmoid", score, selectable, budget, temperature=0.5, noise_scale=1.5)
     assert torch.equal(weight, expected)
     upstream = torch.randn(4, 9)
     ours, theirs = (torch.autograd.grad(w, score, upstream)[0] for w in (weight, expected))
@@ -139,7 +137,7 @@ def test_gumbel_noise_samples_without_replacement() -> None:
     torch.manual_seed(0)
     score = torch.tensor([1.0, 0.0, -1.0]).expand(40_000, 3)
     one = torch.ones(40_000, dtype=torch.int64)
-    _, keep = select_exactly_k(
+    _, keep = select_top_k(
         "subset_softmax", score, torch.ones_like(score, dtype=torch.bool), one,
         temperature=1.0, noise_scale=1.0,
     )  # fmt: skip
