@@ -182,7 +182,8 @@ class ObjectiveSpec(Spec):
     or patches, so that rationales come in fewer pieces."""
     lambda_feature: float = Field(default=0.0, ge=0)
     """`deploy`, with a teacher: weight of the feature transfer, which compares which examples of a
-    batch the two predictors find alike (no projection, any two widths)."""
+    batch the two predictors find alike (no projection, any two widths). The term is small, at most
+    4 / batch size: Tung & Mori (2019) weigh it by 3000."""
 
 
 class WarmupSpec(Spec):
