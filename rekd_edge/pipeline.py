@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from rekd_edge.distill.loop import (
     make_accelerator,
     move_batch,
 )
+from rekd_edge.distill.monitor import SelectionMonitor
 from rekd_edge.distill.objectives import (
     AttributionWarmup,
     ClassifyObjective,
@@ -65,6 +67,8 @@ from rekd_edge.run_folder import (
 from rekd_edge.types import Batch
 
 EVALUATION_BATCH = 64
+MONITORED_EXAMPLES = 512
+"""Most development examples that the monitor looks at, evenly spread over the split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +195,7 @@ class _Trainer:
         self.resume = resume
         self.listener = listener
         self.weights: dict[str, Any] = {}
+        self.warnings: list[dict[str, Any]] = []
         self.preprocessor: Preprocessor | None = None
         self.teacher_preprocessor: Preprocessor | None = None
         """The teacher's, where it is another than the student's."""
@@ -201,6 +206,7 @@ class _Trainer:
         if self.is_main:
             write_json(self.output / LABELS_FILE, list(self.data.label_names))
         results: dict[str, Any] = {"task": recipe.task, "seed": recipe.seed}
+        results["warnings"] = self.warnings
         torch.manual_seed(recipe.seed)
         if recipe.task == "classify":
             built = build_classifier(recipe.student, recipe, classes)
@@ -328,10 +334,28 @@ class _Trainer:
             result = evaluate_rationalist(candidate, self._loader(self.data.dev), mode)
             return DevResult(result.accuracy, result.loss)
 
-        met = None if teacher is None else Teacher(teacher.to(self._device(spec.train)), model)
+        features = objective.lambda_feature > 0
+        met = None
+        if teacher is not None:
+            met = Teacher(teacher.to(self._device(spec.train)), model, features=features)
         phases = self._phases(model, spec.train, objective, met)
-        report = self._fit(model, phases, spec.train, role, dev)
+        monitor = self._monitor(spec.train, role, mode) if spec.train.monitor else None
+        report = self._fit(model, phases, spec.train, role, dev, monitor)
+        self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
         return {**_summary(report), **self._evaluate(model), "dev_mode": mode}
+
+    def _monitor(self, train: TrainSpec, role: str, mode: SelectionMode) -> SelectionMonitor:
+        dev = self.data.dev
+        if len(dev) > MONITORED_EXAMPLES:
+            spread = np.linspace(0, len(dev) - 1, MONITORED_EXAMPLES)
+            dev = dev.take(spread.round().astype(np.int64))
+        return SelectionMonitor(
+            lambda: self._loader(dev),
+            self.output / role,
+            sampled="bernoulli" in mode,
+            zeroed=mode.endswith("zeroed"),
+            judged=train.warmup.predictor_epochs > 0,
+        )
 
     def _evaluate(self, model: Rationalist) -> dict[str, Any]:
         predictions = evaluate_rationalist(model, self._loader(self.data.test))
@@ -443,6 +467,7 @@ class _Trainer:
         train: TrainSpec,
         role: str,
         evaluate: Any,
+        monitor: SelectionMonitor | None = None,
     ) -> FitReport:
         folder = self.output / role
         report = fit(
@@ -456,6 +481,7 @@ class _Trainer:
             device=self.device,
             resume=self.resume,
             listener=self.listener,
+            monitor=monitor,
         )
         load_model(folder / "best" / "model.safetensors", model)
         model.eval()

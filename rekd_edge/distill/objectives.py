@@ -19,19 +19,22 @@ from rekd_edge.distill.attribution import (
     class_margin,
     normalise_attribution,
 )
+from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
-from rekd_edge.schedules import temperature_at
+from rekd_edge.schedules import alpha_at, ratio_at, temperature_at
 from rekd_edge.selection import (
     bernoulli_straight_through,
+    budget_fraction,
     gather_slots,
-    gumbel_noise,
     keep_top_k,
+    rationale_budget,
+    select_top_k,
     selection_threshold,
-    straight_through_top_k,
+    slot_count,
 )
 from rekd_edge.types import Batch
 
@@ -215,8 +218,9 @@ def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
 class DeployObjective(nn.Module):
     """Joint training of exactly what is exported: exactly k kept, all other keys excluded.
 
-    L = alpha * CE + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y]; without a teacher,
-    L = CE. KL_R is noiseless and threshold-centred; noise only perturbs which tokens are tried.
+    L = alpha * CE + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y + lambda_feature * SP]
+    + lambda_contiguity * TV; without a teacher, L = CE + lambda_contiguity * TV. KL_R and TV are
+    noiseless and threshold-centred; noise only perturbs which tokens are tried.
     """
 
     def __init__(
@@ -231,21 +235,23 @@ class DeployObjective(nn.Module):
         spec = self.spec
         temperature = temperature_at(progress.step, progress.total_steps, spec.temperature)
         scores = self.model.selector(batch.inputs)
-        tried = scores.score
-        if spec.selection_noise > 0:
-            scale = spec.selection_noise * temperature
-            tried = tried + scale * (gumbel_noise(tried) - gumbel_noise(tried))
-        weight, keep = straight_through_top_k(
-            tried,
-            scores.view.selectable,
-            self.model.budget(scores.view),
+        selectable = scores.view.selectable
+        fraction = self._ratio_fraction(progress)
+        weight, keep = select_top_k(
+            spec.estimator,
+            scores.score,
+            selectable,
+            rationale_budget(selectable.sum(dim=1), *fraction),
             temperature=temperature,
+            noise_scale=spec.selection_noise * temperature,
+            samples=spec.estimator_samples,
         )
-        if tried.requires_grad:
-            logits = self.model.classify_masked(scores.view, weight)
-        else:  # no gradient into the scores: the predictor may run on the kept tokens alone
-            index, valid = gather_slots(keep, self.model.slots(scores.view))
-            logits = self.model.classify_gathered(scores.view, index, valid)
+        with pooled_features(self.model.predictor) as pooled:
+            if scores.score.requires_grad:
+                logits = self.model.classify_masked(scores.view, weight)
+            else:  # no gradient into the scores: the predictor may run on the kept tokens alone
+                slots = slot_count(keep.shape[1], *fraction)
+                logits = self.model.classify_gathered(scores.view, *gather_slots(keep, slots))
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if self.teacher is not None:
@@ -253,17 +259,35 @@ class DeployObjective(nn.Module):
             terms["kl_rationale"] = losses.rationale_kl(
                 targets.margin,
                 _own_margin(self.model, scores),
-                scores.view.selectable,
+                selectable,
                 temperature=spec.rationale_temperature,
             )
             terms["kl_prediction"] = losses.prediction_kl(
                 targets.logits, logits, temperature=spec.kd_temperature
             )
-            loss = spec.alpha * loss + (1 - spec.alpha) * (
+            distilled = (
                 spec.lambda_rationale * terms["kl_rationale"]
                 + spec.kd_temperature**2 * terms["kl_prediction"]
             )
+            if spec.lambda_feature > 0:
+                assert targets.features is not None
+                terms["feature"] = losses.similarity_preserving(targets.features, pooled[0])
+                distilled = distilled + spec.lambda_feature * terms["feature"]
+            alpha = alpha_at(progress.step, progress.total_steps, spec)
+            loss = alpha * loss + (1 - alpha) * distilled
+        if spec.lambda_contiguity > 0:
+            probability = torch.sigmoid(
+                _own_margin(self.model, scores) / spec.rationale_temperature
+            )
+            grid = patch_grid(self.model.predictor)
+            terms["contiguity"] = losses.contiguity(probability, selectable, grid)
+            loss = loss + spec.lambda_contiguity * terms["contiguity"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+    def _ratio_fraction(self, progress: Progress) -> tuple[int, int]:
+        model, schedule = self.model, self.spec.ratio_schedule
+        ratio = ratio_at(progress.step, progress.total_steps, schedule, model.rationale_ratio)
+        return budget_fraction(ratio)
 
 
 class PaperObjective(nn.Module):
@@ -301,7 +325,8 @@ class PaperObjective(nn.Module):
                 teacher_log_probability, log_probability, valid
             )
             terms["kl_prediction"] = losses.prediction_kl(teacher_logits, logits, temperature=tau)
-            loss = spec.alpha * loss + (1 - spec.alpha) * (
+            alpha = alpha_at(progress.step, progress.total_steps, spec)
+            loss = alpha * loss + (1 - alpha) * (
                 spec.lambda_rationale * terms["kl_rationale"] + tau**2 * terms["kl_prediction"]
             )
         terms["selected_share"] = keep.sum() / valid.sum()

@@ -8,11 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from rekd_edge.recipe.schema import BackboneSpec, DataSpec, RationalistSpec, Recipe
+from rekd_edge.recipe.schema import BackboneSpec, DataSpec, ObjectiveSpec, RationalistSpec, Recipe
 
 WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
 """Values of ``data.source`` that read ``data.path``."""
+
+DEPLOY_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity", "lambda_feature")
+"""Keys of an objective that only ``deploy`` reads."""
 
 Location = tuple[int | str, ...]
 
@@ -33,9 +36,28 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
                 ("teacher", "train", "warmup", "selector"),
                 "a teacher has no teacher to learn from (use 'mask_gradient' or 'occlusion')",
             )
+        yield from _objective_problems(("teacher", "objective"), recipe.teacher.objective, recipe)
+        if recipe.teacher.objective.lambda_feature > 0:
+            where = ("teacher", "objective", "lambda_feature")
+            yield where, "a teacher has no teacher whose features it could learn"
     yield from _rationalist_problems(
         ("student",), recipe.student, recipe.modality, recipe.data.image_size
     )
+    yield from _objective_problems(("objective",), recipe.objective, recipe)
+
+
+def _objective_problems(
+    location: Location, objective: ObjectiveSpec, recipe: Recipe
+) -> Iterator[tuple[Location, str]]:
+    schedule = objective.ratio_schedule
+    if schedule is not None and schedule.start < recipe.rationale_ratio:
+        below = f"is below rationale_ratio ({recipe.rationale_ratio}), but the budget only falls"
+        yield (*location, "ratio_schedule", "start"), below
+    if objective.name == "paper":
+        unused = ObjectiveSpec()
+        for key in DEPLOY_KEYS:
+            if getattr(objective, key) != getattr(unused, key):
+                yield (*location, key), "has no meaning where objective.name is 'paper'"
 
 
 def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, str]]:
