@@ -18,7 +18,7 @@ from rekd_edge.cli.app import app
 from rekd_edge.data.load import load_data
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.split import ArraySplit
-from rekd_edge.distill.loop import DevResult
+from rekd_edge.distill.loop import Silent
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.evaluate_pipeline import evaluate_run
 from rekd_edge.pipeline import train_run
@@ -30,17 +30,11 @@ ROOT = Path(__file__).parents[2]
 PLANTED = ("data.source=planted-evidence", "data.max_length=64", "rationale_ratio=0.25")
 
 
-class InterruptAfter:
+class InterruptAfter(Silent):
     """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
-
-    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
-        return
-
-    def epoch(self, name: str, result: DevResult) -> None:
-        return
 
     def step(self, terms: dict[str, float]) -> None:
         self.left -= 1
