@@ -38,25 +38,64 @@ class Scores:
 class Selector(nn.Module):
     """Scores every content token with one pass over the whole input."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        head_width: int | None = None,
+        head_dropout: float = 0.0,
+        xavier: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.embed_dim, 2)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = selection_head(encoder.embed_dim, head_width, head_dropout)
+        initialise_head(self.head, xavier=xavier)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
+        return self.with_prefix(inputs)[0]
+
+    def with_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Scores, Tensor]:
+        """The scores of content, and the hidden states of the model's own tokens
+        ``[batch, prefix, channel]`` (which :attr:`head` could score too)."""
         view = self.encoder.view(inputs)
         hidden = self.encoder(view.content, view.position, view.attended)
-        logits = self.head(hidden[:, self.encoder.num_prefix_tokens :])
-        return Scores(logits[..., 1] - logits[..., 0], logits, view)
+        count = self.encoder.num_prefix_tokens
+        logits = self.head(hidden[:, count:])
+        return Scores(logits[..., 1] - logits[..., 0], logits, view), hidden[:, :count]
+
+
+def selection_head(channels: int, width: int | None, dropout: float) -> nn.Module:
+    """From hidden states to (drop, keep) logits: linear, or with one hidden layer of ``width``."""
+    if width is None:
+        head = nn.Linear(channels, 2)
+        return head if dropout == 0 else nn.Sequential(nn.Dropout(dropout), head)
+    return nn.Sequential(
+        nn.Linear(channels, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 2)
+    )
+
+
+def initialise_head(head: nn.Module, *, xavier: bool) -> None:
+    """Weights from N(0, 0.02^2), or Xavier-uniform as in the published code; biases zero."""
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            if xavier:
+                nn.init.xavier_uniform_(layer.weight)
+            else:
+                nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
 
 class Predictor(nn.Module):
     """Classifies from the tokens it is given and from nothing else."""
 
     def __init__(
-        self, encoder: Encoder, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        *,
+        pooling: str = "mean",
+        dropout: float = 0.0,
+        xavier: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in {"cls", "mean"}:
@@ -65,8 +104,7 @@ class Predictor(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        initialise_head(self.head, xavier=xavier)
 
     def forward(
         self,
@@ -74,9 +112,10 @@ class Predictor(nn.Module):
         position: Tensor,
         key_weight: Tensor | None = None,
         scale: Tensor | None = None,
+        prefix_scale: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
-        hidden = self.encoder(content, position, key_weight, scale)
+        hidden = self.encoder(content, position, key_weight, scale, prefix_scale)
         return self.head(self.dropout(self._pool(hidden, key_weight)))
 
     def _pool(self, hidden: Tensor, key_weight: Tensor | None) -> Tensor:
@@ -113,13 +152,16 @@ class Rationalist(nn.Module):
         """Logits from tokens with non-zero ``key_weight`` ``[batch, token]``, by key exclusion."""
         return self.predictor(view.content, view.position, key_weight)
 
-    def classify_zeroed(self, view: TokenView, keep: Tensor) -> Tensor:
-        """Logits with embeddings multiplied by ``keep`` (the published masking).
+    def classify_zeroed(
+        self, view: TokenView, keep: Tensor, prefix_keep: Tensor | None = None
+    ) -> Tensor:
+        """Logits with word or patch embeddings multiplied by ``keep`` ``[batch, token]`` (the
+        published masking); ``prefix_keep`` ``[batch, prefix]`` masks ``[CLS]`` too.
 
-        Zeroed tokens are still attended to, so the predictor can read the geometry of the mask.
-        Deviation: the class token is never masked and padding is never attended.
+        Positions are added afterwards and zeroed tokens are still attended to, so the predictor
+        can read the geometry of the mask. Padding is not attended, as in the official code.
         """
-        return self.predictor(view.content, view.position, view.attended, keep)
+        return self.predictor(view.content, view.position, view.attended, keep, prefix_keep)
 
     def classify_gathered(self, view: TokenView, index: Tensor, valid: Tensor) -> Tensor:
         """Logits from the content at ``index`` ``[batch, slot]`` where ``valid``; nothing else is

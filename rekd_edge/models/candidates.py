@@ -1,0 +1,88 @@
+"""Which positions a selection draws for, counts and compares.
+
+The deployed selection chooses among content tokens alone. The published text code draws for all
+positions of an input padded to its full length: ``[CLS]``, ``[SEP]`` and padding included
+(arXiv 2601.22531, official code). Padding is drawn for but never attended to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rekd_edge.models.encoder import BertEncoder, Encoder
+from rekd_edge.models.rationalist import Rationalist, Scores
+
+Masking = Literal["zero", "exclude"]
+TEXT_WIDTH = "input_ids"
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """``special``: ``[CLS]`` and ``[SEP]`` can be dropped or kept. ``padded_length``: texts are
+    padded to that many tokens and padding is drawn for and counted. Neither touches images."""
+
+    special: bool = False
+    padded_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """``logits`` ``[batch, position, 2]`` (drop, keep) and ``counted`` bool ``[batch, position]``,
+    where the first ``num_prefix`` positions are the model's own tokens (0 or 1) and the others the
+    content tokens of ``scores``."""
+
+    logits: Tensor
+    counted: Tensor
+    num_prefix: int
+    scores: Scores
+
+
+def candidates(
+    model: Rationalist, inputs: Mapping[str, Tensor], positions: Positions
+) -> Candidates:
+    """Selection logits of every position that ``positions`` asks for."""
+    encoder = model.selector.encoder
+    is_text = isinstance(encoder, BertEncoder)
+    if is_text and positions.padded_length is not None:
+        inputs = padded(encoder, inputs, positions.padded_length)
+    scores, prefix = model.selector.with_prefix(inputs)
+    view = scores.view
+    counted = view.selectable
+    if positions.padded_length is not None:
+        counted = counted | ~view.attended
+    if not (is_text and positions.special):
+        return Candidates(scores.logits, counted, 0, scores)
+    counted = counted | view.attended
+    always = counted.new_ones((counted.shape[0], prefix.shape[1]))
+    logits = torch.cat([model.selector.head(prefix), scores.logits], dim=1)
+    return Candidates(logits, torch.cat([always, counted], dim=1), prefix.shape[1], scores)
+
+
+def padded(encoder: Encoder, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+    """Text inputs ``[batch, token]`` padded on the right to ``length`` tokens."""
+    assert isinstance(encoder, BertEncoder)
+    missing = length - inputs[TEXT_WIDTH].shape[1]
+    if missing <= 0:
+        return dict(inputs)
+    padding = {TEXT_WIDTH: int(encoder.backbone.config.pad_token_id or 0)}
+    return {
+        name: torch.nn.functional.pad(value, (0, missing), value=padding.get(name, 0))
+        for name, value in inputs.items()
+    }
+
+
+def classify(
+    model: Rationalist, found: Candidates, keep: Tensor, masking: Masking
+) -> Tensor:
+    """Logits ``[batch, class]`` of ``model`` from ``keep`` float ``[batch, position]``, which may
+    carry a gradient: by zeroed embeddings, or by excluded keys (content tokens only)."""
+    view, own = found.scores.view, found.num_prefix
+    content = keep[:, own:]
+    if masking == "zero":
+        return model.classify_zeroed(view, content, keep[:, :own] if own else None)
+    return model.classify_masked(view, content * view.selectable)
