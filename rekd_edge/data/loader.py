@@ -55,13 +55,15 @@ def make_loader(
     augment: AugmentSpec | None = None,
     drop_last: bool = False,
     num_workers: int = 0,
+    bucket: bool = True,
 ) -> DataLoader[Batch]:
     """A torch ``DataLoader`` of :class:`~rekd_edge.types.Batch`.
 
     Texts of like length share a batch. Shuffled: the order is random, texts are then sorted by
     length inside windows of :data:`BUCKET_BATCHES` batches, and the batches are shuffled. Not
     shuffled: texts go from the longest to the shortest (``Batch.index`` says which is which),
-    images in the order of the split. Augmentation depends on (seed, epoch, example) alone.
+    images in the order of the split. Without ``bucket`` texts are ordered as images are.
+    Augmentation depends on (seed, epoch, example) alone.
 
     Raises:
         DataError: an example cannot be read or encoded; images raise it while iterating.
@@ -71,7 +73,7 @@ def make_loader(
     else:
         dataset = _ImageBatches(split, preprocessor, augment, seed=seed, epoch=epoch)
     sampler = BucketSampler(
-        dataset.lengths,
+        dataset.lengths if bucket else None,
         len(split),
         batch_size=batch_size,
         shuffle=shuffle,

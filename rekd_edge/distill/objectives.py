@@ -15,10 +15,18 @@ from torch.nn import functional as F
 from rekd_edge import losses
 from rekd_edge.distill import attribution as attributions
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
+from rekd_edge.models.candidates import (
+    ALL_CONTENT,
+    Candidates,
+    Positions,
+    candidates,
+    classify,
+)
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
+from rekd_edge.recipe.form import Masking
 from rekd_edge.recipe.schema import ObjectiveSpec
-from rekd_edge.schedules import temperature_at
+from rekd_edge.schedules import published_temperature_at, temperature_at
 from rekd_edge.selection import (
     bernoulli_straight_through,
     gather_slots,
@@ -156,122 +164,190 @@ def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
     return scores.score - threshold
 
 
-class DeployObjective(nn.Module):
-    """Joint training of exactly what is exported: exactly k kept, all other keys excluded.
+def select_exactly_k(
+    model: Rationalist, spec: ObjectiveSpec, scores: Scores, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Exactly k tokens of the scores, noised by ``selection_noise * temperature``: weights
+    ``[batch, token]`` that carry a gradient, and the kept tokens, bool ``[batch, token]``."""
+    tried = scores.score
+    if spec.selection_noise > 0:
+        scale = spec.selection_noise * temperature
+        tried = tried + scale * (gumbel_noise(tried) - gumbel_noise(tried))
+    return straight_through_top_k(
+        tried,
+        scores.view.selectable,
+        model.budget(scores.view),
+        temperature=temperature,
+    )
 
-    L = alpha * CE + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y]; without a teacher,
-    L = CE. KL_R is noiseless and threshold-centred; noise only perturbs which tokens are tried.
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A frozen teacher. ``targets`` are its deterministic answers, needed by some forms only;
+    ``masking`` is how it was trained to see a rationale."""
+
+    model: Rationalist
+    masking: Masking
+    targets: TargetSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A rationale in training: ``keep`` float ``[batch, position]`` with a gradient, its tokens as
+    bool ``[batch, token]``, and the draw's log-probabilities ``[batch, position, 2]``."""
+
+    found: Candidates
+    keep: Tensor
+    tokens: Tensor
+    log_probability: Tensor | None
+
+
+class JointObjective(nn.Module):
+    """Joint training of selector and predictor, in the form that the objective's keys give it.
+
+    L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y];
+    without a teacher, L = CE + lambda_select * L_sel. Only Bernoulli selection has L_sel. The
+    preset `deploy` trains exactly what is exported: exactly k kept, all other keys excluded, and
+    noise only perturbs which tokens are tried. The preset `paper` is arXiv 2601.22531 as its
+    official code has it.
     """
 
     def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: TargetSource | None
+        self,
+        model: Rationalist,
+        spec: ObjectiveSpec,
+        teacher: Teacher | None,
+        positions: Positions = ALL_CONTENT,
     ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
+        self.form = spec.form
+        self.positions = positions
+        # A dataclass is no module: the teacher's parameters are neither trained nor saved.
         self.teacher = teacher
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec = self.spec
-        temperature = temperature_at(progress.step, progress.total_steps, spec.temperature)
-        scores = self.model.selector(batch.inputs)
-        tried = scores.score
-        if spec.selection_noise > 0:
-            scale = spec.selection_noise * temperature
-            tried = tried + scale * (gumbel_noise(tried) - gumbel_noise(tried))
-        weight, keep = straight_through_top_k(
-            tried,
-            scores.view.selectable,
-            self.model.budget(scores.view),
-            temperature=temperature,
-        )
-        if tried.requires_grad:
-            logits = self.model.classify_masked(scores.view, weight)
-        else:  # no gradient into the scores: the predictor may run on the kept tokens alone
-            index, valid = gather_slots(keep, self.model.slots(scores.view))
-            logits = self.model.classify_gathered(scores.view, index, valid)
+        spec, form = self.spec, self.form
+        clock = temperature_at if form.tau_updates == "capped" else published_temperature_at
+        tau = clock(progress.step, progress.total_steps, spec.temperature)
+        chosen = self._choose(batch, tau)
+        logits = self._classify(chosen)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
+        if form.selection == "bernoulli":
+            counted = chosen.found.counted
+            terms["budget"] = losses.budget_penalty(
+                chosen.keep, counted, self.model.rationale_ratio
+            )
+            terms["selected_share"] = chosen.keep.sum() / counted.sum()
+            loss = loss + spec.lambda_select * terms["budget"]
         if self.teacher is not None:
-            targets = self.teacher(batch)
-            terms["kl_rationale"] = losses.rationale_kl(
-                targets.margin,
-                _own_margin(self.model, scores),
-                scores.view.selectable,
-                temperature=spec.rationale_temperature,
-            )
-            terms["kl_prediction"] = losses.prediction_kl(
-                targets.logits, logits, temperature=spec.kd_temperature
-            )
+            temperature = tau if form.kd_schedule == "tau" else spec.kd_temperature
+            terms["kl_rationale"], answer = self._compare(self.teacher, batch, chosen, tau)
+            terms["kl_prediction"] = losses.prediction_kl(answer, logits, temperature=temperature)
             loss = spec.alpha * loss + (1 - spec.alpha) * (
                 spec.lambda_rationale * terms["kl_rationale"]
-                + spec.kd_temperature**2 * terms["kl_prediction"]
+                + temperature**2 * terms["kl_prediction"]
             )
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
+    def _choose(self, batch: Batch, tau: float) -> Chosen:
+        found = candidates(self.model, batch.inputs, self.positions)
+        if self.form.selection == "exactly_k":
+            weight, keep = select_exactly_k(self.model, self.spec, found.scores, tau)
+            return Chosen(found, weight, keep, None)
+        return _bernoulli(found, tau)
 
-class PaperObjective(nn.Module):
-    """The published formula (arXiv 2601.22531): Bernoulli straight-through Gumbel-Softmax,
-    zero-masking, batch-mean budget, noised KL_R, one tau for Gumbel noise and KD.
-
-    As in the official code the student's mask is fed to the teacher's predictor. Deviations: the
-    class token is never masked, and padding neither counts nor is attended.
-    """
-
-    def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: Rationalist | None
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.spec = spec
-        # Held outside the module tree: its parameters are neither trained nor saved.
-        self._teacher = (teacher,)
-
-    def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, model, teacher = self.spec, self.model, self._teacher[0]
-        tau = temperature_at(progress.step, progress.total_steps, spec.temperature)
-        scores = model.selector(batch.inputs)
-        valid = scores.view.selectable
-        keep, log_probability = bernoulli_straight_through(scores.logits, temperature=tau)
-        keep = keep * valid
-        logits = model.classify_zeroed(scores.view, keep)
-        terms: LossTerms = {
-            "ce": F.cross_entropy(logits, batch.labels),
-            "budget": losses.budget_penalty(keep, valid, model.rationale_ratio),
-        }
-        loss = terms["ce"] + spec.lambda_select * terms["budget"]
-        if teacher is not None:
-            teacher_logits, teacher_log_probability = self._teacher_answer(
-                teacher, batch, keep.detach(), tau
+    def _classify(self, chosen: Chosen) -> Tensor:
+        view = chosen.found.scores.view
+        if self.form.selection == "bernoulli" or self.form.masking == "zero":
+            return classify(
+                self.model, view, chosen.keep, chosen.found.num_prefix, self.form.masking
             )
-            terms["kl_rationale"] = losses.rationale_kl_sampled(
-                teacher_log_probability, log_probability, valid
-            )
-            terms["kl_prediction"] = losses.prediction_kl(teacher_logits, logits, temperature=tau)
-            loss = spec.alpha * loss + (1 - spec.alpha) * (
-                spec.lambda_rationale * terms["kl_rationale"] + tau**2 * terms["kl_prediction"]
-            )
-        terms["selected_share"] = keep.sum() / valid.sum()
-        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+        if chosen.keep.requires_grad:
+            return self.model.classify_masked(view, chosen.keep)
+        # No gradient into the scores: the predictor may run on the kept tokens alone.
+        index, valid = gather_slots(chosen.tokens, self.model.slots(view))
+        return self.model.classify_gathered(view, index, valid)
 
-    @staticmethod
-    @torch.no_grad()
-    def _teacher_answer(
-        teacher: Rationalist, batch: Batch, student_keep: Tensor, tau: float
+    def _compare(
+        self, teacher: Teacher, batch: Batch, chosen: Chosen, tau: float
     ) -> tuple[Tensor, Tensor]:
-        scores = teacher.selector(batch.inputs)
-        _, log_probability = bernoulli_straight_through(scores.logits, temperature=tau)
-        return teacher.classify_zeroed(scores.view, student_keep), log_probability
+        """KL_R, and the teacher's logits ``[batch, class]`` for KL_Y."""
+        targets, draw = None, None
+        if self.form.uses_teacher_targets:
+            assert teacher.targets is not None
+            targets = teacher.targets(batch)
+        if self.form.uses_teacher_draws:
+            draw = self._teacher_draw(teacher, batch, tau)
+        divergence = self._rationale_kl(chosen, targets, draw, tau)
+        return divergence, self._teacher_logits(teacher, chosen, targets, draw)
+
+    def _rationale_kl(
+        self, chosen: Chosen, targets: TeacherTargets | None, draw: Chosen | None, tau: float
+    ) -> Tensor:
+        found = chosen.found
+        if self.form.rationale_kd == "centred":
+            assert targets is not None
+            width = targets.margin.shape[1]  # counted padding is not among the targets
+            return losses.rationale_kl(
+                targets.margin,
+                _own_margin(self.model, found.scores)[:, :width],
+                found.scores.view.selectable[:, :width],
+                temperature=self.spec.rationale_temperature,
+            )
+        assert draw is not None
+        ours, theirs = chosen.log_probability, draw.log_probability
+        if self.form.rationale_kd == "noiseless":
+            ours = F.log_softmax(found.logits / tau, dim=-1)
+            theirs = F.log_softmax(draw.found.logits / tau, dim=-1)
+        elif ours is None:  # exactly k has no draw a token: KL_R makes its own
+            _, ours = bernoulli_straight_through(found.logits, temperature=tau)
+        assert theirs is not None
+        return losses.rationale_kl_summed(theirs, ours, found.counted)
+
+    def _teacher_logits(
+        self,
+        teacher: Teacher,
+        chosen: Chosen,
+        targets: TeacherTargets | None,
+        draw: Chosen | None,
+    ) -> Tensor:
+        keep = chosen.keep.detach()
+        if self.form.teacher_prediction == "own_rationale":
+            if self.form.selection == "exactly_k":
+                assert targets is not None
+                return targets.logits
+            assert draw is not None
+            keep = draw.keep
+        found = chosen.found
+        with torch.no_grad():
+            return classify(
+                teacher.model, found.scores.view, keep, found.num_prefix, teacher.masking
+            )
+
+    @torch.no_grad()
+    def _teacher_draw(self, teacher: Teacher, batch: Batch, tau: float) -> Chosen:
+        """The teacher's own draw, with noise of its own."""
+        return _bernoulli(candidates(teacher.model, batch.inputs, self.positions), tau)
+
+
+def _bernoulli(found: Candidates, tau: float) -> Chosen:
+    drawn, log_probability = bernoulli_straight_through(found.logits, temperature=tau)
+    keep = drawn * found.counted
+    return Chosen(found, keep, keep[:, found.num_prefix :] > 0.5, log_probability)
 
 
 __all__ = [
     "ClassifyObjective",
-    "DeployObjective",
+    "JointObjective",
     "LossTerms",
-    "PaperObjective",
     "PredictorWarmup",
     "Progress",
     "SelectorWarmup",
+    "Teacher",
     "TeacherTargets",
     "random_subset",
+    "select_exactly_k",
 ]

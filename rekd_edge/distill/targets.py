@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.recipe.form import Masking
 from rekd_edge.selection import gather_slots, selection_threshold
 from rekd_edge.types import Batch
 
@@ -28,13 +29,19 @@ TargetSource = Callable[[Batch], TeacherTargets]
 
 
 @torch.no_grad()
-def teacher_targets(teacher: Rationalist, batch: Batch) -> TeacherTargets:
+def teacher_targets(
+    teacher: Rationalist, batch: Batch, masking: Masking = "exclude"
+) -> TeacherTargets:
     """The teacher's deterministic rationale and its prediction from it (its own mask, as in the
-    paper's figure; the official code feeds the student's mask to the teacher)."""
+    paper's figure; the official code feeds the student's mask to the teacher). A teacher that was
+    trained on zeroed embeddings is shown its rationale so: ``masking`` zero."""
     scores = teacher.selector(batch.inputs)
     keep = teacher.keep(scores)
-    index, valid = gather_slots(keep, teacher.slots(scores.view))
-    logits = teacher.classify_gathered(scores.view, index, valid)
+    if masking == "zero":
+        logits = teacher.classify_zeroed(scores.view, keep.to(scores.score.dtype))
+    else:
+        index, valid = gather_slots(keep, teacher.slots(scores.view))
+        logits = teacher.classify_gathered(scores.view, index, valid)
     threshold = selection_threshold(scores.score, scores.view.selectable, keep)
     return TeacherTargets(scores.score - threshold, keep, logits)
 
@@ -46,10 +53,12 @@ class CachedTargets:
     numbers as an uninterrupted one.
     """
 
-    def __init__(self, teacher: Rationalist, loader: Iterable[Batch]) -> None:
+    def __init__(
+        self, teacher: Rationalist, loader: Iterable[Batch], masking: Masking = "exclude"
+    ) -> None:
         self._rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for batch in loader:
-            targets = teacher_targets(teacher, batch)
+            targets = teacher_targets(teacher, batch, masking)
             for row, index in enumerate(batch.index.tolist()):
                 self._rows[index] = (targets.margin[row], targets.keep[row], targets.logits[row])
 

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
-from rekd_edge.models.weights import OpenedBackbone, open_backbone
+from rekd_edge.models.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OpenedBackbone,
+    open_backbone,
+)
 from rekd_edge.recipe.schema import (
     BackboneSpec,
     DataSpec,
@@ -48,7 +55,13 @@ def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -
             hint="give both weights of one family, e.g. the same backbone with another depth",
         )
     _same_grid(selector, predictor.encoder)
-    model = Rationalist(Selector(selector), predictor, recipe.rationale_ratio)
+    scorer = Selector(
+        selector,
+        head_width=spec.selector.head_width,
+        head_dropout=spec.selector.head_dropout or 0.0,
+        xavier=spec.selector.head_init == "xavier",
+    )
+    model = Rationalist(scorer, predictor, recipe.rationale_ratio)
     weights = {
         "selector": _provenance(selector_opened),
         "predictor": _provenance(predictor_opened),
@@ -81,7 +94,16 @@ def _predictor(
     spec: PredictorSpec, recipe: Recipe, num_classes: int
 ) -> tuple[Predictor, OpenedBackbone]:
     encoder, opened = _encoder(spec, recipe)
-    predictor = Predictor(encoder, num_classes, pooling=spec.pooling, dropout=spec.dropout)
+    if not spec.final_norm:
+        assert isinstance(encoder, VitEncoder)
+        encoder.backbone.norm = nn.Identity()
+    predictor = Predictor(
+        encoder,
+        num_classes,
+        pooling=spec.pooling,
+        dropout=spec.dropout if spec.head_dropout is None else spec.head_dropout,
+        xavier=spec.head_init == "xavier",
+    )
     return predictor, opened
 
 
@@ -114,6 +136,8 @@ def _preprocessor(opened: OpenedBackbone, recipe: Recipe) -> Preprocessor:
         return _text_preprocessor(opened, recipe.data)
     if opened.mean is None or opened.std is None:
         raise IntegrityError(f"the weights {opened.source!r} came without a normalisation")
+    if recipe.data.normalisation == "imagenet":
+        return ImagePreprocessor(recipe.data.image_size, IMAGENET_MEAN, IMAGENET_STD)
     return ImagePreprocessor(recipe.data.image_size, opened.mean, opened.std)
 
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rekd_edge.models.encoder import BertEncoder, Encoder
+from rekd_edge.models.encoder import BertEncoder, Encoder, TokenView
 from rekd_edge.models.rationalist import Rationalist, Scores
-
-Masking = Literal["zero", "exclude"]
-TEXT_WIDTH = "input_ids"
+from rekd_edge.recipe.form import Masking
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +25,10 @@ class Positions:
 
     special: bool = False
     padded_length: int | None = None
+
+
+ALL_CONTENT = Positions()
+"""Content tokens alone, as deployed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,10 @@ def candidates(
 def padded(encoder: Encoder, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
     """Text inputs ``[batch, token]`` padded on the right to ``length`` tokens."""
     assert isinstance(encoder, BertEncoder)
-    missing = length - inputs[TEXT_WIDTH].shape[1]
+    missing = length - inputs["input_ids"].shape[1]
     if missing <= 0:
         return dict(inputs)
-    padding = {TEXT_WIDTH: int(encoder.backbone.config.pad_token_id or 0)}
+    padding = {"input_ids": int(encoder.backbone.config.pad_token_id or 0)}
     return {
         name: torch.nn.functional.pad(value, (0, missing), value=padding.get(name, 0))
         for name, value in inputs.items()
@@ -77,12 +78,11 @@ def padded(encoder: Encoder, inputs: Mapping[str, Tensor], length: int) -> dict[
 
 
 def classify(
-    model: Rationalist, found: Candidates, keep: Tensor, masking: Masking
+    model: Rationalist, view: TokenView, keep: Tensor, num_prefix: int, masking: Masking
 ) -> Tensor:
     """Logits ``[batch, class]`` of ``model`` from ``keep`` float ``[batch, position]``, which may
     carry a gradient: by zeroed embeddings, or by excluded keys (content tokens only)."""
-    view, own = found.scores.view, found.num_prefix
-    content = keep[:, own:]
+    content = keep[:, num_prefix:]
     if masking == "zero":
-        return model.classify_zeroed(view, content, keep[:, :own] if own else None)
+        return model.classify_zeroed(view, content, keep[:, :num_prefix] if num_prefix else None)
     return model.classify_masked(view, content * view.selectable)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import replace
 
-from rekd_edge.recipe.schema import BackboneSpec, DataSpec, RationalistSpec, Recipe
+from rekd_edge.recipe.form import form_problems
+from rekd_edge.recipe.schema import BackboneSpec, DataSpec, ObjectiveSpec, RationalistSpec, Recipe
 
 WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet")
@@ -22,12 +24,30 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     yield from _data_problems(recipe.data, recipe.modality)
     if recipe.teacher is not None:
         yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality)
+        yield from _objective_problems(("teacher", "objective"), recipe.teacher.objective, recipe)
         if recipe.teacher.train.warmup.selector.startswith("teacher"):
             yield (
                 ("teacher", "train", "warmup", "selector"),
                 "a teacher has no teacher to learn from (use 'mask_gradient' or 'occlusion')",
             )
     yield from _rationalist_problems(("student",), recipe.student, recipe.modality)
+    yield from _objective_problems(("objective",), recipe.objective, recipe)
+
+
+def _objective_problems(
+    location: Location, objective: ObjectiveSpec, recipe: Recipe
+) -> Iterator[tuple[Location, str]]:
+    form = objective.form
+    if recipe.modality == "image":
+        for key in ("select_special", "count_padding"):
+            if getattr(objective, key):
+                yield (
+                    (*location, key),
+                    "is for text: images have no padding and keep their class token",
+                )
+        form = replace(form, select_special=False, count_padding=False)
+    for key, message in form_problems(form, lambda_select=objective.lambda_select):
+        yield (*location, key), message
 
 
 def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, str]]:
@@ -58,6 +78,11 @@ def _rationalist_problems(
             message = _weights_problem(source, modality)
             if message:
                 yield (*location, part, "weights", index), message
+    if modality == "text" and not rationalist.predictor.final_norm:
+        yield (
+            (*location, "predictor", "final_norm"),
+            "is for images: BERT has no norm after its blocks",
+        )
 
 
 def _weights_problem(source: str, modality: str) -> str | None:

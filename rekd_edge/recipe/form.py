@@ -35,6 +35,18 @@ class ObjectiveForm:
     evaluation: Evaluation
     dev_selection: DevSelection
 
+    @property
+    def uses_teacher_targets(self) -> bool:
+        """Whether the teacher's deterministic answers are needed."""
+        own = self.teacher_prediction == "own_rationale" and self.selection == "exactly_k"
+        return own or self.rationale_kd == "centred"
+
+    @property
+    def uses_teacher_draws(self) -> bool:
+        """Whether the teacher's selection logits are drawn from in each step."""
+        own = self.teacher_prediction == "own_rationale" and self.selection == "bernoulli"
+        return own or self.rationale_kd != "centred"
+
 
 PRESETS: dict[ObjectiveName, ObjectiveForm] = {
     "paper": ObjectiveForm(
