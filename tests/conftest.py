@@ -54,7 +54,7 @@ def bundled_text_model() -> FusedRationalist:
 
     from rekd_edge.fuse import fuse
     from rekd_edge.models.encoder import BertEncoder
-    from rekd_edge.models.rationalist import Predictor, Rationalist, Selector
+    from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
 
     def encoder() -> BertEncoder:
         config = BertConfig(
@@ -70,7 +70,7 @@ def bundled_text_model() -> FusedRationalist:
 
     torch.manual_seed(0)
     labels = ("negative", "neutral", "positive")
-    model = Rationalist(Selector(encoder()), Predictor(encoder(), len(labels)), 0.25)
+    model = Rationalist(BlockSelector(encoder()), Predictor(encoder(), len(labels)), 0.25)
     for head in (model.selector.head, model.predictor.head):
         torch.nn.init.normal_(head.weight)
     return fuse(model, label_names=labels, max_length=MAX_LENGTH)
@@ -84,7 +84,7 @@ def bundled_image_model() -> FusedRationalist:
 
     from rekd_edge.fuse import fuse
     from rekd_edge.models.encoder import VitEncoder
-    from rekd_edge.models.rationalist import Predictor, Rationalist, Selector
+    from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
 
     def encoder() -> VitEncoder:
         return VitEncoder(
@@ -94,7 +94,7 @@ def bundled_image_model() -> FusedRationalist:
         )
 
     torch.manual_seed(0)
-    model = Rationalist(Selector(encoder()), Predictor(encoder(), 2), 0.25)
+    model = Rationalist(BlockSelector(encoder()), Predictor(encoder(), 2), 0.25)
     for head in (model.selector.head, model.predictor.head):
         torch.nn.init.normal_(head.weight)
     return fuse(model, label_names=("cat", "dog"), max_length=None)

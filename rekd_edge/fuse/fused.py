@@ -202,6 +202,7 @@ def fuse(
     The weights are copied: training may go on with ``model``.
     """
     source = copy.deepcopy(model).cpu().float()
+    source.selector.fold()
     fused = FusedRationalist(
         source.selector,
         source.predictor,

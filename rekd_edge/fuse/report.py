@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from rekd_edge.evaluate.accuracy import SelectionMode, evaluate_rationalist
 from rekd_edge.fuse.fused import FusedRationalist
@@ -30,12 +31,35 @@ class ModeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Flops:
+    """Floating-point operations for one example of ``tokens`` tokens (text: the mean length of
+    the evaluated split), a multiply-add counted as two; matrix products and convolutions only."""
+
+    selector: int
+    predictor: int
+    plain: int
+    """The predictor's backbone on all tokens: the black box to beat."""
+    tokens: int
+
+    @property
+    def selector_share(self) -> float:
+        """Cost of the selector relative to the plain classifier."""
+        return self.selector / self.plain
+
+    @property
+    def student_share(self) -> float:
+        """Cost of selector and predictor relative to the plain classifier."""
+        return (self.selector + self.predictor) / self.plain
+
+
+@dataclass(frozen=True, slots=True)
 class FuseReport:
     """``modes`` by name; ``masked_gathered_difference`` is the largest absolute difference of
     logits between key exclusion and gathering, ``fused_difference`` that between the trained
     model's gathered pass and the fused model."""
 
     modes: dict[str, ModeResult]
+    flops: Flops
     examples: int
     masked_gathered_difference: float
     fused_difference: float
@@ -47,7 +71,11 @@ class FuseReport:
         return max(self.masked_gathered_difference, self.fused_difference) <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed}
+        shares = {
+            "selector_share": round(self.flops.selector_share, 4),
+            "student_share": round(self.flops.student_share, 4),
+        }
+        return {**asdict(self), "flops": asdict(self.flops) | shares, "passed": self.passed}
 
 
 def fuse_report(
@@ -85,6 +113,7 @@ def fuse_report(
         )
     return FuseReport(
         modes=modes,
+        flops=count_flops(fused, _mean_tokens(make_loader())),
         examples=len(gathered.labels),
         masked_gathered_difference=float((masked.logits - gathered.logits).abs().max()),
         fused_difference=_fused_difference(fused, gathered.logits, make_loader()),
@@ -100,3 +129,34 @@ def _fused_difference(
         logits = fused(*batch.inputs.values())[0]
         largest = max(largest, float((logits - expected[batch.index]).abs().max()))
     return largest
+
+
+def _mean_tokens(loader: Iterable[Batch]) -> int:
+    """Mean number of attended tokens of a text, 0 for images."""
+    total, examples = 0, 0
+    for batch in loader:
+        if "attention_mask" not in batch.inputs:
+            return 0
+        total += int(batch.inputs["attention_mask"].sum())
+        examples += len(batch.labels)
+    return round(total / max(1, examples))
+
+
+@torch.no_grad()
+def count_flops(fused: FusedRationalist, tokens: int) -> Flops:
+    """Counts the operations of ``fused`` on one example; ``tokens`` has no meaning for images."""
+    inputs = fused.example_inputs(1, max(tokens, 3))
+    named = fused.named_inputs(inputs)
+    with FlopCounterMode(display=False) as selector:
+        scores = fused.selector(named)
+    with FlopCounterMode(display=False) as whole:
+        fused(*inputs)
+    view = scores.view
+    with FlopCounterMode(display=False) as plain:
+        fused.predictor(view.content, view.position, view.attended)
+    return Flops(
+        selector.get_total_flops(),
+        whole.get_total_flops() - selector.get_total_flops(),
+        plain.get_total_flops(),
+        view.content.shape[1],
+    )

@@ -11,7 +11,24 @@ from torch import nn
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
-from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
+from rekd_edge.models.rationalist import (
+    BlockSelector,
+    Classifier,
+    Predictor,
+    PublishedHead,
+    Rationalist,
+    Selector,
+)
+from rekd_edge.models.selectors import (
+    AttentionMixer,
+    ConvolutionMixer,
+    Embedding,
+    LightSelector,
+    LowResolutionSelector,
+    PixelEmbedding,
+    SharedSelector,
+    WordEmbedding,
+)
 from rekd_edge.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,6 +41,7 @@ from rekd_edge.recipe.schema import (
     PredictorSpec,
     RationalistSpec,
     Recipe,
+    SelectorSpec,
 )
 
 if TYPE_CHECKING:
@@ -46,27 +64,68 @@ def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -
         BackendError: none of a backbone's sources can be had.
         UsageError: an unknown backbone, or selector and predictor that see different tokens.
     """
-    selector, selector_opened = _encoder(spec.selector, recipe)
-    predictor, predictor_opened = _predictor(spec.predictor, recipe, num_classes)
-    preprocessor = _preprocessor(predictor_opened, recipe)
-    if not same_tokens(preprocessor, _preprocessor(selector_opened, recipe)):
-        raise UsageError(
-            "the selector and the predictor tokenise or normalise their input differently",
-            hint="give both weights of one family, e.g. the same backbone with another depth",
-        )
-    _same_grid(selector, predictor.encoder)
-    scorer = Selector(
-        selector,
-        head_width=spec.selector.head_width,
-        head_dropout=spec.selector.head_dropout or 0.0,
-        xavier=spec.selector.head_init == "xavier",
+    predictor, opened = _predictor(spec.predictor, recipe, num_classes)
+    preprocessor = _preprocessor(opened, recipe)
+    weights = {"predictor": _provenance(opened)}
+    selector, selector_opened = _selector(spec.selector, recipe, predictor.encoder)
+    if selector_opened is not None:
+        if not same_tokens(preprocessor, _preprocessor(selector_opened, recipe)):
+            raise UsageError(
+                "the selector and the predictor tokenise or normalise their input differently",
+                hint="give both weights of one family, e.g. the same backbone with another depth",
+            )
+        weights = {"selector": _provenance(selector_opened)} | weights
+    return Built(Rationalist(selector, predictor, recipe.rationale_ratio), preprocessor, weights)
+
+
+def _selector(
+    spec: SelectorSpec, recipe: Recipe, predictor: Encoder
+) -> tuple[Selector, OpenedBackbone | None]:
+    """The selector for ``predictor``, and the backbone whose weights it starts from."""
+    if spec.kind == "shared":
+        depth = spec.depth
+        if depth is not None and depth > predictor.num_blocks:
+            raise UsageError(
+                f"selector.depth is {depth}, but the predictor has {predictor.num_blocks} block(s)",
+                hint="lower selector.depth",
+            )
+        return SharedSelector(predictor, depth), None
+    if spec.kind == "blocks":
+        encoder, opened = _encoder(spec, recipe, resolution=spec.resolution)
+        if isinstance(predictor, VitEncoder) and isinstance(encoder, VitEncoder):
+            if spec.resolution < 1:
+                coarse = LowResolutionSelector(
+                    encoder, predictor.grid, predictor.patch_size, _head(spec, encoder)
+                )
+                return coarse, opened
+            _same_grid(encoder, predictor)
+        return BlockSelector(encoder, _head(spec, encoder)), opened
+    opened = None
+    if isinstance(predictor, VitEncoder):
+        embedding: Embedding = PixelEmbedding(predictor.grid, predictor.patch_size, spec.width)
+    else:
+        encoder, opened = _encoder(spec, recipe)
+        assert isinstance(encoder, BertEncoder)
+        embedding = WordEmbedding(encoder, spec.width)
+    mixers: list[nn.Module] = [
+        AttentionMixer(spec.width)
+        if spec.kind == "narrow"
+        else ConvolutionMixer(spec.width, spec.kernel, embedding.grid)
+        for _ in range(spec.layers)
+    ]
+    return LightSelector(embedding, mixers), opened
+
+
+def _head(spec: SelectorSpec, encoder: Encoder) -> nn.Linear | None:
+    """A head as the recipe describes it; None for the usual one."""
+    if spec.head_width is None and not spec.head_dropout and spec.head_init == "normal":
+        return None
+    return PublishedHead(
+        encoder.embed_dim,
+        width=spec.head_width,
+        dropout=spec.head_dropout or 0.0,
+        xavier=spec.head_init == "xavier",
     )
-    model = Rationalist(scorer, predictor, recipe.rationale_ratio)
-    weights = {
-        "selector": _provenance(selector_opened),
-        "predictor": _provenance(predictor_opened),
-    }
-    return Built(model, preprocessor, weights)
 
 
 def build_classifier(spec: RationalistSpec, recipe: Recipe, num_classes: int) -> Built:
@@ -81,13 +140,12 @@ def same_tokens(first: Preprocessor, second: Preprocessor) -> bool:
     return first.fingerprint == second.fingerprint
 
 
-def _same_grid(first: Encoder, second: Encoder) -> None:
-    if isinstance(first, VitEncoder) and isinstance(second, VitEncoder):
-        if (first.grid, first.patch_size) != (second.grid, second.patch_size):
-            raise UsageError(
-                f"the selector sees {first.grid} patches and the predictor {second.grid}",
-                hint="choose backbones of one patch size",
-            )
+def _same_grid(selector: VitEncoder, predictor: VitEncoder) -> None:
+    if (selector.grid, selector.patch_size) != (predictor.grid, predictor.patch_size):
+        raise UsageError(
+            f"the selector sees {selector.grid} patches and the predictor {predictor.grid}",
+            hint="choose backbones of one patch size",
+        )
 
 
 def _predictor(
@@ -107,10 +165,13 @@ def _predictor(
     return predictor, opened
 
 
-def _encoder(spec: BackboneSpec, recipe: Recipe) -> tuple[Encoder, OpenedBackbone]:
+def _encoder(
+    spec: BackboneSpec, recipe: Recipe, resolution: float = 1.0
+) -> tuple[Encoder, OpenedBackbone]:
     modality: Modality = recipe.modality
     data: DataSpec = recipe.data
-    opened = open_backbone(spec, modality, image_size=data.image_size, max_length=data.max_length)
+    image_size = round(data.image_size * resolution)
+    opened = open_backbone(spec, modality, image_size=image_size, max_length=data.max_length)
     backbone: Any = opened.module
     encoder: Encoder
     if modality == "text":

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rekd_edge.models.encoder import BertEncoder, Encoder, TokenView
-from rekd_edge.models.rationalist import Rationalist, Scores
+from rekd_edge.models.encoder import BertEncoder, TokenView
+from rekd_edge.models.rationalist import BlockSelector, Rationalist, Scores
 from rekd_edge.recipe.form import Masking
 
 
@@ -47,26 +47,32 @@ def candidates(
     model: Rationalist, inputs: Mapping[str, Tensor], positions: Positions
 ) -> Candidates:
     """Selection logits of every position that ``positions`` asks for."""
-    encoder = model.selector.encoder
+    encoder, selector = model.predictor.encoder, model.selector
     is_text = isinstance(encoder, BertEncoder)
     if is_text and positions.padded_length is not None:
         inputs = padded(encoder, inputs, positions.padded_length)
-    scores, prefix = model.selector.with_prefix(inputs)
+    special = is_text and positions.special
+    prefix: Tensor | None = None
+    if special:
+        if not isinstance(selector, BlockSelector):
+            raise ValueError(f"a {type(selector).__name__} does not score special tokens")
+        scores, prefix = selector.with_prefix(inputs)
+    else:
+        scores = selector(inputs)
     view = scores.view
     counted = view.selectable
     if positions.padded_length is not None:
         counted = counted | ~view.attended
-    if not (is_text and positions.special):
+    if prefix is None:
         return Candidates(scores.logits, counted, 0, scores)
     counted = counted | view.attended
-    always = counted.new_ones((counted.shape[0], prefix.shape[1]))
-    logits = torch.cat([model.selector.head(prefix), scores.logits], dim=1)
+    always = counted.new_ones(prefix.shape[:2])
+    logits = torch.cat([selector.head(prefix), scores.logits], dim=1)
     return Candidates(logits, torch.cat([always, counted], dim=1), prefix.shape[1], scores)
 
 
-def padded(encoder: Encoder, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+def padded(encoder: BertEncoder, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
     """Text inputs ``[batch, token]`` padded on the right to ``length`` tokens."""
-    assert isinstance(encoder, BertEncoder)
     missing = length - inputs["input_ids"].shape[1]
     if missing <= 0:
         return dict(inputs)

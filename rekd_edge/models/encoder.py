@@ -45,6 +45,29 @@ class TokenView:
     selectable: Tensor
 
 
+def text_view(inputs: Mapping[str, Tensor], *, cls_id: int, sep_id: int) -> TokenView:
+    """Word pieces: content is everything after ``[CLS]``."""
+    content = inputs["input_ids"][:, 1:]
+    attended = inputs["attention_mask"][:, 1:] > 0
+    position = torch.arange(1, content.shape[1] + 1, device=content.device)
+    selectable = attended & (content != sep_id) & (content != cls_id)
+    return TokenView(content, position.unsqueeze(0).expand_as(content), attended, selectable)
+
+
+def patch_view(
+    inputs: Mapping[str, Tensor], grid: tuple[int, int], patch_size: tuple[int, int]
+) -> TokenView:
+    """Image patches: content is the raw pixels of each."""
+    pixels = inputs["pixel_values"]
+    (rows, columns), (height, width) = grid, patch_size
+    patches = pixels.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+    content = patches.reshape(-1, rows * columns, 3 * height * width)
+    position = torch.arange(rows * columns, device=pixels.device)
+    position = position.unsqueeze(0).expand(content.shape[0], -1)
+    valid = torch.ones_like(position, dtype=torch.bool)
+    return TokenView(content, position, valid, valid)
+
+
 def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor) -> Tensor:
     """Attention in which key j counts ``key_weight[b, j]`` times.
 
@@ -102,8 +125,11 @@ class Encoder(nn.Module, ABC):
         in :meth:`embed_content`, for text only."""
 
     @abstractmethod
-    def run_blocks(self, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
-        """All blocks and the final norm; ``key_weight`` as in :meth:`forward`."""
+    def run_blocks(
+        self, tokens: Tensor, key_weight: Tensor | None, depth: int | None = None
+    ) -> Tensor:
+        """All blocks, or the first ``depth``, and the final norm; ``key_weight`` as in
+        :meth:`forward`."""
 
     @abstractmethod
     def embedding_parameters(self) -> list[nn.Parameter]:
@@ -116,19 +142,21 @@ class Encoder(nn.Module, ABC):
         key_weight: Tensor | None = None,
         scale: Tensor | None = None,
         prefix_scale: Tensor | None = None,
+        depth: int | None = None,
     ) -> Tensor:
         """Hidden states of prefix and content, ``[batch, prefix + token, channel]``.
 
         ``key_weight`` ``[batch, token]``: bool excludes keys, float weighs them
         (:func:`weighted_attention`), None attends to all. ``scale`` float ``[batch, token]`` and
-        ``prefix_scale`` ``[batch, prefix]``: see :meth:`embed_content`.
+        ``prefix_scale`` ``[batch, prefix]``: see :meth:`embed_content`. ``depth`` stops after that
+        many blocks.
         """
         embedded = self.embed_content(content, position, scale)
         tokens = torch.cat([self.embed_prefix(content.shape[0], prefix_scale), embedded], dim=1)
         if key_weight is not None:
             always = key_weight.new_ones((key_weight.shape[0], self.num_prefix_tokens))
             key_weight = torch.cat([always, key_weight], dim=1)
-        return self.run_blocks(tokens, key_weight)
+        return self.run_blocks(tokens, key_weight, depth)
 
 
 class BertEncoder(Encoder):
@@ -149,11 +177,7 @@ class BertEncoder(Encoder):
         return len(self.backbone.encoder.layer)
 
     def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
-        content = inputs["input_ids"][:, 1:]
-        attended = inputs["attention_mask"][:, 1:] > 0
-        position = torch.arange(1, content.shape[1] + 1, device=content.device)
-        selectable = attended & (content != self.sep_id) & (content != self.cls_id)
-        return TokenView(content, position.unsqueeze(0).expand_as(content), attended, selectable)
+        return text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id)
 
     def embed_content(
         self, content: Tensor, position: Tensor, scale: Tensor | None = None
@@ -174,13 +198,16 @@ class BertEncoder(Encoder):
         content = torch.full((batch_size, 1), self.cls_id, device=weight.device)
         return self.embed_content(content, torch.zeros_like(content), scale)
 
-    def run_blocks(self, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
-        for layer in self.backbone.encoder.layer:
-            tokens = self._block(layer, tokens, key_weight)
+    def run_blocks(
+        self, tokens: Tensor, key_weight: Tensor | None, depth: int | None = None
+    ) -> Tensor:
+        for layer in self.backbone.encoder.layer[:depth]:
+            tokens = self.run_block(layer, tokens, key_weight)
         return tokens
 
     @staticmethod
-    def _block(layer: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+    def run_block(layer: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+        """One transformers ``BertLayer`` on ``[batch, token, channel]``."""
         attention = layer.attention.self
         heads, channel = attention.num_attention_heads, attention.attention_head_size
 
@@ -223,15 +250,7 @@ class VitEncoder(Encoder):
         return len(self.backbone.blocks)
 
     def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
-        pixels = inputs["pixel_values"]
-        rows, columns = self.grid
-        height, width = self.patch_size
-        patches = pixels.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-        content = patches.reshape(-1, rows * columns, 3 * height * width)
-        position = torch.arange(rows * columns, device=pixels.device)
-        position = position.unsqueeze(0).expand(content.shape[0], -1)
-        valid = torch.ones_like(position, dtype=torch.bool)
-        return TokenView(content, position, valid, valid)
+        return patch_view(inputs, self.grid, self.patch_size)
 
     def embed_content(
         self, content: Tensor, position: Tensor, scale: Tensor | None = None
@@ -256,9 +275,11 @@ class VitEncoder(Encoder):
             prefix = prefix + backbone.pos_embed[0, : self.num_prefix_tokens]
         return backbone.pos_drop(prefix).unsqueeze(0).expand(batch_size, -1, -1)
 
-    def run_blocks(self, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+    def run_blocks(
+        self, tokens: Tensor, key_weight: Tensor | None, depth: int | None = None
+    ) -> Tensor:
         tokens = self.backbone.norm_pre(tokens)
-        for block in self.backbone.blocks:
+        for block in self.backbone.blocks[:depth]:
             attended = self._attention(block.attn, block.norm1(tokens), key_weight)
             tokens = tokens + block.drop_path1(block.ls1(attended))
             tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))

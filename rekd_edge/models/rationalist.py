@@ -5,6 +5,7 @@ Lei et al. 2016 (select-predict); Dai & Goebel, arXiv 2601.22531 (REKD).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,22 +35,66 @@ class Scores:
     logits: Tensor
     view: TokenView
 
+    @staticmethod
+    def from_logits(logits: Tensor, view: TokenView) -> Scores:
+        return Scores(logits[..., 1] - logits[..., 0], logits, view)
 
-class Selector(nn.Module):
+
+def selection_head(width: int) -> nn.Linear:
+    """(drop, keep) logits from hidden states; starts near zero, so that nothing is preferred."""
+    head = nn.Linear(width, 2)
+    initialise_head(head, xavier=False)
+    return head
+
+
+class Selector(nn.Module, ABC):
     """Scores every content token with one pass over the whole input."""
 
+    head: nn.Linear
+
+    @abstractmethod
+    def forward(self, inputs: Mapping[str, Tensor]) -> Scores: ...
+
+    def fold(self) -> None:
+        """Replaces what only training needs by an equal, cheaper form."""
+        return
+
+
+class PublishedHead(nn.Linear):
+    """The head of the published code: Xavier-uniform weights, dropout, and for text a hidden layer
+    of ``width`` with ReLU before the (drop, keep) logits."""
+
     def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        head_width: int | None = None,
-        head_dropout: float = 0.0,
-        xavier: bool = False,
+        self, channels: int, *, width: int | None = None, dropout: float = 0.0, xavier: bool = True
     ) -> None:
+        super().__init__(width or channels, 2)
+        self.hidden = nn.Identity() if width is None else nn.Linear(channels, width)
+        self.activation = nn.Identity() if width is None else nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self, self.hidden):
+            if isinstance(layer, nn.Linear):
+                initialise_head(layer, xavier=xavier)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.dropout(self.activation(self.hidden(input))))
+
+
+def initialise_head(head: nn.Linear, *, xavier: bool) -> None:
+    """Weights from N(0, 0.02^2), or Xavier-uniform as in the published code; biases zero."""
+    if xavier:
+        nn.init.xavier_uniform_(head.weight)
+    else:
+        nn.init.normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+
+
+class BlockSelector(Selector):
+    """The blocks of a backbone and a head for each token; ``head`` None is a linear one."""
+
+    def __init__(self, encoder: Encoder, head: nn.Linear | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = selection_head(encoder.embed_dim, head_width, head_dropout)
-        initialise_head(self.head, xavier=xavier)
+        self.head = selection_head(encoder.embed_dim) if head is None else head
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         return self.with_prefix(inputs)[0]
@@ -60,29 +105,7 @@ class Selector(nn.Module):
         view = self.encoder.view(inputs)
         hidden = self.encoder(view.content, view.position, view.attended)
         count = self.encoder.num_prefix_tokens
-        logits = self.head(hidden[:, count:])
-        return Scores(logits[..., 1] - logits[..., 0], logits, view), hidden[:, :count]
-
-
-def selection_head(channels: int, width: int | None, dropout: float) -> nn.Module:
-    """From hidden states to (drop, keep) logits: linear, or with one hidden layer of ``width``."""
-    if width is None:
-        head = nn.Linear(channels, 2)
-        return head if dropout == 0 else nn.Sequential(nn.Dropout(dropout), head)
-    return nn.Sequential(
-        nn.Linear(channels, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 2)
-    )
-
-
-def initialise_head(head: nn.Module, *, xavier: bool) -> None:
-    """Weights from N(0, 0.02^2), or Xavier-uniform as in the published code; biases zero."""
-    for layer in head.modules():
-        if isinstance(layer, nn.Linear):
-            if xavier:
-                nn.init.xavier_uniform_(layer.weight)
-            else:
-                nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        return Scores.from_logits(self.head(hidden[:, count:]), view), hidden[:, :count]
 
 
 class Predictor(nn.Module):

@@ -48,6 +48,13 @@ def _objective_problems(
         form = replace(form, select_special=False, count_padding=False)
     for key, message in form_problems(form, lambda_select=objective.lambda_select):
         yield (*location, key), message
+    scoring = [recipe.teacher, recipe.student] if location == ("objective",) else [recipe.teacher]
+    kinds = {model.selector.kind for model in scoring if model is not None}
+    if form.select_special and kinds != {"blocks"}:
+        yield (
+            (*location, "select_special"),
+            "needs selectors of kind: blocks, which alone score [CLS]: set select_special: false",
+        )
 
 
 def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, str]]:
@@ -82,6 +89,22 @@ def _rationalist_problems(
         yield (
             (*location, "predictor", "final_norm"),
             "is for images: BERT has no norm after its blocks",
+        )
+    selector = rationalist.selector
+    if selector.kind != "blocks":
+        for key in ("head_width", "head_dropout"):
+            if getattr(selector, key) is not None:
+                yield (*location, "selector", key), "is for kind: blocks"
+        if selector.head_init != "normal":
+            yield (*location, "selector", "head_init"), "is for kind: blocks"
+    if selector.kind == "convolution" and selector.kernel % 2 == 0:
+        yield (*location, "selector", "kernel"), f"must be odd, not {selector.kernel}"
+    if selector.kind == "narrow" and selector.width % 32:
+        yield (*location, "selector", "width"), "must be a multiple of 32 for kind: narrow"
+    if selector.resolution < 1 and (modality != "image" or selector.kind != "blocks"):
+        yield (
+            (*location, "selector", "resolution"),
+            "is for images and kind: blocks (leave it at 1)",
         )
 
 

@@ -120,7 +120,23 @@ class BackboneSpec(Spec):
 
 
 class SelectorSpec(BackboneSpec):
-    """The selector scores every token or patch."""
+    """The selector scores every token or patch. It reads the whole input, so its cost decides the
+    latency of the deployed model."""
+
+    kind: Literal["blocks", "convolution", "narrow", "shared"] = "blocks"
+    """`blocks`: the first `depth` blocks of the backbone. `convolution`: `layers` residual
+    convolutions of `width` channels over the backbone's word embeddings, or over the image's
+    patches at reduced resolution. `narrow`: the same with transformer blocks of that width.
+    `shared`: the predictor's own first `depth` blocks (half the weights to ship)."""
+    width: int = Field(default=64, ge=8)
+    """`convolution` and `narrow`: channels; a multiple of 32 for `narrow`."""
+    layers: int = Field(default=2, ge=0)
+    """`convolution` and `narrow`: mixing layers; 0 scores each token by itself."""
+    kernel: int = Field(default=5, ge=1)
+    """`convolution`: tokens (or patches a side) that one convolution sees; odd."""
+    resolution: Ratio = 1.0
+    """`blocks` on images: side of the image that the selector sees, as a share of
+    `data.image_size`; its scores are resized to the predictor's patches."""
 
     head_width: int | None = Field(default=None, ge=1)
     """Width of a hidden layer (ReLU) in the head; null: a linear head. Published for text: 256."""

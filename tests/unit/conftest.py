@@ -54,10 +54,10 @@ def _fused(encoder: Callable[[], Encoder], max_length: int | None) -> FusedRatio
     import torch
 
     from rekd_edge.fuse import fuse
-    from rekd_edge.models.rationalist import Predictor, Rationalist, Selector
+    from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
 
     torch.manual_seed(0)
-    model = Rationalist(Selector(encoder()), Predictor(encoder(), len(LABELS)), 0.3)
+    model = Rationalist(BlockSelector(encoder()), Predictor(encoder(), len(LABELS)), 0.3)
     for head in (model.selector.head, model.predictor.head):
         torch.nn.init.normal_(head.weight)
     return fuse(model, label_names=LABELS, max_length=max_length)

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 from rekd_edge.fuse import fuse
 from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
 from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
-from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
+from rekd_edge.models.rationalist import BlockSelector, Classifier, Predictor, Rationalist
 
 
 def text_encoder() -> Encoder:
@@ -31,7 +31,7 @@ def image_encoder() -> Encoder:
 
 
 def rationalist(encoder: Encoder, other: Encoder, ratio: float = 0.25) -> Rationalist:
-    model = Rationalist(Selector(encoder), Predictor(other, 3), ratio)
+    model = Rationalist(BlockSelector(encoder), Predictor(other, 3), ratio)
     torch.nn.init.normal_(model.selector.head.weight)
     torch.nn.init.normal_(model.predictor.head.weight)
     return model.eval()

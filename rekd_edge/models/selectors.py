@@ -1,0 +1,214 @@
+"""Selectors that cost a fraction of a backbone.
+
+The selector reads the whole input, so it decides the latency of the deployed model. All of these
+answer with the :class:`Scores` of the block selector in `rationalist.py`, and all see the same
+content tokens as the predictor.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rekd_edge.models.encoder import (
+    BertEncoder,
+    Encoder,
+    TokenView,
+    VitEncoder,
+    patch_view,
+    text_view,
+)
+from rekd_edge.models.rationalist import BlockSelector, Scores, Selector, selection_head
+
+DROPOUT = 0.1
+
+
+class Embedding(nn.Module, ABC):
+    """Content tokens of width ``width`` without any context."""
+
+    width: int
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the patches; None for text."""
+
+    @abstractmethod
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[TokenView, Tensor]:
+        """The view, and hidden states ``[batch, token, width]``."""
+
+
+class WordEmbedding(Embedding):
+    """The word embeddings of a pretrained BERT, projected to ``width`` and normalised.
+
+    Position embeddings are left out: a convolution sees the order, and what a word says hardly
+    depends on where it stands.
+    """
+
+    def __init__(self, encoder: BertEncoder, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.cls_id, self.sep_id = encoder.cls_id, encoder.sep_id
+        self.words = encoder.backbone.embeddings.word_embeddings
+        self.projection: nn.Module = nn.Linear(encoder.embed_dim, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[TokenView, Tensor]:
+        view = text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id)
+        return view, self.norm(self.projection(self.words(view.content)))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiplies the projection into the table once: ``[vocabulary, width]`` is all that is
+        left of the pretrained embeddings, and the product is not computed for each input."""
+        if isinstance(self.projection, nn.Identity):
+            return
+        self.words = nn.Embedding.from_pretrained(self.projection(self.words.weight))
+        self.projection = nn.Identity()
+
+
+class PixelEmbedding(Embedding):
+    """Patches at a reduced resolution: two strided convolutions and a position embedding.
+
+    Each patch is first cut into 2 x 2 cells where its side is even.
+    """
+
+    def __init__(self, grid: tuple[int, int], patch_size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.width, self.grid, self.patch_size = width, grid, patch_size
+        cells = 2 if patch_size[0] % 2 == 0 and patch_size[1] % 2 == 0 else 1
+        cell = (patch_size[0] // cells, patch_size[1] // cells)
+        self.cells = nn.Conv2d(3, width, kernel_size=cell, stride=cell)
+        self.join = nn.Conv2d(width, width, kernel_size=cells, stride=cells)
+        self.position = nn.Parameter(torch.zeros(1, grid[0] * grid[1], width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[TokenView, Tensor]:
+        view = patch_view(inputs, self.grid_size, self.patch_size)
+        hidden = self.join(F.gelu(self.cells(inputs["pixel_values"])))
+        return view, self.norm(hidden.flatten(2).transpose(1, 2) + self.position)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        assert self.grid is not None
+        return self.grid
+
+
+class ConvolutionMixer(nn.Module):
+    """A residual convolution along the tokens, or over the patch grid."""
+
+    def __init__(self, width: int, kernel: int, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.grid = grid
+        convolution = nn.Conv1d if grid is None else nn.Conv2d
+        self.convolution = convolution(width, width, kernel, padding=kernel // 2)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        # Padding is zeroed before every convolution, so it cannot be told from the border.
+        channels_first = (hidden * attended.unsqueeze(2)).transpose(1, 2)
+        if self.grid is not None:
+            channels_first = channels_first.unflatten(2, self.grid)
+        mixed = self.convolution(channels_first).flatten(2).transpose(1, 2)
+        return hidden + self.dropout(F.gelu(self.norm(mixed)))
+
+
+class AttentionMixer(nn.Module):
+    """A narrow transformer block (transformers' ``BertLayer``)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        from transformers import BertConfig
+        from transformers.models.bert.modeling_bert import BertLayer
+
+        self.layer = BertLayer(
+            BertConfig(
+                hidden_size=width,
+                num_attention_heads=max(1, width // 32),
+                intermediate_size=4 * width,
+                hidden_dropout_prob=DROPOUT,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+
+    def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        return BertEncoder.run_block(self.layer, hidden, attended)
+
+
+class LightSelector(Selector):
+    """Embeddings, a few narrow mixing layers, and a score for each token."""
+
+    def __init__(self, embedding: Embedding, mixers: list[nn.Module]) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.mixers = nn.ModuleList(mixers)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.head = selection_head(embedding.width)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
+        view, hidden = self.embedding(inputs)
+        hidden = self.dropout(hidden)
+        for mixer in self.mixers:
+            hidden = mixer(hidden, view.attended)
+        return Scores.from_logits(self.head(hidden), view)
+
+    def fold(self) -> None:
+        if isinstance(self.embedding, WordEmbedding):
+            self.embedding.fold()
+
+
+class LowResolutionSelector(BlockSelector):
+    """A backbone on a smaller image; its scores are resized to the predictor's patch grid."""
+
+    def __init__(
+        self,
+        encoder: VitEncoder,
+        grid: tuple[int, int],
+        patch: tuple[int, int],
+        head: nn.Linear | None = None,
+    ) -> None:
+        super().__init__(encoder, head)
+        self.coarse_grid = encoder.grid
+        self.grid, self.patch_size = grid, patch
+        rows, columns = encoder.grid
+        self.coarse_size = (rows * encoder.patch_size[0], columns * encoder.patch_size[1])
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
+        view = patch_view(inputs, self.grid, self.patch_size)
+        small = F.interpolate(
+            inputs["pixel_values"], size=self.coarse_size, mode="bilinear", align_corners=False
+        )
+        coarse = super().forward({"pixel_values": small}).logits.transpose(1, 2)
+        logits = F.interpolate(
+            coarse.unflatten(2, self.coarse_grid),
+            size=self.grid,
+            mode="bilinear",
+            align_corners=False,
+        )
+        return Scores.from_logits(logits.flatten(2).transpose(1, 2), view)
+
+
+class SharedSelector(Selector):
+    """The predictor's own first ``depth`` blocks, with a norm and a head of its own.
+
+    The weights are shared, the hidden states are not: the predictor still starts from the kept
+    content alone. As in folded rationalization (FR, Liu et al. 2022), half the weights ship.
+    """
+
+    def __init__(self, encoder: Encoder, depth: int | None) -> None:
+        super().__init__()
+        # Held outside the module tree: its parameters are the predictor's.
+        self._shared = (encoder,)
+        self.depth = depth
+        self.norm = nn.LayerNorm(encoder.embed_dim)
+        self.head = selection_head(encoder.embed_dim)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
+        encoder = self._shared[0]
+        view = encoder.view(inputs)
+        hidden = encoder(view.content, view.position, view.attended, depth=self.depth)
+        return Scores.from_logits(
+            self.head(self.norm(hidden[:, encoder.num_prefix_tokens :])), view
+        )
