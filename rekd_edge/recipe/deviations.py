@@ -65,7 +65,7 @@ DEVIATIONS = (
         "objective.count_padding",
         "true",
         "false",
-        "text: a budget of the padded length is another ratio for each text; not attended either way",
+        "text: a share of the padded length is another ratio for each text",
         "no-padding",
     ),
     Deviation(
@@ -218,9 +218,8 @@ def deviations_table(result: Mapping[str, Any] | None) -> str:
     ]
     for item in DEVIATIONS:
         effect = _effect(rows.get(item.row) if item.row else None)
-        lines.append(
-            f"| {item.title} | `{item.key}` | {item.paper} | {item.deploy} | {item.why} | {effect} |"
-        )
+        cells = (item.title, f"`{item.key}`", item.paper, item.deploy, item.why, effect)
+        lines.append(f"| {' | '.join(cells)} |")
     lines.append(
         "| the whole objective | `objective.name` | paper | deploy | | "
         f"{_effect(rows.get(WHOLE))} |"
