@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rekd_edge.distill.loop import DevResult
 from rekd_edge.errors import UsageError
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import load_recipe
@@ -18,6 +19,26 @@ from rekd_edge.recipe.suite_file import load_suite, row_recipes
 from rekd_edge.suite import run_suite
 
 ROOT = Path(__file__).parents[2]
+
+
+class InterruptAfter:
+    """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
+        return
+
+    def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+    def step(self, terms: dict[str, float]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
 SUITE = """schema_version: 1
 name: trial
 recipe: smoke/text
@@ -33,7 +54,7 @@ columns:
 rows:
   - name: paper
     title: as published
-    overrides: &paper [objective.name=paper, teacher.objective.name=paper]
+    overrides: [objective.name=paper, teacher.objective.name=paper]
   - name: noiseless
     overrides:
       - objective.name=paper
@@ -47,7 +68,7 @@ rows:
 @pytest.fixture
 def suite_file(tmp_path: Path) -> Path:
     path = tmp_path / "suite.yaml"
-    path.write_text(SUITE.replace("&paper ", ""))
+    path.write_text(SUITE)
     return path
 
 
@@ -106,8 +127,8 @@ def test_a_column_that_no_run_reports_is_an_error(suite_file: Path, tmp_path: Pa
     suite_file.write_text(suite_file.read_text().replace("test_own.accuracy", "test_own.acuracy"))
     suite = load_suite(suite_file)
     recipes = row_recipes(suite, tmp_path)
-    with pytest.raises(UsageError, match="no run reports distill.student.test_own.acuracy"):
-        run_suite(suite, {"plain": recipes["plain"]}, tmp_path / "out", device="cpu")
+    with pytest.raises(UsageError, match=r"no run reports distill\.student\.test_own\.acuracy"):
+        run_suite(suite, {"paper": recipes["paper"]}, tmp_path / "out", device="cpu")
     assert (tmp_path / "out" / "suite.json").is_file()
 
 
@@ -130,13 +151,11 @@ def test_the_command_runs_some_rows_and_fails_with_those_that_diverge(
     output = str(tmp_path / "out")
     words = [str(suite_file), "--output", output, "--device", "cpu", "--rows", "plain,wild"]
     refused = command(*words)
-    assert refused.returncode == 2  # both are compared with the first row, or with each other
+    assert refused.returncode == 2  # `plain` is compared with the first row
     assert "--rows leaves out" in refused.stderr
-    suite_file.write_text(
-        suite_file.read_text().replace(
-            "overrides: [task=classify]", "overrides: [task=classify]\n    against: plain"
-        )
-    )
+    classify = "overrides: [task=classify]"
+    compared = suite_file.read_text().replace(classify, f"{classify}\n    against: plain")
+    suite_file.write_text(compared)
     result = command(*words)
     assert result.returncode == 3, result.stderr
     assert "diverged in wild" in result.stderr
@@ -157,8 +176,6 @@ def test_the_commands_dry_run_trains_nothing(suite_file: Path, tmp_path: Path) -
 
 
 def test_the_published_objective_trains_keeps_the_least_loss_and_resumes(tmp_path: Path) -> None:
-    from tests.integration.test_training_runs import InterruptAfter
-
     changes = ["data.limit={train: 32, dev: 16, test: 16}", "student.train.epochs=4"]
     changes += ["teacher.train.warmup={predictor_epochs: 0, selector: none}"]
     changes += ["student.train.warmup={predictor_epochs: 0, selector: none}"]
