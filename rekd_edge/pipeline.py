@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rekd_edge.data import TaskData, load_data
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor
 from rekd_edge.data.split import Split
+from rekd_edge.distill.attribution import (
+    AttributionSource,
+    CachedAttributions,
+    mask_gradient,
+    occlusion,
+)
 from rekd_edge.distill.checkpoint import load_model, write_json
 from rekd_edge.distill.loop import (
     BatchLoader,
@@ -27,15 +33,18 @@ from rekd_edge.distill.loop import (
     ProgressListener,
     fit,
     make_accelerator,
+    move_batch,
 )
 from rekd_edge.distill.objectives import (
+    AttributionWarmup,
     ClassifyObjective,
     JointObjective,
     PredictorWarmup,
-    SelectorWarmup,
-    Teacher,
+    RationaleWarmup,
+    ValueRegression,
 )
-from rekd_edge.distill.targets import CachedTargets, TargetSource, teacher_targets
+from rekd_edge.distill.targets import CachedTargets, TargetSource, rationale_and_answer
+from rekd_edge.distill.teacher import Teacher
 from rekd_edge.errors import UsageError
 from rekd_edge.evaluate import (
     Predictions,
@@ -49,7 +58,7 @@ from rekd_edge.fuse import fuse, fuse_report
 from rekd_edge.fuse.report import SAMPLED_DRAWS
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import build_classifier, build_rationalist, same_tokens
-from rekd_edge.models.candidates import Positions
+from rekd_edge.models.candidates import ALL_CONTENT, Positions
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
 from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe, TrainSpec
@@ -58,6 +67,7 @@ from rekd_edge.run_folder import (
     PREPROCESSOR_FOLDER,
     RECIPE_FILE,
     RUN_FILE,
+    TEACHER_PREPROCESSOR_FOLDER,
     Run,
     open_run,
 )
@@ -192,6 +202,8 @@ class _Trainer:
         self.weights: dict[str, Any] = {}
         self.preprocessor: Preprocessor | None = None
         self.teacher_objective: ObjectiveSpec | None = None
+        self.teacher_preprocessor: Preprocessor | None = None
+        """The teacher's, where it is another than the student's."""
         self.is_main = make_accelerator(recipe.student.train, device).is_main_process
 
     def train(self) -> dict[str, Any]:
@@ -218,7 +230,7 @@ class _Trainer:
             student, "student", recipe.student, recipe.objective, teacher
         )
         if teacher is not None:
-            results["agreement_with_teacher"] = self._agreement(student, teacher)
+            results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
         fused = fuse(
             student,
             label_names=self.data.label_names,
@@ -241,7 +253,13 @@ class _Trainer:
                     f"this recipe's data have {', '.join(self.data.label_names)}",
                     hint="train a teacher on this recipe's data",
                 )
-            self.preprocessor = run.preprocessor
+            if run.recipe.modality != self.recipe.modality:
+                raise UsageError(
+                    f"the teacher of {spec.run} reads {run.recipe.modality}; this recipe's data "
+                    f"are {self.recipe.modality}",
+                    hint="name a run of the recipe's modality",
+                )
+            self.preprocessor = run.teacher_preprocessor
             results["teacher"] = {"run": spec.run}
             teacher = run.teacher_or_student()
             self.teacher_objective = run.teacher_objective()
@@ -257,19 +275,21 @@ class _Trainer:
         return teacher
 
     def _adopt(self, role: str, weights: Mapping[str, Any], preprocessor: Preprocessor) -> None:
-        if self.preprocessor is not None and not same_tokens(self.preprocessor, preprocessor):
-            raise UsageError(
-                "teacher and student tokenise or normalise their input differently",
-                hint="choose backbones that share a tokenizer (text) or a normalisation (images)",
-            )
+        theirs = self.preprocessor
+        if theirs is not None and not same_tokens(theirs, preprocessor):
+            self.teacher_preprocessor = theirs
+            if self.is_main:
+                theirs.save(self.output / TEACHER_PREPROCESSOR_FOLDER)
         self.preprocessor = preprocessor
         self.weights[role] = dict(weights)
         if self.is_main:
             preprocessor.save(self.output / PREPROCESSOR_FOLDER)
 
-    def _loader(self, split: Split) -> BatchLoader:
+    def _loader(self, split: Split, teacher: Preprocessor | None = None) -> BatchLoader:
         assert self.preprocessor is not None
-        return make_loader(split, self.preprocessor, batch_size=EVALUATION_BATCH, shuffle=False)
+        return make_loader(
+            split, self.preprocessor, batch_size=EVALUATION_BATCH, shuffle=False, teacher=teacher
+        )
 
     def _epoch_loader(self, train: TrainSpec, epoch: int) -> BatchLoader:
         assert self.preprocessor is not None
@@ -282,6 +302,7 @@ class _Trainer:
             epoch=epoch,
             bucket=train.bucket_by_length,
             augment=self.recipe.data.augment if self._augmented else None,
+            teacher=self.teacher_preprocessor,
         )
 
     @property
@@ -333,7 +354,12 @@ class _Trainer:
                 )
             return DevResult(result.accuracy, result.loss, criterion)
 
-        phases = self._phases(model, spec.train, objective, teacher)
+        met = None
+        if teacher is not None:
+            assert self.teacher_objective is not None
+            masking = self.teacher_objective.form.masking
+            met = Teacher(teacher.to(self._device(spec.train)), model, masking)
+        phases = self._phases(model, spec.train, objective, met)
         report = self._fit(model, phases, spec.train, role, dev)
         return {**_summary(report), **self._evaluate(model, objective), "dev_mode": mode}
 
@@ -371,6 +397,15 @@ class _Trainer:
             seed=seed,
         )
 
+    def _refuse_foreign_positions(self, objective: ObjectiveSpec) -> None:
+        foreign = self.teacher_preprocessor is not None
+        if foreign and objective.form.uses_teacher_draws:
+            if self.recipe.modality == "text" and self._positions(objective) != ALL_CONTENT:
+                raise UsageError(
+                    "special tokens and padding of another tokenizer cannot be compared",
+                    hint="set objective.select_special and objective.count_padding to false",
+                )
+
     def _positions(self, objective: ObjectiveSpec) -> Positions:
         form, data = objective.form, self.recipe.data
         padded = self.recipe.modality == "text" and form.count_padding
@@ -381,14 +416,14 @@ class _Trainer:
         model: Rationalist,
         train: TrainSpec,
         objective: ObjectiveSpec,
-        teacher: Rationalist | None,
+        teacher: Teacher | None,
     ) -> list[Phase]:
         warmup, phases = train.warmup, []
-        teaching, targets = None, None
+        targets = None
         if teacher is not None:
-            needed = objective.form.uses_teacher_targets or warmup.selector.startswith("teacher")
-            teaching = self._teaching(teacher, train, needed)
-            targets = teaching.targets
+            self._refuse_foreign_positions(objective)
+            if objective.form.uses_teacher_targets or warmup.selector.startswith("teacher"):
+                targets = self._targets(teacher, train)
         # A published-style teacher never saw random subsets, so it cannot judge them.
         excludes = objective.form.masking == "exclude"
         judge = teacher if excludes and self._teacher_knows_subsets else None
@@ -399,54 +434,82 @@ class _Trainer:
                     PredictorWarmup(model, objective, judge),
                     warmup.predictor_epochs,
                     {model.predictor: None},
+                    judge=model.predictor,
                 )
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
-            source = warmup.selector
-            if source.startswith("teacher") and targets is None:
-                # A student trained without a teacher learns from its own predictor instead.
-                source = "mask_gradient"
-            phases.append(
-                Phase(
-                    f"selector warm-up ({source.replace('_', ' ')})",
-                    SelectorWarmup(
-                        model,
-                        source,
-                        teacher=targets,
-                        rationale_temperature=objective.rationale_temperature,
-                        judge=teacher if source == "teacher_gradient" else None,
-                    ),
-                    warmup.selector_epochs,
-                    {model.selector: None},
-                )
-            )
-        joint = JointObjective(model, objective, teaching, self._positions(objective))
+            phases.append(self._selector_phase(model, train, objective, teacher, targets))
+        joint = JointObjective(model, objective, teacher, targets, self._positions(objective))
         trained: dict[nn.Module, float | None] = {model.predictor: None}
         if train.selector_learning_rate != 0:
             trained = {model.selector: train.selector_learning_rate} | trained
         phases.append(Phase("joint", joint, train.epochs, trained, select=True))
         return phases
 
+    def _selector_phase(
+        self,
+        model: Rationalist,
+        train: TrainSpec,
+        objective: ObjectiveSpec,
+        teacher: Teacher | None,
+        targets: TargetSource | None,
+    ) -> Phase:
+        warmup, source = train.warmup, train.warmup.selector
+        if source.startswith("teacher") and targets is None:
+            # A student trained without a teacher learns from its own predictor instead.
+            source = "mask_gradient"
+        learned: nn.Module
+        if source == "teacher":
+            assert targets is not None
+            learned = RationaleWarmup(model, targets, objective.rationale_temperature)
+        elif source == "value_regression":
+            learned = ValueRegression(model, model, warmup.explain)
+        else:
+            both = targets if source == "teacher_and_own" else None
+            judge = teacher if source == "teacher_gradient" else None
+            learned = AttributionWarmup(model, self._attributions(model, judge, train), both)
+        title = f"selector warm-up ({source.replace('_', ' ')})"
+        rates: dict[nn.Module, float | None] = {model.selector: warmup.selector_learning_rate}
+        return Phase(title, learned, warmup.selector_epochs, rates)
+
+    def _attributions(
+        self, model: Rationalist, judge: Teacher | None, train: TrainSpec
+    ) -> AttributionSource:
+        """What the tokens of a training batch mean to ``model``'s predictor, or to ``judge``."""
+        by_label = train.warmup.explain == "label"
+        attribute = occlusion if train.warmup.selector == "occlusion" else mask_gradient
+
+        def compute(batch: Batch) -> Tensor:
+            explained = batch.labels if by_label else None
+            if judge is not None:
+                return judge.mask_gradient(batch, explained)
+            return attribute(model.predictor, model.predictor.encoder.view(batch.inputs), explained)
+
+        if self._augmented or train.warmup.selector_epochs <= 1:
+            return compute
+        device = self._device(train)
+
+        def batches() -> Iterator[Batch]:
+            loader = self._loader(self.data.train, self.teacher_preprocessor)
+            return (move_batch(batch, device) for batch in loader)
+
+        return CachedAttributions(compute, batches)
+
     @property
     def _teacher_knows_subsets(self) -> bool:
         spec = self.recipe.teacher
         return spec is not None and spec.train.warmup.predictor_epochs > 0
 
-    def _teaching(self, teacher: Rationalist, train: TrainSpec, targets: bool) -> Teacher:
-        """``teacher`` frozen; with its deterministic answers where ``targets`` are asked for."""
-        assert self.teacher_objective is not None
-        masking = self.teacher_objective.form.masking
-        device = make_accelerator(train, self.device).device
-        teacher.to(device).eval()
-        for parameter in teacher.parameters():
-            parameter.requires_grad_(False)
-        source: TargetSource | None = None
-        if targets and self._augmented:
-            source = lambda batch: teacher_targets(teacher, batch, masking)  # noqa: E731
-        elif targets:
-            batches = _on_device(self._loader(self.data.train), device)
-            source = CachedTargets(teacher, batches, masking)
-        return Teacher(teacher, masking, source)
+    def _device(self, train: TrainSpec) -> torch.device:
+        return make_accelerator(train, self.device).device
+
+    def _targets(self, teacher: Teacher, train: TrainSpec) -> TargetSource:
+        if self._augmented:
+            return teacher.targets
+        device = self._device(train)
+        teacher.student.to(device)
+        loader = self._loader(self.data.train, self.teacher_preprocessor)
+        return CachedTargets(teacher.targets, (move_batch(batch, device) for batch in loader))
 
     def _fit(
         self,
@@ -474,18 +537,20 @@ class _Trainer:
         return report
 
     @torch.no_grad()
-    def _agreement(self, student: Rationalist, teacher: Rationalist) -> dict[str, float]:
-        """Labels and rationales that student and teacher share on the test split."""
-        device = next(student.parameters()).device
-        teacher.to(device)
+    def _agreement(self, teacher: Teacher) -> dict[str, float]:
+        """Labels and rationales that student and teacher share on the test split; the teacher's
+        rationale is carried to the student's tokens."""
+        device = next(teacher.student.parameters()).device
+        teacher.model.to(device)
         same_label, same_mask, jaccard, count = 0, 0, 0.0, 0
-        for batch in _on_device(self._loader(self.data.test), device):
-            theirs = teacher_targets(teacher, batch)
-            ours = teacher_targets(student, batch)
-            same_label += int((theirs.logits.argmax(1) == ours.logits.argmax(1)).sum())
-            same_mask += int((theirs.keep == ours.keep).all(dim=1).sum())
-            both = (theirs.keep & ours.keep).sum(dim=1)
-            either = (theirs.keep | ours.keep).sum(dim=1).clamp_min(1)
+        for raw in self._loader(self.data.test, self.teacher_preprocessor):
+            batch = move_batch(raw, device)
+            theirs = teacher.targets(batch)
+            _, keep, logits = rationale_and_answer(teacher.student, batch.inputs)
+            same_label += int((theirs.logits.argmax(1) == logits.argmax(1)).sum())
+            same_mask += int((theirs.keep == keep).all(dim=1).sum())
+            both = (theirs.keep & keep).sum(dim=1)
+            either = (theirs.keep | keep).sum(dim=1).clamp_min(1)
             jaccard += float((both / either).sum())
             count += len(batch.labels)
         return {
@@ -508,12 +573,6 @@ def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:
     else:
         zeroed, excluded = "sampled_top_k_zeroed", "sampled_top_k"
     return zeroed if form.masking == "zero" else excluded
-
-
-def _on_device(loader: BatchLoader, device: torch.device) -> Any:
-    for batch in loader:
-        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-        yield Batch(inputs, batch.labels.to(device), batch.index)
 
 
 def _summary(report: FitReport) -> dict[str, Any]:

@@ -133,11 +133,15 @@ def _with_shared_teacher(
     if recipe.task != "distill" or teacher is None or teacher.run is not None:
         return recipe
     fields = {key: getattr(teacher, key) for key in RationalistSpec.model_fields}
+    data = recipe.data
+    if teacher.image_size is not None:
+        data = data.model_copy(update={"image_size": teacher.image_size})
     alone = recipe.model_copy(
         update={
             "name": "teacher",
             "description": "",
             "task": "extract",
+            "data": data,
             "teacher": None,
             "student": RationalistSpec(**fields),
             "objective": teacher.objective,
@@ -148,7 +152,7 @@ def _with_shared_teacher(
     ).hexdigest()
     folder = (output / f"teacher-{digest[:8]}" / f"seed-{recipe.seed}").absolute()
     _forget_checkpoints(finished_run(alone, folder, device, listener))
-    loaded = teacher.model_copy(update={"run": str(folder)})
+    loaded = teacher.model_copy(update={"run": str(folder), "image_size": None})
     return recipe.model_copy(update={"teacher": loaded})
 
 

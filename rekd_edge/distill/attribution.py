@@ -1,59 +1,70 @@
 """How much each token matters to a predictor that was trained on random subsets.
 
-Both attributions explain the class that the predictor itself predicts on the full input, by its
-logit margin (that class's logit minus the mean of the others). The predictor's parameters get
-no gradient.
+Attributions explain one class of each example by its logit margin (that class's logit minus the
+mean of the others). On training data this is the label, or the class that the predictor itself
+predicts on the full input. The predictor's parameters get no gradient.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Predictor
+from rekd_edge.types import Batch
+
+AttributionSource = Callable[[Batch], Tensor]
+"""The attribution of each content token of a batch, float ``[batch, token]``, 0 elsewhere."""
 
 
-def _margin(logits: Tensor, predicted: Tensor) -> Tensor:
-    """Logit of ``predicted`` int64 ``[batch]`` minus the mean of the other logits; ``[batch]``."""
-    own = logits.gather(1, predicted.unsqueeze(1)).squeeze(1)
+def class_margin(logits: Tensor, explained: Tensor) -> Tensor:
+    """Logit of ``explained`` int64 ``[batch]`` minus the mean of the other logits; ``[batch]``."""
+    own = logits.gather(1, explained.unsqueeze(1)).squeeze(1)
     others = (logits.sum(dim=1) - own) / max(1, logits.shape[1] - 1)
     return own - others
 
 
-def mask_gradient(predictor: Predictor, view: TokenView) -> Tensor:
+def mask_gradient(predictor: Predictor, view: TokenView, explained: Tensor | None = None) -> Tensor:
     """d margin / d key weight of each token at the full input; float ``[batch, token]``.
 
     The key weight of a token is the factor with which every attention (and the pooling) counts
     it, so this is the first-order effect of removing the token: one forward and one backward
-    pass an example, whatever its length.
+    pass an example, whatever its length. ``explained`` int64 ``[batch]``; None takes the
+    predicted class.
     """
     with torch.enable_grad():
         weight = view.selectable.to(torch.float32).requires_grad_(True)
         logits = predictor(view.content, view.position, weight)
-        total = _margin(logits, logits.detach().argmax(dim=1)).sum()
+        target = logits.detach().argmax(dim=1) if explained is None else explained
+        total = class_margin(logits, target).sum()
         (gradient,) = torch.autograd.grad(total, weight)
     return gradient * view.selectable
 
 
 @torch.no_grad()
-def occlusion(predictor: Predictor, view: TokenView, *, chunk: int = 512) -> Tensor:
+def occlusion(
+    predictor: Predictor, view: TokenView, explained: Tensor | None = None, *, chunk: int = 512
+) -> Tensor:
     """Drop of the margin when one token is excluded; float ``[batch, token]``.
 
-    One forward pass a token, ``chunk`` sequences at a time.
+    One forward pass a token, ``chunk`` sequences at a time. ``explained`` as in
+    :func:`mask_gradient`.
     """
     batch, count = view.selectable.shape
     logits = predictor(view.content, view.position, view.selectable)
-    predicted = logits.argmax(dim=1)
+    target = logits.argmax(dim=1) if explained is None else explained
     example, token = view.selectable.nonzero(as_tuple=True)
     drop = torch.zeros(batch, count, device=logits.device)
-    full = _margin(logits, predicted)
+    full = class_margin(logits, target)
     for start in range(0, len(example), chunk):
         row, column = example[start : start + chunk], token[start : start + chunk]
         keep = view.selectable[row].clone()
         keep[torch.arange(len(row), device=row.device), column] = False
         without = predictor(view.content[row], view.position[row], keep)
-        drop[row, column] = (full[row] - _margin(without, predicted[row])).to(drop.dtype)
+        drop[row, column] = (full[row] - class_margin(without, target[row])).to(drop.dtype)
     return drop
 
 
@@ -70,3 +81,39 @@ def centre(score: Tensor, selectable: Tensor) -> Tensor:
     count = selectable.sum(dim=1, keepdim=True).clamp_min(1)
     mean = (score * selectable).sum(dim=1, keepdim=True) / count
     return (score - mean) * selectable
+
+
+class CachedAttributions:
+    """Attributions of a whole split, computed at the first request and looked up afterwards.
+
+    They are computed in the loader's fixed order, so a resumed run sees the same numbers as an
+    uninterrupted one (rounding depends on what a batch is padded to).
+    """
+
+    def __init__(self, compute: AttributionSource, make_loader: Callable[[], Iterable[Batch]]):
+        self._compute = compute
+        self._make_loader = make_loader
+        self._rows: dict[int, Tensor] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if not self._rows:
+            for each in self._make_loader():
+                self._rows |= zip(each.index.tolist(), self._compute(each), strict=True)
+        return pad_rows([self._rows[index] for index in batch.index.tolist()], content_width(batch))
+
+
+def content_width(batch: Batch) -> int | None:
+    """Content tokens on the token axis of a text batch; None for images, where all are equal."""
+    ids = batch.inputs.get("input_ids")
+    return None if ids is None else ids.shape[1] - 1
+
+
+def pad_rows(rows: list[Tensor], width: int | None) -> Tensor:
+    """``rows`` ``[token]`` of any length, cut or padded with zeros to ``[row, width]``."""
+    if width is None:
+        return torch.stack(rows)
+    padded = rows[0].new_zeros((len(rows), width))
+    for row, values in enumerate(rows):
+        count = min(width, values.shape[0])
+        padded[row, :count] = values[:count]
+    return padded

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rekd_edge import losses
-from rekd_edge.distill import attribution as attributions
+from rekd_edge.distill.attribution import (
+    AttributionSource,
+    centre,
+    class_margin,
+    normalise_attribution,
+)
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
+from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.candidates import (
     ALL_CONTENT,
     Candidates,
@@ -24,7 +30,6 @@ from rekd_edge.models.candidates import (
 )
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
-from rekd_edge.recipe.form import Masking
 from rekd_edge.recipe.schema import ObjectiveSpec
 from rekd_edge.schedules import published_temperature_at, temperature_at
 from rekd_edge.selection import (
@@ -71,24 +76,22 @@ class PredictorWarmup(nn.Module):
     """
 
     def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: Rationalist | None = None
+        self, model: Rationalist, spec: ObjectiveSpec, teacher: Teacher | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
-        # Held outside the module tree: its parameters are neither trained nor saved.
-        self._teacher = (teacher,)
+        self.teacher = teacher
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, teacher = self.spec, self._teacher[0]
+        spec, teacher = self.spec, self.teacher
         view = self.model.predictor.encoder.view(batch.inputs)
         keep = random_subset(view, self.model.rationale_ratio)
         logits = self.model.classify_masked(view, keep)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if teacher is not None:
-            with torch.no_grad():
-                answer = teacher.classify_masked(view, keep)
+            answer = teacher.classify_masked(batch, keep)
             terms["kl_prediction"] = losses.prediction_kl(
                 answer, logits, temperature=spec.kd_temperature
             )
@@ -108,53 +111,105 @@ def random_subset(view: TokenView, smallest_ratio: float) -> Tensor:
     return keep_top_k(noise, view.selectable, budget)
 
 
-class SelectorWarmup(nn.Module):
-    """The selector learns attributions of the frozen predictor, or the teacher's rationale."""
+class RationaleWarmup(nn.Module):
+    """The selector learns the teacher's rationale: L = KL_R, noiseless and threshold-centred."""
+
+    def __init__(
+        self, model: Rationalist, teacher: TargetSource, rationale_temperature: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher = teacher
+        self.rationale_temperature = rationale_temperature
+
+    def forward(self, batch: Batch, progress: Progress) -> LossTerms:
+        scores = self.model.selector(batch.inputs)
+        loss = losses.rationale_kl(
+            self.teacher(batch).margin,
+            _own_margin(self.model, scores),
+            scores.view.selectable,
+            temperature=self.rationale_temperature,
+        )
+        return {"loss": loss}
+
+
+class AttributionWarmup(nn.Module):
+    """The selector learns to rank tokens as an attribution does (amortised explanation).
+
+    With ``teacher``, its centred scores are added to the attributions, both normalised.
+    """
 
     def __init__(
         self,
         model: Rationalist,
-        source: str,
-        *,
-        teacher: TargetSource | None,
-        rationale_temperature: float,
-        judge: Rationalist | None = None,
+        attributions: AttributionSource,
+        teacher: TargetSource | None = None,
     ) -> None:
         super().__init__()
-        if source in {"teacher", "teacher_and_own"} and teacher is None:
-            raise ValueError("warm-up from the teacher needs a teacher")
         self.model = model
-        self.source = source
+        self.attributions = attributions
         self.teacher = teacher
-        self.rationale_temperature = rationale_temperature
-        # Whose predictor is explained; held outside the module tree, like every teacher.
-        self._judge = (model if judge is None else judge,)
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
         scores = self.model.selector(batch.inputs)
         valid = scores.view.selectable
-        if self.source == "teacher":
-            assert self.teacher is not None
-            margin = _own_margin(self.model, scores)
-            loss = losses.rationale_kl(
-                self.teacher(batch).margin,
-                margin,
-                valid,
-                temperature=self.rationale_temperature,
-            )
-            return {"loss": loss}
-        attribute = (
-            attributions.occlusion if self.source == "occlusion" else attributions.mask_gradient
-        )
-        judge = self._judge[0].predictor
-        attribution = attribute(judge, judge.encoder.view(batch.inputs))
-        target = attributions.normalise_attribution(attribution, valid)
-        if self.source == "teacher_and_own":
-            assert self.teacher is not None
-            theirs = attributions.centre(self.teacher(batch).margin, valid)
-            target = target + attributions.normalise_attribution(theirs, valid)
+        target = normalise_attribution(self.attributions(batch), valid)
+        if self.teacher is not None:
+            theirs = centre(self.teacher(batch).margin, valid)
+            target = target + normalise_attribution(theirs, valid)
         loss = losses.attribution_cross_entropy(scores.score, target, valid, temperature=1.0)
         return {"loss": loss}
+
+
+class ValueRegression(nn.Module):
+    """The selector's scores are regressed on the judge's answers from random subsets (FastSHAP,
+    Jethani et al. 2022).
+
+    L = mean over S of (v(S) - v(all) + sum of scores outside S)^2, divided by the variance of
+    v(all) over the batch; v is the judge's margin of the explained class, and S is drawn with its
+    complement from the Shapley kernel, P(|S| = k) proportional to 1 / (k (n - k)). Deviation:
+    values are measured from the full input, not from the empty one, which the judge never saw,
+    and nothing enforces that all scores sum to v(all) - v(none).
+    """
+
+    def __init__(self, model: Rationalist, judge: Rationalist, explain: str) -> None:
+        super().__init__()
+        self.model = model
+        self.explain = explain
+        # Held outside the module tree: its parameters are neither trained nor saved.
+        self._judge = (judge,)
+
+    def forward(self, batch: Batch, progress: Progress) -> LossTerms:
+        predictor = self._judge[0].predictor
+        scores = self.model.selector(batch.inputs)
+        valid = scores.view.selectable
+        view = predictor.encoder.view(batch.inputs)
+        subset = shapley_subset(valid)
+        with torch.no_grad():
+            logits = predictor(view.content, view.position, valid)
+            explained = logits.argmax(dim=1) if self.explain == "prediction" else batch.labels
+            full = class_margin(logits, explained)
+        error = []
+        for keep in (subset, valid & ~subset):
+            with torch.no_grad():
+                value = class_margin(predictor(view.content, view.position, keep), explained)
+            dropped = (scores.score * (valid & ~keep)).sum(dim=1)
+            error.append(full - value - dropped)
+        loss = torch.stack(error).pow(2).mean() / full.var(correction=0).clamp_min(1e-3)
+        return {"loss": loss}
+
+
+def shapley_subset(selectable: Tensor) -> Tensor:
+    """A subset of each example's selectable tokens, drawn from the Shapley kernel: bool
+    ``[batch, token]``, neither empty nor full where two tokens are selectable."""
+    count = selectable.sum(dim=1)
+    size = torch.arange(1, selectable.shape[1] + 1, device=count.device).expand(len(count), -1)
+    rest = count.unsqueeze(1) - size
+    weight = torch.where(rest > 0, 1.0 / (size * rest.clamp_min(1)), 0.0)
+    weight[:, 0] += (count <= 1).to(weight.dtype)  # nothing to choose from
+    chosen = torch.multinomial(weight, 1).squeeze(1) + 1
+    noise = torch.rand(selectable.shape, device=count.device)
+    return keep_top_k(noise, selectable, torch.minimum(chosen, count))
 
 
 def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
@@ -182,24 +237,20 @@ def select_exactly_k(
 
 
 @dataclass(frozen=True, slots=True)
-class Teacher:
-    """A frozen teacher. ``targets`` are its deterministic answers, needed by some forms only;
-    ``masking`` is how it was trained to see a rationale."""
+class Draw:
+    """A rationale in training: ``keep`` float ``[batch, position]`` with a gradient, of which the
+    first ``num_prefix`` are the model's own tokens; the ``logits`` ``[batch, position, 2]`` behind
+    it and, where each position was drawn, their noised log-probabilities."""
 
-    model: Rationalist
-    masking: Masking
-    targets: TargetSource | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A rationale in training: ``keep`` float ``[batch, position]`` with a gradient, its tokens as
-    bool ``[batch, token]``, and the draw's log-probabilities ``[batch, position, 2]``."""
-
-    found: Candidates
     keep: Tensor
-    tokens: Tensor
-    log_probability: Tensor | None
+    logits: Tensor
+    num_prefix: int = 0
+    log_probability: Tensor | None = None
+
+    @staticmethod
+    def bernoulli(logits: Tensor, counted: Tensor, num_prefix: int, tau: float) -> Draw:
+        drawn, log_probability = bernoulli_straight_through(logits, temperature=tau)
+        return Draw(drawn * counted, logits, num_prefix, log_probability)
 
 
 class JointObjective(nn.Module):
@@ -217,6 +268,7 @@ class JointObjective(nn.Module):
         model: Rationalist,
         spec: ObjectiveSpec,
         teacher: Teacher | None,
+        targets: TargetSource | None = None,
         positions: Positions = ALL_CONTENT,
     ) -> None:
         super().__init__()
@@ -224,27 +276,27 @@ class JointObjective(nn.Module):
         self.spec = spec
         self.form = spec.form
         self.positions = positions
-        # A dataclass is no module: the teacher's parameters are neither trained nor saved.
         self.teacher = teacher
+        self.targets = targets
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
         spec, form = self.spec, self.form
         clock = temperature_at if form.tau_updates == "capped" else published_temperature_at
         tau = clock(progress.step, progress.total_steps, spec.temperature)
-        chosen = self._choose(batch, tau)
-        logits = self._classify(chosen)
+        found = candidates(self.model, batch.inputs, self.positions)
+        chosen = self._choose(found, tau)
+        logits = self._classify(found.scores.view, chosen)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if form.selection == "bernoulli":
-            counted = chosen.found.counted
             terms["budget"] = losses.budget_penalty(
-                chosen.keep, counted, self.model.rationale_ratio
+                chosen.keep, found.counted, self.model.rationale_ratio
             )
-            terms["selected_share"] = chosen.keep.sum() / counted.sum()
+            terms["selected_share"] = chosen.keep.sum() / found.counted.sum()
             loss = loss + spec.lambda_select * terms["budget"]
         if self.teacher is not None:
             temperature = tau if form.kd_schedule == "tau" else spec.kd_temperature
-            terms["kl_rationale"], answer = self._compare(self.teacher, batch, chosen, tau)
+            terms["kl_rationale"], answer = self._compare(self.teacher, batch, found, chosen, tau)
             terms["kl_prediction"] = losses.prediction_kl(answer, logits, temperature=temperature)
             loss = spec.alpha * loss + (1 - spec.alpha) * (
                 spec.lambda_rationale * terms["kl_rationale"]
@@ -252,42 +304,51 @@ class JointObjective(nn.Module):
             )
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def _choose(self, batch: Batch, tau: float) -> Chosen:
-        found = candidates(self.model, batch.inputs, self.positions)
+    def _choose(self, found: Candidates, tau: float) -> Draw:
         if self.form.selection == "exactly_k":
-            weight, keep = select_exactly_k(self.model, self.spec, found.scores, tau)
-            return Chosen(found, weight, keep, None)
-        return _bernoulli(found, tau)
+            weight, _ = select_exactly_k(self.model, self.spec, found.scores, tau)
+            return Draw(weight, found.logits)
+        return Draw.bernoulli(found.logits, found.counted, found.num_prefix, tau)
 
-    def _classify(self, chosen: Chosen) -> Tensor:
-        view = chosen.found.scores.view
+    def _classify(self, view: TokenView, chosen: Draw) -> Tensor:
         if self.form.selection == "bernoulli" or self.form.masking == "zero":
-            return classify(
-                self.model, view, chosen.keep, chosen.found.num_prefix, self.form.masking
-            )
+            return classify(self.model, view, chosen.keep, chosen.num_prefix, self.form.masking)
         if chosen.keep.requires_grad:
             return self.model.classify_masked(view, chosen.keep)
         # No gradient into the scores: the predictor may run on the kept tokens alone.
-        index, valid = gather_slots(chosen.tokens, self.model.slots(view))
+        index, valid = gather_slots(chosen.keep > 0.5, self.model.slots(view))
         return self.model.classify_gathered(view, index, valid)
 
     def _compare(
-        self, teacher: Teacher, batch: Batch, chosen: Chosen, tau: float
+        self, teacher: Teacher, batch: Batch, found: Candidates, chosen: Draw, tau: float
     ) -> tuple[Tensor, Tensor]:
         """KL_R, and the teacher's logits ``[batch, class]`` for KL_Y."""
         targets, draw = None, None
         if self.form.uses_teacher_targets:
-            assert teacher.targets is not None
-            targets = teacher.targets(batch)
+            assert self.targets is not None
+            targets = self.targets(batch)
         if self.form.uses_teacher_draws:
             draw = self._teacher_draw(teacher, batch, tau)
-        divergence = self._rationale_kl(chosen, targets, draw, tau)
-        return divergence, self._teacher_logits(teacher, chosen, targets, draw)
+        divergence = self._rationale_kl(found, chosen, targets, draw, tau)
+        if self.form.teacher_prediction == "own_rationale" and self.form.selection == "exactly_k":
+            assert targets is not None
+            return divergence, targets.logits
+        shown = chosen
+        if self.form.teacher_prediction == "own_rationale":
+            assert draw is not None
+            shown = draw
+        keep, own = shown.keep.detach(), shown.num_prefix
+        answer = teacher.answer(batch, keep[:, own:], keep[:, :own] if own else None)
+        return divergence, answer
 
     def _rationale_kl(
-        self, chosen: Chosen, targets: TeacherTargets | None, draw: Chosen | None, tau: float
+        self,
+        found: Candidates,
+        chosen: Draw,
+        targets: TeacherTargets | None,
+        draw: Draw | None,
+        tau: float,
     ) -> Tensor:
-        found = chosen.found
         if self.form.rationale_kd == "centred":
             assert targets is not None
             width = targets.margin.shape[1]  # counted padding is not among the targets
@@ -301,53 +362,36 @@ class JointObjective(nn.Module):
         ours, theirs = chosen.log_probability, draw.log_probability
         if self.form.rationale_kd == "noiseless":
             ours = F.log_softmax(found.logits / tau, dim=-1)
-            theirs = F.log_softmax(draw.found.logits / tau, dim=-1)
+            theirs = F.log_softmax(draw.logits / tau, dim=-1)
         elif ours is None:  # exactly k has no draw a token: KL_R makes its own
             _, ours = bernoulli_straight_through(found.logits, temperature=tau)
         assert theirs is not None
         return losses.rationale_kl_summed(theirs, ours, found.counted)
 
-    def _teacher_logits(
-        self,
-        teacher: Teacher,
-        chosen: Chosen,
-        targets: TeacherTargets | None,
-        draw: Chosen | None,
-    ) -> Tensor:
-        keep = chosen.keep.detach()
-        if self.form.teacher_prediction == "own_rationale":
-            if self.form.selection == "exactly_k":
-                assert targets is not None
-                return targets.logits
-            assert draw is not None
-            keep = draw.keep
-        found = chosen.found
-        with torch.no_grad():
-            return classify(
-                teacher.model, found.scores.view, keep, found.num_prefix, teacher.masking
-            )
-
     @torch.no_grad()
-    def _teacher_draw(self, teacher: Teacher, batch: Batch, tau: float) -> Chosen:
-        """The teacher's own draw, with noise of its own."""
-        return _bernoulli(candidates(teacher.model, batch.inputs, self.positions), tau)
-
-
-def _bernoulli(found: Candidates, tau: float) -> Chosen:
-    drawn, log_probability = bernoulli_straight_through(found.logits, temperature=tau)
-    keep = drawn * found.counted
-    return Chosen(found, keep, keep[:, found.num_prefix :] > 0.5, log_probability)
+    def _teacher_draw(self, teacher: Teacher, batch: Batch, tau: float) -> Draw:
+        """The teacher's own draw, with noise of its own, on the student's positions."""
+        if self.positions == ALL_CONTENT:
+            score = teacher.score(batch)
+            # Only the difference of the two logits matters, noised or not.
+            logits = torch.stack([torch.zeros_like(score), score], dim=2)
+            selectable = self.model.predictor.encoder.view(batch.inputs).selectable
+            return Draw.bernoulli(logits, selectable, 0, tau)
+        found = candidates(teacher.model, batch.inputs, self.positions)
+        return Draw.bernoulli(found.logits, found.counted, found.num_prefix, tau)
 
 
 __all__ = [
+    "AttributionWarmup",
     "ClassifyObjective",
     "JointObjective",
     "LossTerms",
     "PredictorWarmup",
     "Progress",
-    "SelectorWarmup",
-    "Teacher",
+    "RationaleWarmup",
     "TeacherTargets",
+    "ValueRegression",
     "random_subset",
     "select_exactly_k",
+    "shapley_subset",
 ]

@@ -9,10 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from rekd_edge.models.encoder import Encoder, TokenView
+from rekd_edge.models.encoder import Encoder, TokenReader, TokenView
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
@@ -89,19 +88,21 @@ def initialise_head(head: nn.Linear, *, xavier: bool) -> None:
 
 
 class BlockSelector(Selector):
-    """The blocks of a backbone and a head for each token; ``head`` None is a linear one."""
+    """A backbone and a head for each token; ``head`` None is a linear one."""
 
-    def __init__(self, encoder: Encoder, head: nn.Linear | None = None) -> None:
+    def __init__(self, encoder: TokenReader, head: nn.Linear | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = selection_head(encoder.embed_dim) if head is None else head
+        self.head = selection_head(encoder.token_dim) if head is None else head
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
-        return self.with_prefix(inputs)[0]
+        view = self.encoder.view(inputs)
+        return Scores.from_logits(self.head(self.encoder.token_features(view)), view)
 
     def with_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Scores, Tensor]:
         """The scores of content, and the hidden states of the model's own tokens
         ``[batch, prefix, channel]`` (which :attr:`head` could score too)."""
+        assert isinstance(self.encoder, Encoder)
         view = self.encoder.view(inputs)
         hidden = self.encoder(view.content, view.position, view.attended)
         count = self.encoder.num_prefix_tokens
@@ -113,7 +114,7 @@ class Predictor(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: TokenReader,
         num_classes: int,
         *,
         pooling: str = "mean",
@@ -138,19 +139,10 @@ class Predictor(nn.Module):
         prefix_scale: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
-        hidden = self.encoder(content, position, key_weight, scale, prefix_scale)
-        return self.head(self.dropout(self._pool(hidden, key_weight)))
-
-    def _pool(self, hidden: Tensor, key_weight: Tensor | None) -> Tensor:
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        prefix = self.encoder.num_prefix_tokens
-        class_token, content = hidden[:, :1], hidden[:, prefix:]
-        if key_weight is None:
-            return torch.cat([class_token, content], dim=1).mean(dim=1)
-        weight = key_weight.to(hidden.dtype).unsqueeze(2)
-        total = class_token[:, 0] + (content * weight).sum(dim=1)
-        return total / (1.0 + weight.sum(dim=1))
+        pooled = self.encoder.pooled_features(
+            content, position, key_weight, scale, self.pooling, prefix_scale
+        )
+        return self.head(self.dropout(pooled))
 
 
 class Rationalist(nn.Module):

@@ -72,7 +72,7 @@ class DataSpec(Spec):
 
     source: str
     """A bundled set (`rekd-edge data list`), or one of `image-folder`, `csv`, `jsonl`,
-    `parquet`, `huggingface`."""
+    `parquet`, `eraser`, `huggingface`."""
     path: str | None = None
     """File or folder, relative to the recipe, for own data."""
     test_path: str | None = None
@@ -107,7 +107,11 @@ class BackboneSpec(Spec):
     `timm:NAME` (timm with pretrained weights), `path:FOLDER` (local, safetensors only),
     or `random:NAME` (random initialisation of that architecture, for tests)."""
     depth: int | None = Field(default=None, ge=1)
-    """Keep the first `depth` blocks; null keeps all."""
+    """Keep the first `depth` blocks (of a convolutional network: feature levels, each half as fine
+    as the one before); null keeps all."""
+    patch_size: int | None = Field(default=None, ge=1)
+    """Images: side in pixels of the patches that are kept or dropped, for a convolutional network
+    of timm. A vision transformer has its own and leaves this null."""
     dropout: Probability = 0.0
     """Inside the encoder, and before the predictor's head where `head_dropout` is null."""
     head_dropout: Probability | None = None
@@ -116,7 +120,8 @@ class BackboneSpec(Spec):
     head_init: Literal["normal", "xavier"] = "normal"
     """Initial weights of the head: N(0, 0.02), or Xavier-uniform (published)."""
     train_embeddings: bool = True
-    """Whether token embeddings (text) or the patch projection (images) are trained."""
+    """Whether token embeddings (text) or the patch projection (images; the first convolution) are
+    trained."""
 
 
 class SelectorSpec(BackboneSpec):
@@ -236,16 +241,31 @@ class WarmupSpec(Spec):
     predictor_epochs: float = Field(default=0.0, ge=0)
     """Epochs of the predictor on random subsets of ratio U(rationale_ratio, 1)."""
     selector: Literal[
-        "none", "mask_gradient", "occlusion", "teacher", "teacher_and_own", "teacher_gradient"
+        "none",
+        "mask_gradient",
+        "occlusion",
+        "value_regression",
+        "teacher",
+        "teacher_and_own",
+        "teacher_gradient",
     ] = "none"
     """What the selector learns first. `mask_gradient`: the derivative of the predictor's answer
     with respect to each token's attention weight (one backward pass an example); `occlusion`: the
-    drop of that answer when the token is removed (one forward pass a token); `teacher`: the
-    teacher's rationale; `teacher_and_own`: the sum of the teacher's scores and the own predictor's
-    mask gradients, both normalised; `teacher_gradient`: mask gradients of the teacher's
-    predictor. Without a teacher, as in `task: extract`, the last three mean `mask_gradient`."""
+    drop of that answer when the token is removed (one forward pass a token); `value_regression`:
+    Shapley values by regression on the predictor's answers from random subsets (FastSHAP);
+    `teacher`: the teacher's rationale; `teacher_gradient`: mask gradients of the teacher's
+    predictor; `teacher_and_own`: the sum of the teacher's scores and the own predictor's mask
+    gradients, both normalised. Without a teacher, as in `task: extract`, the last three mean
+    `mask_gradient`."""
+    explain: Literal["label", "prediction"] = "label"
+    """Whose evidence attributions look for: that of the training label, or that of the class
+    which the predictor itself predicts on the full input."""
     selector_epochs: float = Field(default=0.0, ge=0)
-    """Epochs of that; a share such as 0.25 limits the cost of `occlusion`."""
+    """Epochs of that; a share such as 0.25 limits the cost of `occlusion`. Where nothing is
+    augmented, attributions are computed once and further epochs cost the selector alone."""
+    selector_learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of that; null takes `learning_rate`. Selectors without pretrained blocks
+    (`kind: convolution`, `narrow`) need about ten times that of a backbone."""
 
 
 class TrainSpec(Spec):
@@ -291,6 +311,8 @@ class TeacherSpec(RationalistSpec):
 
     run: str | None = None
     """A finished run folder whose teacher is loaded instead of training one."""
+    image_size: int | None = Field(default=None, ge=16)
+    """Images: side in pixels of what a teacher trained here sees; null takes `data.image_size`."""
     objective: ObjectiveSpec = ObjectiveSpec(alpha=1.0)
 
 

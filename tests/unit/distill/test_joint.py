@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from rekd_edge import losses
-from rekd_edge.distill.objectives import JointObjective, Progress, Teacher
-from rekd_edge.distill.targets import TeacherTargets, teacher_targets
+from rekd_edge.distill.objectives import JointObjective, Progress
+from rekd_edge.distill.targets import TeacherTargets
+from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.candidates import Positions
 from rekd_edge.models.encoder import BertEncoder
 from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
@@ -31,6 +32,7 @@ from rekd_edge.types import Batch
 
 CLS, SEP, PAD = 101, 102, 0
 PADDED, RATIO, CLASSES = 9, 0.25, 3
+EVERYWHERE = Positions(special=True, padded_length=PADDED)
 PROGRESS = Progress(step=250, total_steps=1000)
 
 
@@ -156,7 +158,8 @@ def test_paper_is_the_official_computation(
     student: Rationalist, teacher: Rationalist, batch: Batch
 ) -> None:
     torch.manual_seed(7)
-    objective = JointObjective(student, spec(), Teacher(teacher, "zero"), Positions(True, PADDED))
+    frozen = Teacher(teacher, student, "zero")
+    objective = JointObjective(student, spec(), frozen, positions=EVERYWHERE)
     found = {name: value.item() for name, value in objective(batch, PROGRESS).items()}
 
     torch.manual_seed(7)
@@ -197,7 +200,7 @@ def test_paper_is_the_official_computation(
 
 def test_without_a_teacher_alpha_has_no_say(student: Rationalist, batch: Batch) -> None:
     torch.manual_seed(7)
-    found = JointObjective(student, spec(alpha=0.1), None, Positions(True, PADDED))(batch, PROGRESS)
+    found = JointObjective(student, spec(alpha=0.1), None, positions=EVERYWHERE)(batch, PROGRESS)
     assert found["loss"].item() == pytest.approx(float(found["ce"] + 0.07 * found["budget"]))
 
 
@@ -207,8 +210,8 @@ def test_noiseless_divergence_compares_the_logits_themselves(
     objective = JointObjective(
         student,
         spec(rationale_kd="noiseless"),
-        Teacher(teacher, "zero"),
-        Positions(True, PADDED),
+        Teacher(teacher, student, "zero"),
+        positions=EVERYWHERE,
     )
     tau = tau_of_step_251()
     ours = (selection_logits(student, batch) / tau).flatten(0, 1).tolist()
@@ -218,9 +221,8 @@ def test_noiseless_divergence_compares_the_logits_themselves(
     assert float(found["kl_rationale"]) == pytest.approx(expected, rel=1e-4)
     again = objective(batch, PROGRESS)  # another draw: the mask changes, KL_R does not
     assert torch.equal(again["kl_rationale"], found["kl_rationale"])
-    same = JointObjective(
-        student, spec(rationale_kd="noiseless"), Teacher(student, "zero"), Positions(True, PADDED)
-    )
+    twin = Teacher(rationalist(0), student, "zero")
+    same = JointObjective(student, spec(rationale_kd="noiseless"), twin, positions=EVERYWHERE)
     assert float(same(batch, PROGRESS)["kl_rationale"]) == pytest.approx(0, abs=1e-6)
 
 
@@ -231,8 +233,8 @@ def test_the_teacher_can_answer_from_its_own_draw(
     objective = JointObjective(
         student,
         spec(teacher_prediction="own_rationale", kd_schedule="constant", kd_temperature=3.0),
-        Teacher(teacher, "zero"),
-        Positions(True, PADDED),
+        Teacher(teacher, student, "zero"),
+        positions=EVERYWHERE,
     )
     found = objective(batch, PROGRESS)
     torch.manual_seed(7)
@@ -304,11 +306,11 @@ def test_deploy_is_its_formula_to_the_last_bit(
     student: Rationalist, teacher: Rationalist, batch: Batch
 ) -> None:
     keys = ObjectiveSpec(alpha=0.3, lambda_rationale=0.6)
-    frozen = Teacher(teacher, "exclude", lambda given: teacher_targets(teacher, given))
+    frozen = Teacher(teacher, student)
     torch.manual_seed(3)
-    found = JointObjective(student, keys, frozen)(batch, PROGRESS)["loss"]
+    found = JointObjective(student, keys, frozen, frozen.targets)(batch, PROGRESS)["loss"]
     torch.manual_seed(3)
-    expected = deploy_formula(student, keys, teacher_targets(teacher, batch), batch)
+    expected = deploy_formula(student, keys, frozen.targets(batch), batch)
     assert torch.equal(found, expected)
     gradients = torch.autograd.grad(found, list(student.parameters()), allow_unused=True)
     wanted = torch.autograd.grad(expected, list(student.parameters()), allow_unused=True)
@@ -344,9 +346,10 @@ def test_a_key_changes_the_loss_and_leaves_it_trainable(
         objective = spec(temperature=TemperatureSpec(update_every=400), **keys)
         form: ObjectiveForm = objective.form
         positions = Positions(form.select_special, PADDED if form.count_padding else None)
-        frozen = Teacher(teacher, "zero", lambda given: teacher_targets(teacher, given, "zero"))
+        frozen = Teacher(teacher, student, "zero")
         torch.manual_seed(5)
-        return JointObjective(student, objective, frozen, positions)(batch, PROGRESS)["loss"]
+        joint = JointObjective(student, objective, frozen, frozen.targets, positions)
+        return joint(batch, PROGRESS)["loss"]
 
     loss = loss_of(keys)
     assert bool(loss.isfinite())

@@ -141,8 +141,8 @@ def test_images_keep_their_class_token_and_their_positions() -> None:
 def test_a_selector_that_shares_blocks_cannot_score_special_tokens(
     text: dict[str, torch.Tensor],
 ) -> None:
-    predictor = Predictor(bert(), 2)
-    model = Rationalist(SharedSelector(predictor.encoder, 1), predictor, 0.25)
+    encoder = bert()
+    model = Rationalist(SharedSelector(encoder, 1), Predictor(encoder, 2), 0.25)
     with pytest.raises(ValueError, match="special tokens"):
         candidates(model, text, Positions(special=True))
 
