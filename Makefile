@@ -41,8 +41,9 @@ format: $(INSTALLED) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
 
 .PHONY: docs
-docs: $(INSTALLED) ## write docs/recipe.md from the recipe schema
+docs: $(INSTALLED) ## write docs/recipe.md from the recipe schema, and the table of deviations
 	$(BIN)/python -m rekd_edge.recipe.reference docs/recipe.md
+	$(BIN)/python -m rekd_edge.recipe.deviations docs/deviations.md benchmarks/results/deviations.json
 
 .PHONY: constraints
 constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml

@@ -120,7 +120,7 @@ def compare(
             variant = recipe.model_copy(update={"task": task, "seed": seed})
             if listener is not None:
                 listener.retitle(f"seed {seed}, {task}")
-            found[task] = _finished_run(variant, place, device, listener)
+            found[task] = finished_run(variant, place, device, listener)
         distilled = found["distill"].report("distill") or {}
         accuracies["teacher"].append(_accuracy(distilled, "teacher"))
         accuracies["rekd_student"].append(_accuracy(distilled, "student"))
@@ -141,9 +141,10 @@ def compare(
     return comparison
 
 
-def _finished_run(
+def finished_run(
     recipe: Recipe, folder: Path, device: str, listener: ProgressListener | None
 ) -> Run:
+    """The run of ``recipe`` in ``folder``: as it is if it is finished, else trained or resumed."""
     if (folder / RUN_FILE).is_file():
         run = open_run(folder)
         if run.info.get("status") == "finished" and run.recipe == recipe:

@@ -18,21 +18,27 @@ from torch.nn import functional as F
 def budget_penalty(keep: Tensor, valid: Tensor, rationale_ratio: float) -> Tensor:
     """L_sel = (batch mean of the selected count - ratio * mean valid count)^2.
 
-    ``keep`` float ``[batch, token]``, ``valid`` bool ``[batch, token]``. The published text code
-    counts padding in the target; here the target counts valid tokens (equal for images).
+    ``keep`` float ``[batch, position]``; ``valid`` bool ``[batch, position]`` says what counts.
+    The published text code counts every position of the padded input.
     """
-    selected = (keep * valid).sum(dim=1).mean()
-    target = rationale_ratio * valid.sum(dim=1).to(keep.dtype).mean()
-    return (selected - target) ** 2
+    return budget_penalty_of_counts(
+        (keep * valid).sum(dim=1), valid.sum(dim=1).to(keep.dtype), rationale_ratio
+    )
 
 
-def rationale_kl_sampled(
+def budget_penalty_of_counts(kept: Tensor, counted: Tensor, rationale_ratio: float) -> Tensor:
+    """L_sel from the kept and the counted positions of each example, float ``[batch]``."""
+    return (kept.mean() - rationale_ratio * counted.mean()) ** 2
+
+
+def rationale_kl_summed(
     teacher_log_probability: Tensor, student_log_probability: Tensor, valid: Tensor
 ) -> Tensor:
     """Published KL_R: KL(teacher || student) over {drop, keep}, summed over positions, divided
     by the batch size; no tau^2.
 
-    Both inputs are Gumbel-noised log-softmax values ``[batch, token, 2]`` with independent noise.
+    Both inputs are log-softmax values ``[batch, position, 2]``; the published ones are
+    Gumbel-noised, with independent noise for teacher and student.
     """
     divergence = teacher_log_probability.exp() * (teacher_log_probability - student_log_probability)
     return (divergence.sum(dim=-1) * valid).sum() / valid.shape[0]

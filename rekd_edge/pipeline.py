@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -39,8 +40,7 @@ from rekd_edge.distill.monitor import SelectionMonitor
 from rekd_edge.distill.objectives import (
     AttributionWarmup,
     ClassifyObjective,
-    DeployObjective,
-    PaperObjective,
+    JointObjective,
     PredictorWarmup,
     RationaleWarmup,
     ValueRegression,
@@ -48,10 +48,19 @@ from rekd_edge.distill.objectives import (
 from rekd_edge.distill.targets import CachedTargets, TargetSource, rationale_and_answer
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.errors import UsageError
-from rekd_edge.evaluate import SelectionMode, evaluate_classifier, evaluate_rationalist
+from rekd_edge.evaluate import (
+    Predictions,
+    SelectionMode,
+    classification_loss,
+    evaluate_classifier,
+    evaluate_rationalist,
+    rationale_extraction_loss,
+)
 from rekd_edge.fuse import fuse, fuse_report
+from rekd_edge.fuse.report import SAMPLED_DRAWS
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import build_classifier, build_rationalist, same_tokens
+from rekd_edge.models.candidates import ALL_CONTENT, Positions
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
 from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe, TrainSpec
@@ -197,6 +206,7 @@ class _Trainer:
         self.weights: dict[str, Any] = {}
         self.warnings: list[dict[str, Any]] = []
         self.preprocessor: Preprocessor | None = None
+        self.teacher_objective: ObjectiveSpec | None = None
         self.teacher_preprocessor: Preprocessor | None = None
         """The teacher's, where it is another than the student's."""
         self.is_main = make_accelerator(recipe.student.train, device).is_main_process
@@ -258,9 +268,11 @@ class _Trainer:
             self.preprocessor = run.teacher_preprocessor
             results["teacher"] = {"run": spec.run}
             teacher = run.teacher_or_student()
+            self.teacher_objective = run.teacher_objective()
             teacher.to(make_accelerator(self.recipe.student.train, self.device).device)
-            results["teacher"] |= self._evaluate(teacher)
+            results["teacher"] |= self._evaluate(teacher, self.teacher_objective)
             return teacher
+        self.teacher_objective = spec.objective
         built = build_rationalist(spec, self.recipe, len(self.data.label_names))
         self._adopt("teacher", built.weights, built.preprocessor)
         teacher = built.model
@@ -294,6 +306,7 @@ class _Trainer:
             shuffle=True,
             seed=self.recipe.seed,
             epoch=epoch,
+            bucket=train.bucket_by_length,
             augment=self.recipe.data.augment if self._augmented else None,
             teacher=self.teacher_preprocessor,
         )
@@ -306,7 +319,7 @@ class _Trainer:
     def _fit_classifier(self, model: Classifier) -> dict[str, Any]:
         train = self.recipe.student.train
         # As many steps as a rationalist's predictor gets, warm-up included.
-        epochs = train.epochs + train.warmup.predictor_epochs
+        epochs = train.classifier_epochs or train.epochs + train.warmup.predictor_epochs
         phase = Phase(
             "classify", ClassifyObjective(model), epochs, {model.predictor: None}, select=True
         )
@@ -317,7 +330,11 @@ class _Trainer:
     def _dev_classifier(self, model: nn.Module) -> DevResult:
         assert isinstance(model, Classifier)
         result = evaluate_classifier(model, self._loader(self.data.dev))
-        return DevResult(result.accuracy, result.loss)
+        criterion = None
+        if self.recipe.objective.form.dev_selection == "re_loss":
+            size = self.recipe.student.train.batch_size
+            criterion = classification_loss(result, batch_size=size)
+        return DevResult(result.accuracy, result.loss, criterion)
 
     def _fit_rationalist(
         self,
@@ -331,18 +348,33 @@ class _Trainer:
 
         def dev(candidate: nn.Module) -> DevResult:
             assert isinstance(candidate, Rationalist)
-            result = evaluate_rationalist(candidate, self._loader(self.data.dev), mode)
-            return DevResult(result.accuracy, result.loss)
+            # The loop seeds each evaluation by its step: other draws each time, the same again.
+            result = self._under(candidate, objective, self.data.dev, torch.initial_seed())
+            criterion = None
+            if objective.form.dev_selection == "re_loss":
+                criterion = rationale_extraction_loss(
+                    result,
+                    batch_size=spec.train.batch_size,
+                    rationale_ratio=self.recipe.rationale_ratio,
+                    lambda_select=objective.lambda_select,
+                )
+            return DevResult(result.accuracy, result.loss, criterion)
 
-        features = objective.lambda_feature > 0
         met = None
         if teacher is not None:
-            met = Teacher(teacher.to(self._device(spec.train)), model, features=features)
+            assert self.teacher_objective is not None
+            met = Teacher(
+                teacher.to(self._device(spec.train)),
+                model,
+                self.teacher_objective.form.masking,
+                features=objective.lambda_feature > 0,
+                full_input=objective.form.teacher_prediction == "full_input",
+            )
         phases = self._phases(model, spec.train, objective, met)
         monitor = self._monitor(spec.train, role, mode) if spec.train.monitor else None
         report = self._fit(model, phases, spec.train, role, dev, monitor)
         self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
-        return {**_summary(report), **self._evaluate(model), "dev_mode": mode}
+        return {**_summary(report), **self._evaluate(model, objective), "dev_mode": mode}
 
     def _monitor(self, train: TrainSpec, role: str, mode: SelectionMode) -> SelectionMonitor:
         dev = self.data.dev
@@ -357,9 +389,53 @@ class _Trainer:
             judged=train.warmup.predictor_epochs > 0,
         )
 
-    def _evaluate(self, model: Rationalist) -> dict[str, Any]:
+    def _evaluate(self, model: Rationalist, objective: ObjectiveSpec) -> dict[str, Any]:
+        """On the test split, as exported, and under the objective's own evaluation."""
         predictions = evaluate_rationalist(model, self._loader(self.data.test))
-        return _test(predictions, self.data.label_names)
+        mode = evaluation_mode(objective)
+        own = [predictions]
+        if mode != "top_k_gathered":
+            draws = SAMPLED_DRAWS if objective.form.evaluation == "sampled" else 1
+            seeds = range(self.recipe.seed * draws, (self.recipe.seed + 1) * draws)
+            own = [self._under(model, objective, self.data.test, seed) for seed in seeds]
+        accuracies = [result.accuracy for result in own]
+        return {
+            **_test(predictions, self.data.label_names),
+            "test_own": {
+                "mode": mode,
+                "accuracy": statistics.fmean(accuracies),
+                "accuracy_spread": statistics.stdev(accuracies) if len(own) > 1 else 0.0,
+                "loss": statistics.fmean(result.loss for result in own),
+                "kept_share": statistics.fmean(result.kept_share for result in own),
+                "draws": len(own),
+            },
+        }
+
+    def _under(
+        self, model: Rationalist, objective: ObjectiveSpec, split: Split, seed: int
+    ) -> Predictions:
+        """``model`` on ``split`` as its objective evaluates."""
+        return evaluate_rationalist(
+            model,
+            self._loader(split),
+            evaluation_mode(objective),
+            positions=self._positions(objective),
+            seed=seed,
+        )
+
+    def _refuse_foreign_positions(self, objective: ObjectiveSpec) -> None:
+        foreign = self.teacher_preprocessor is not None
+        if foreign and objective.form.uses_teacher_draws:
+            if self.recipe.modality == "text" and self._positions(objective) != ALL_CONTENT:
+                raise UsageError(
+                    "special tokens and padding of another tokenizer cannot be compared",
+                    hint="set objective.select_special and objective.count_padding to false",
+                )
+
+    def _positions(self, objective: ObjectiveSpec) -> Positions:
+        form, data = objective.form, self.recipe.data
+        padded = self.recipe.modality == "text" and form.count_padding
+        return Positions(form.select_special, data.max_length if padded else None)
 
     def _phases(
         self,
@@ -368,10 +444,15 @@ class _Trainer:
         objective: ObjectiveSpec,
         teacher: Teacher | None,
     ) -> list[Phase]:
-        targets = self._targets(teacher, train) if teacher is not None else None
         warmup, phases = train.warmup, []
+        targets = None
+        if teacher is not None:
+            self._refuse_foreign_positions(objective)
+            if objective.form.uses_teacher_targets or warmup.selector.startswith("teacher"):
+                targets = self._targets(teacher, train)
         # A published-style teacher never saw random subsets, so it cannot judge them.
-        judge = teacher if objective.name == "deploy" and self._teacher_knows_subsets else None
+        excludes = objective.form.masking == "exclude"
+        judge = teacher if excludes and self._teacher_knows_subsets else None
         if warmup.predictor_epochs > 0:
             phases.append(
                 Phase(
@@ -384,11 +465,7 @@ class _Trainer:
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
             phases.append(self._selector_phase(model, train, objective, teacher, targets))
-        joint: nn.Module
-        if objective.name == "paper":
-            joint = PaperObjective(model, objective, teacher)
-        else:
-            joint = DeployObjective(model, objective, targets)
+        joint = JointObjective(model, objective, teacher, targets, self._positions(objective))
         trained: dict[nn.Module, float | None] = {model.predictor: None}
         if train.selector_learning_rate != 0:
             trained = {model.selector: train.selector_learning_rate} | trained
@@ -512,9 +589,18 @@ class _Trainer:
 
 
 def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:
-    """How the development split is scored: as deployed, or, for the published objective, with
-    sampled masks and zeroed embeddings as in the official code."""
-    return "sampled_bernoulli_zeroed" if objective.name == "paper" else "top_k_gathered"
+    """How the development split is scored: as deployed, or with sampled masks, zeroed embeddings or
+    both, as the official code does."""
+    form = objective.form
+    zeroed: SelectionMode
+    excluded: SelectionMode
+    if form.evaluation == "top_k":
+        zeroed, excluded = "top_k_zeroed", "top_k_gathered"
+    elif form.selection == "bernoulli":
+        zeroed, excluded = "sampled_bernoulli_zeroed", "sampled_bernoulli"
+    else:
+        zeroed, excluded = "sampled_top_k_zeroed", "sampled_top_k"
+    return zeroed if form.masking == "zero" else excluded
 
 
 def _summary(report: FitReport) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rekd_edge.fuse.fused import masked_form, plain_form
 from rekd_edge.models.build import Built, build_classifier, build_rationalist, same_tokens
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist
 from rekd_edge.recipe import load_recipe
-from rekd_edge.recipe.schema import RationalistSpec, Recipe
+from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe
 
 RECIPE_FILE = "recipe.resolved.yaml"
 RUN_FILE = "run.json"
@@ -90,6 +90,14 @@ class Run:
         """What another recipe gets that names this run as its teacher: this run's teacher, or
         the student of a run of task `extract`."""
         return self.teacher() or self.student()
+
+    def teacher_objective(self) -> ObjectiveSpec:
+        """The objective with which :meth:`teacher_or_student` was trained."""
+        if self.recipe.task != "distill" or self.recipe.teacher is None:
+            return self.recipe.objective
+        if self.recipe.teacher.run is not None:
+            return open_run(Path(self.recipe.teacher.run)).teacher_objective()
+        return self.recipe.teacher.objective
 
     def judge(self, role: Literal["teacher", "student"]) -> Predictor | None:
         """The predictor of ``role`` as it was after its warm-up on random subsets.

@@ -43,6 +43,21 @@ def ratio_at(
     return round(schedule.start + (rationale_ratio - schedule.start) * progress, 4)
 
 
+def published_temperature_at(step: int, total_steps: int, spec: TemperatureSpec) -> float:
+    """The same schedule exactly as in the official code.
+
+    ``step`` is counted from 0 here and from 1 there: tau first changes for the
+    ``update_every``-th step, whose number enters the formula. There is no cap: a run of fewer
+    steps keeps ``start``.
+    """
+    number = step + 1
+    held = number - number % spec.update_every
+    if held == 0:
+        return spec.start
+    gamma = math.log(spec.start / spec.end) / max(1, total_steps)
+    return max(spec.start * math.exp(-gamma * held), spec.end)
+
+
 def learning_rate_factor(step: int, total_steps: int, *, warmup_share: float, kind: str) -> float:
     """Multiplier of the learning rate at ``step`` (0-based): linear rise, then ``kind``.
 

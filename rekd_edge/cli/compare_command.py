@@ -52,7 +52,7 @@ def compare(
     loaded = load_recipe(find_recipe(recipe), list(overrides or []))
     with TrainingProgress() as progress:
         comparison = run_comparison(
-            loaded, output, seeds=_seeds(seeds), device=device, listener=progress
+            loaded, output, seeds=parse_seeds(seeds), device=device, listener=progress
         )
     summary = comparison.to_json()
     if export:
@@ -62,7 +62,7 @@ def compare(
     emit(summary, json_path=json_path, render=lambda out: show(out, comparison, summary))
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:

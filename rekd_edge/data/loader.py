@@ -69,14 +69,16 @@ def make_loader(
     teacher: Preprocessor | None = None,
     drop_last: bool = False,
     num_workers: int = 0,
+    bucket: bool = True,
 ) -> DataLoader[Batch]:
     """A torch ``DataLoader`` of :class:`~rekd_edge.types.Batch`.
 
     Texts of like length share a batch. Shuffled: the order is random, texts are then sorted by
     length inside windows of :data:`BUCKET_BATCHES` batches, and the batches are shuffled. Not
     shuffled: texts go from the longest to the shortest (``Batch.index`` says which is which),
-    images in the order of the split. Augmentation depends on (seed, epoch, example) alone.
-    ``teacher`` adds what a teacher with that preprocessor reads (``Batch.teacher``).
+    images in the order of the split. Without ``bucket`` texts are ordered as images are.
+    Augmentation depends on (seed, epoch, example) alone. ``teacher`` adds what a teacher with that
+    preprocessor reads (``Batch.teacher``).
 
     Raises:
         UsageError: ``teacher`` reads another kind of data, or shares no character with
@@ -95,7 +97,7 @@ def make_loader(
         assert teacher is None or isinstance(teacher, ImagePreprocessor)
         dataset = _ImageBatches(split, preprocessor, teacher, augment, seed=seed, epoch=epoch)
     sampler = BucketSampler(
-        dataset.lengths,
+        dataset.lengths if bucket else None,
         len(split),
         batch_size=batch_size,
         shuffle=shuffle,

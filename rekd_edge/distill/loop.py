@@ -66,13 +66,26 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class DevResult:
-    """Result on the development split: ``accuracy`` in 0..1 and mean cross-entropy."""
+    """Result on the development split: ``accuracy`` in 0..1 and mean cross-entropy.
+
+    ``criterion``, where there is one, is what the best epoch has least of; of equals the later
+    epoch is kept, as in the published code.
+    """
 
     accuracy: float
     loss: float
+    criterion: float | None = None
 
     def better_than(self, other: DevResult | None) -> bool:
-        return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+        if other is None:
+            return True
+        if self.criterion is not None and other.criterion is not None:
+            return self.criterion <= other.criterion
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+    def values(self) -> dict[str, float]:
+        """What is there, for logs."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -345,10 +358,11 @@ class _Run:
 
     def _select(self, phase: Phase, index: int, step: int, log: _Log) -> None:
         self.model.eval()
+        self._seed_step(index, step)  # where the evaluation draws masks
         result = self.evaluate(self.model)
-        entry = {"phase": phase.name, "step": step, **asdict(result)}
+        entry = {"phase": phase.name, "step": step, **result.values()}
         self.report.history.append(entry)
-        log.write(index, f"{phase.name}/dev", step, asdict(result))
+        log.write(index, f"{phase.name}/dev", step, result.values())
         self.listener.epoch(phase.name, result)
         if self.monitor is not None:
             look, warnings = self.monitor.observe(
@@ -504,8 +518,8 @@ def make_optimizer(
     """AdamW with a group for each learning rate and weight decay.
 
     ``modules`` maps modules to the learning rate of their bodies, None for the recipe's; their
-    linear heads take ``train.head_learning_rate``. Biases, norms and other one-dimensional
-    parameters are not decayed.
+    heads take ``train.head_learning_rate``. Biases, norms and other one-dimensional parameters are
+    not decayed, unless ``train.decay_all``.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module, own_rate in modules.items():
@@ -517,7 +531,7 @@ def make_optimizer(
             if parameter not in trained:
                 continue
             rate = head_rate if name.startswith("head.") else body_rate
-            decay = train.weight_decay if parameter.dim() > 1 else 0.0
+            decay = train.weight_decay if train.decay_all or parameter.dim() > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
         [

@@ -22,10 +22,22 @@ from rekd_edge.distill.attribution import (
 from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
 from rekd_edge.distill.teacher import Teacher
+from rekd_edge.models.candidates import (
+    ALL_CONTENT,
+    Candidates,
+    Positions,
+    candidates,
+    classify,
+)
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
-from rekd_edge.schedules import alpha_at, ratio_at, temperature_at
+from rekd_edge.schedules import (
+    alpha_at,
+    published_temperature_at,
+    ratio_at,
+    temperature_at,
+)
 from rekd_edge.selection import (
     bernoulli_straight_through,
     budget_fraction,
@@ -215,61 +227,98 @@ def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
     return scores.score - threshold
 
 
-class DeployObjective(nn.Module):
-    """Joint training of exactly what is exported: exactly k kept, all other keys excluded.
+def select_exactly_k(
+    spec: ObjectiveSpec, scores: Scores, fraction: tuple[int, int], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Exactly k tokens of the scores, noised by ``selection_noise * temperature``, where k is the
+    budget of that ``fraction``: weights ``[batch, token]`` that carry the gradient of the
+    estimator, and the kept tokens, bool ``[batch, token]``."""
+    selectable = scores.view.selectable
+    return select_top_k(
+        spec.estimator,
+        scores.score,
+        selectable,
+        rationale_budget(selectable.sum(dim=1), *fraction),
+        temperature=temperature,
+        noise_scale=spec.selection_noise * temperature,
+        samples=spec.estimator_samples,
+    )
 
-    L = alpha * CE + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y + lambda_feature * SP]
-    + lambda_contiguity * TV; without a teacher, L = CE + lambda_contiguity * TV. KL_R and TV are
-    noiseless and threshold-centred; noise only perturbs which tokens are tried.
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A rationale in training: ``keep`` float ``[batch, position]`` with a gradient, of which the
+    first ``num_prefix`` are the model's own tokens; the ``logits`` ``[batch, position, 2]`` behind
+    it and, where each position was drawn, their noised log-probabilities."""
+
+    keep: Tensor
+    logits: Tensor
+    num_prefix: int = 0
+    log_probability: Tensor | None = None
+
+    @staticmethod
+    def bernoulli(logits: Tensor, counted: Tensor, num_prefix: int, tau: float) -> Draw:
+        drawn, log_probability = bernoulli_straight_through(logits, temperature=tau)
+        return Draw(drawn * counted, logits, num_prefix, log_probability)
+
+
+class JointObjective(nn.Module):
+    """Joint training of selector and predictor, in the form that the objective's keys give it.
+
+    L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y
+    + lambda_feature * SP] + lambda_contiguity * TV; without a teacher, L = CE + lambda_select *
+    L_sel + lambda_contiguity * TV. Only Bernoulli selection has L_sel; TV is noiseless and
+    threshold-centred. The preset `deploy` trains exactly what is exported: exactly k kept, all
+    other keys excluded, and noise only perturbs which tokens are tried. The preset `paper` is
+    arXiv 2601.22531 as its official code has it.
     """
 
     def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: TargetSource | None
+        self,
+        model: Rationalist,
+        spec: ObjectiveSpec,
+        teacher: Teacher | None,
+        targets: TargetSource | None = None,
+        positions: Positions = ALL_CONTENT,
     ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
+        self.form = spec.form
+        self.positions = positions
         self.teacher = teacher
+        self.targets = targets
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec = self.spec
-        temperature = temperature_at(progress.step, progress.total_steps, spec.temperature)
-        scores = self.model.selector(batch.inputs)
-        selectable = scores.view.selectable
+        spec, form = self.spec, self.form
+        clock = temperature_at if form.tau_updates == "capped" else published_temperature_at
+        tau = clock(progress.step, progress.total_steps, spec.temperature)
+        found = candidates(self.model, batch.inputs, self.positions)
         fraction = self._ratio_fraction(progress)
-        weight, keep = select_top_k(
-            spec.estimator,
-            scores.score,
-            selectable,
-            rationale_budget(selectable.sum(dim=1), *fraction),
-            temperature=temperature,
-            noise_scale=spec.selection_noise * temperature,
-            samples=spec.estimator_samples,
-        )
+        chosen = self._choose(found, tau, fraction)
         with pooled_features(self.model.predictor) as pooled:
-            if scores.score.requires_grad:
-                logits = self.model.classify_masked(scores.view, weight)
-            else:  # no gradient into the scores: the predictor may run on the kept tokens alone
-                slots = slot_count(keep.shape[1], *fraction)
-                logits = self.model.classify_gathered(scores.view, *gather_slots(keep, slots))
+            logits = self._classify(found.scores.view, chosen, fraction)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
+        if form.selection == "bernoulli":
+            terms["budget"] = losses.budget_penalty(
+                chosen.keep, found.counted, self.model.rationale_ratio
+            )
+            terms["selected_share"] = chosen.keep.sum() / found.counted.sum()
+            loss = loss + spec.lambda_select * terms["budget"]
         if self.teacher is not None:
-            targets = self.teacher(batch)
-            terms["kl_rationale"] = losses.rationale_kl(
-                targets.margin,
-                _own_margin(self.model, scores),
-                selectable,
-                temperature=spec.rationale_temperature,
+            temperature = tau if form.kd_schedule == "tau" else spec.kd_temperature
+            targets = self.targets(batch) if self.targets is not None else None
+            terms["kl_rationale"], answer = self._compare(
+                self.teacher, targets, batch, found, chosen, tau
             )
-            terms["kl_prediction"] = losses.prediction_kl(
-                targets.logits, logits, temperature=spec.kd_temperature
-            )
+            terms["kl_prediction"] = losses.prediction_kl(answer, logits, temperature=temperature)
             distilled = (
                 spec.lambda_rationale * terms["kl_rationale"]
-                + spec.kd_temperature**2 * terms["kl_prediction"]
+                + temperature**2 * terms["kl_prediction"]
             )
             if spec.lambda_feature > 0:
+                assert targets is not None
                 assert targets.features is not None
                 terms["feature"] = losses.similarity_preserving(targets.features, pooled[0])
                 distilled = distilled + spec.lambda_feature * terms["feature"]
@@ -277,10 +326,10 @@ class DeployObjective(nn.Module):
             loss = alpha * loss + (1 - alpha) * distilled
         if spec.lambda_contiguity > 0:
             probability = torch.sigmoid(
-                _own_margin(self.model, scores) / spec.rationale_temperature
+                _own_margin(self.model, found.scores) / spec.rationale_temperature
             )
             grid = patch_grid(self.model.predictor)
-            terms["contiguity"] = losses.contiguity(probability, selectable, grid)
+            terms["contiguity"] = losses.contiguity(probability, found.scores.view.selectable, grid)
             loss = loss + spec.lambda_contiguity * terms["contiguity"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
@@ -289,72 +338,98 @@ class DeployObjective(nn.Module):
         ratio = ratio_at(progress.step, progress.total_steps, schedule, model.rationale_ratio)
         return budget_fraction(ratio)
 
+    def _choose(self, found: Candidates, tau: float, fraction: tuple[int, int]) -> Draw:
+        if self.form.selection == "exactly_k":
+            weight, _ = select_exactly_k(self.spec, found.scores, fraction, tau)
+            return Draw(weight, found.logits)
+        return Draw.bernoulli(found.logits, found.counted, found.num_prefix, tau)
 
-class PaperObjective(nn.Module):
-    """The published formula (arXiv 2601.22531): Bernoulli straight-through Gumbel-Softmax,
-    zero-masking, batch-mean budget, noised KL_R, one tau for Gumbel noise and KD.
+    def _classify(self, view: TokenView, chosen: Draw, fraction: tuple[int, int]) -> Tensor:
+        if self.form.selection == "bernoulli" or self.form.masking == "zero":
+            return classify(self.model, view, chosen.keep, chosen.num_prefix, self.form.masking)
+        if chosen.keep.requires_grad:
+            return self.model.classify_masked(view, chosen.keep)
+        # No gradient into the scores: the predictor may run on the kept tokens alone.
+        slots = slot_count(view.content.shape[1], *fraction)
+        index, valid = gather_slots(chosen.keep > 0.5, slots)
+        return self.model.classify_gathered(view, index, valid)
 
-    As in the official code the student's mask is fed to the teacher's predictor. Deviations: the
-    class token is never masked, and padding neither counts nor is attended.
-    """
-
-    def __init__(self, model: Rationalist, spec: ObjectiveSpec, teacher: Teacher | None) -> None:
-        super().__init__()
-        self.model = model
-        self.spec = spec
-        self.teacher = teacher
-
-    def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, model, teacher = self.spec, self.model, self.teacher
-        tau = temperature_at(progress.step, progress.total_steps, spec.temperature)
-        scores = model.selector(batch.inputs)
-        valid = scores.view.selectable
-        keep, log_probability = bernoulli_straight_through(scores.logits, temperature=tau)
-        keep = keep * valid
-        logits = model.classify_zeroed(scores.view, keep)
-        terms: LossTerms = {
-            "ce": F.cross_entropy(logits, batch.labels),
-            "budget": losses.budget_penalty(keep, valid, model.rationale_ratio),
-        }
-        loss = terms["ce"] + spec.lambda_select * terms["budget"]
-        if teacher is not None:
-            teacher_logits, teacher_log_probability = self._teacher_answer(
-                teacher, batch, keep.detach(), tau
-            )
-            terms["kl_rationale"] = losses.rationale_kl_sampled(
-                teacher_log_probability, log_probability, valid
-            )
-            terms["kl_prediction"] = losses.prediction_kl(teacher_logits, logits, temperature=tau)
-            alpha = alpha_at(progress.step, progress.total_steps, spec)
-            loss = alpha * loss + (1 - alpha) * (
-                spec.lambda_rationale * terms["kl_rationale"] + tau**2 * terms["kl_prediction"]
-            )
-        terms["selected_share"] = keep.sum() / valid.sum()
-        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
-
-    @staticmethod
-    @torch.no_grad()
-    def _teacher_answer(
-        teacher: Teacher, batch: Batch, student_keep: Tensor, tau: float
+    def _compare(
+        self,
+        teacher: Teacher,
+        targets: TeacherTargets | None,
+        batch: Batch,
+        found: Candidates,
+        chosen: Draw,
+        tau: float,
     ) -> tuple[Tensor, Tensor]:
-        score = teacher.score(batch)
-        # Only the difference of the two logits matters, noised or not.
-        logits = torch.stack([torch.zeros_like(score), score], dim=2)
-        _, log_probability = bernoulli_straight_through(logits, temperature=tau)
-        return teacher.classify_zeroed(batch, student_keep), log_probability
+        """KL_R, and the teacher's logits ``[batch, class]`` for KL_Y."""
+        draw = None
+        if self.form.uses_teacher_draws:
+            draw = self._teacher_draw(teacher, batch, tau)
+        divergence = self._rationale_kl(found, chosen, targets, draw, tau)
+        if self.form.answers_from_targets:
+            assert targets is not None
+            return divergence, targets.logits
+        shown = chosen
+        if self.form.teacher_prediction == "own_rationale":
+            assert draw is not None
+            shown = draw
+        keep, own = shown.keep.detach(), shown.num_prefix
+        answer = teacher.answer(batch, keep[:, own:], keep[:, :own] if own else None)
+        return divergence, answer
+
+    def _rationale_kl(
+        self,
+        found: Candidates,
+        chosen: Draw,
+        targets: TeacherTargets | None,
+        draw: Draw | None,
+        tau: float,
+    ) -> Tensor:
+        if self.form.rationale_kd == "centred":
+            assert targets is not None
+            width = targets.margin.shape[1]  # counted padding is not among the targets
+            return losses.rationale_kl(
+                targets.margin,
+                _own_margin(self.model, found.scores)[:, :width],
+                found.scores.view.selectable[:, :width],
+                temperature=self.spec.rationale_temperature,
+            )
+        assert draw is not None
+        ours, theirs = chosen.log_probability, draw.log_probability
+        if self.form.rationale_kd == "noiseless":
+            ours = F.log_softmax(found.logits / tau, dim=-1)
+            theirs = F.log_softmax(draw.logits / tau, dim=-1)
+        elif ours is None:  # exactly k has no draw a token: KL_R makes its own
+            _, ours = bernoulli_straight_through(found.logits, temperature=tau)
+        assert theirs is not None
+        return losses.rationale_kl_summed(theirs, ours, found.counted)
+
+    @torch.no_grad()
+    def _teacher_draw(self, teacher: Teacher, batch: Batch, tau: float) -> Draw:
+        """The teacher's own draw, with noise of its own, on the student's positions."""
+        if self.positions == ALL_CONTENT:
+            score = teacher.score(batch)
+            # Only the difference of the two logits matters, noised or not.
+            logits = torch.stack([torch.zeros_like(score), score], dim=2)
+            selectable = self.model.predictor.encoder.view(batch.inputs).selectable
+            return Draw.bernoulli(logits, selectable, 0, tau)
+        found = candidates(teacher.model, batch.inputs, self.positions)
+        return Draw.bernoulli(found.logits, found.counted, found.num_prefix, tau)
 
 
 __all__ = [
     "AttributionWarmup",
     "ClassifyObjective",
-    "DeployObjective",
+    "JointObjective",
     "LossTerms",
-    "PaperObjective",
     "PredictorWarmup",
     "Progress",
     "RationaleWarmup",
     "TeacherTargets",
     "ValueRegression",
     "random_subset",
+    "select_exactly_k",
     "shapley_subset",
 ]

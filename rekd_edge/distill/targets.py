@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rekd_edge.distill.attribution import content_width, pad_rows
 from rekd_edge.models.rationalist import Rationalist, Scores
+from rekd_edge.recipe.form import Masking
 from rekd_edge.selection import gather_slots
 from rekd_edge.types import Batch
 
@@ -33,13 +34,15 @@ TargetSource = Callable[[Batch], TeacherTargets]
 
 @torch.no_grad()
 def rationale_and_answer(
-    model: Rationalist, inputs: Mapping[str, Tensor]
+    model: Rationalist, inputs: Mapping[str, Tensor], masking: Masking = "exclude"
 ) -> tuple[Scores, Tensor, Tensor]:
     """A model's scores, its deterministic rationale bool ``[batch, token]``, and its logits from
     that (its own mask, as in the paper's figure; the official code feeds the student's mask to the
-    teacher)."""
+    teacher). A model that was trained on zeroed embeddings is shown its rationale so."""
     scores = model.selector(inputs)
     keep = model.keep(scores)
+    if masking == "zero":
+        return scores, keep, model.classify_zeroed(scores.view, keep.to(scores.score.dtype))
     index, valid = gather_slots(keep, model.slots(scores.view))
     return scores, keep, model.classify_gathered(scores.view, index, valid)
 

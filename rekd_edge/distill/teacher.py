@@ -25,6 +25,7 @@ from rekd_edge.distill.transfer import (
 )
 from rekd_edge.models.encoder import PatchGrid, TokenView
 from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.recipe.form import Masking
 from rekd_edge.selection import keep_top_k, selection_threshold
 from rekd_edge.types import Batch
 
@@ -32,29 +33,49 @@ from rekd_edge.types import Batch
 class Teacher:
     """A frozen rationalist and the student that learns from it.
 
-    No ``nn.Module``: what an objective holds of it is neither trained nor saved.
+    ``masking`` is how the teacher was trained to see a rationale, and how it is shown one. No
+    ``nn.Module``: what an objective holds of it is neither trained nor saved.
     """
 
-    def __init__(self, model: Rationalist, student: Rationalist, *, features: bool = False) -> None:
+    def __init__(
+        self,
+        model: Rationalist,
+        student: Rationalist,
+        masking: Masking = "exclude",
+        *,
+        features: bool = False,
+        full_input: bool = False,
+    ) -> None:
+        self.masking: Masking = masking
         self.model = model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.student = student
         self.features = features
         """Whether targets hold the predictor's pooled features."""
+        self.full_input = full_input
+        """Whether targets hold the predictor's answer from the whole input."""
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> TeacherTargets:
         """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
-        its prediction from its own rationale."""
+        its prediction from its own rationale, or from the whole input."""
         with pooled_features(self.model.predictor) as pooled:
-            scores, _, logits = rationale_and_answer(self.model, self._inputs(batch))
+            scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
+            if self.full_input:
+                logits = self._full_answer(batch)
         mine = self._student_view(batch)
         score = self._carried_score(scores.score, batch, scores.view, mine)
         keep = keep_top_k(score, mine.selectable, self.student.budget(mine))
         threshold = selection_threshold(score, mine.selectable, keep)
-        features = pooled[0] if self.features else None
+        features = pooled[-1] if self.features else None
         return TeacherTargets(score - threshold, keep, logits, features)
+
+    def _full_answer(self, batch: Batch) -> Tensor:
+        view = self._view(batch)
+        if self.masking == "zero":
+            return self.model.classify_zeroed(view, view.selectable.float())
+        return self.model.classify_masked(view, view.selectable)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
@@ -69,11 +90,15 @@ class Teacher:
         return self.model.classify_masked(theirs, self._carried_subset(keep, batch, theirs))
 
     @torch.no_grad()
-    def classify_zeroed(self, batch: Batch, keep: Tensor) -> Tensor:
-        """As :meth:`classify_masked`, with the published masking."""
-        theirs = self._view(batch)
-        carried = self._carried_subset(keep > 0.5, batch, theirs)
-        return self.model.classify_zeroed(theirs, carried.to(keep.dtype))
+    def answer(self, batch: Batch, keep: Tensor, prefix_keep: Tensor | None = None) -> Tensor:
+        """The teacher's logits from a subset of the student's tokens, shown as :attr:`masking`
+        says; float ``[batch, token]``, and ``[batch, prefix]`` for ``[CLS]``. Tokens beyond the
+        batch (counted padding) have no influence."""
+        theirs, mine = self._view(batch), self._student_view(batch)
+        carried = self._carried_subset(keep[:, : mine.content.shape[1]] > 0.5, batch, theirs)
+        if self.masking == "zero":
+            return self.model.classify_zeroed(theirs, carried.to(keep.dtype), prefix_keep)
+        return self.model.classify_masked(theirs, carried & theirs.selectable)
 
     def mask_gradient(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
         """First-order effect of removing each of the student's tokens on the teacher's answer;

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rekd_edge.models.candidates import ALL_CONTENT, Positions, candidates, classify
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.selection import (
     bernoulli_straight_through,
@@ -25,6 +26,7 @@ SelectionMode = Literal[
     "top_k_zeroed",
     "threshold",
     "sampled_top_k",
+    "sampled_top_k_zeroed",
     "sampled_bernoulli",
     "sampled_bernoulli_zeroed",
     "full",
@@ -36,15 +38,24 @@ embeddings. ``threshold``: every token with log-odds above 0. ``sampled_top_k``:
 noised scores. ``sampled_bernoulli``: one hard Gumbel draw a token. ``full``: every valid token.
 """
 
+DRAWN = ("sampled_bernoulli", "sampled_bernoulli_zeroed")
+"""Modes that draw for each position; the others choose among content tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """``logits`` float ``[example, class]`` and ``labels`` int64 ``[example]`` in split order;
-    ``kept_share`` is the mean share of selectable tokens that was kept."""
+    """``logits`` float ``[example, class]`` and ``labels`` int64 ``[example]`` in split order, and
+    for each example how many positions were ``kept`` of those ``counted``, ``[example]``."""
 
     logits: Tensor
     labels: Tensor
-    kept_share: float
+    kept: Tensor
+    counted: Tensor
+
+    @property
+    def kept_share(self) -> float:
+        """Kept positions of all counted ones."""
+        return float(self.kept.sum()) / max(1.0, float(self.counted.sum()))
 
     @property
     def accuracy(self) -> float:
@@ -61,23 +72,35 @@ class Predictions:
 
 
 Answer = tuple[Tensor, Tensor, Tensor]
-"""Logits ``[batch, class]``, kept tokens and selectable tokens of each example ``[batch]``."""
+"""Logits ``[batch, class]``, kept and counted positions of each example ``[batch]``."""
 
 
 def selection_forward(
-    model: Rationalist, inputs: Mapping[str, Tensor], mode: SelectionMode
+    model: Rationalist,
+    inputs: Mapping[str, Tensor],
+    mode: SelectionMode,
+    positions: Positions = ALL_CONTENT,
 ) -> Answer:
-    """One forward pass under ``mode``."""
+    """One forward pass under ``mode``; ``positions`` matters to the modes of :data:`DRAWN`.
+
+    A hard Gumbel draw keeps a position with the same chance at any temperature, so none is asked
+    for (docs/adr/0001).
+    """
+    if mode in DRAWN:
+        found = candidates(model, inputs, positions)
+        drawn, _ = bernoulli_straight_through(found.logits, temperature=1.0)
+        keep = (drawn > 0.5) & found.counted
+        masking = "zero" if mode.endswith("zeroed") else "exclude"
+        weight = keep.to(found.logits.dtype) if masking == "zero" else keep
+        logits = classify(model, found.scores.view, weight, found.num_prefix, masking)
+        return logits, keep.sum(dim=1), found.counted.sum(dim=1)
     scores = model.selector(inputs)
     view, selectable = scores.view, scores.view.selectable
     if mode == "threshold":
         keep = (scores.score > 0) & selectable
-    elif mode == "sampled_top_k":
+    elif mode.startswith("sampled_top_k"):
         noised = scores.score + gumbel_noise(scores.score) - gumbel_noise(scores.score)
         keep = keep_top_k(noised, selectable, model.budget(view))
-    elif mode in {"sampled_bernoulli", "sampled_bernoulli_zeroed"}:
-        drawn, _ = bernoulli_straight_through(scores.logits, temperature=1.0)
-        keep = (drawn > 0.5) & selectable
     elif mode == "full":
         keep = selectable
     else:
@@ -85,7 +108,7 @@ def selection_forward(
     if mode == "top_k_gathered":
         index, valid = gather_slots(keep, model.slots(view))
         logits = model.classify_gathered(view, index, valid)
-    elif mode in {"top_k_zeroed", "sampled_bernoulli_zeroed"}:
+    elif mode.endswith("zeroed"):
         logits = model.classify_zeroed(view, keep.to(scores.score.dtype))
     else:
         logits = model.classify_masked(view, keep)
@@ -98,6 +121,7 @@ def evaluate_rationalist(
     loader: Iterable[Batch],
     mode: SelectionMode = "top_k_gathered",
     *,
+    positions: Positions = ALL_CONTENT,
     seed: int = 0,
 ) -> Predictions:
     """Runs ``model`` in evaluation mode over ``loader``; ``seed`` drives the sampled modes.
@@ -106,7 +130,7 @@ def evaluate_rationalist(
     """
 
     def answer(inputs: Mapping[str, Tensor]) -> Answer:
-        return selection_forward(model, inputs, mode)
+        return selection_forward(model, inputs, mode, positions)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -133,17 +157,16 @@ def _collect(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits, labels, index, kept, selectable = [], [], [], 0.0, 0.0
+    logits, labels, index, kept, counted = [], [], [], [], []
     for batch in loader:
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-        batch_logits, batch_kept, batch_selectable = answer(inputs)
+        batch_logits, batch_kept, batch_counted = answer(inputs)
         logits.append(batch_logits.float().cpu())
         labels.append(batch.labels)
         index.append(batch.index)
-        kept += float(batch_kept.sum())
-        selectable += float(batch_selectable.sum())
+        kept.append(batch_kept.cpu())
+        counted.append(batch_counted.cpu())
     model.train(was_training)
     order = torch.cat(index).argsort()
-    return Predictions(
-        torch.cat(logits)[order], torch.cat(labels)[order], kept / max(1.0, selectable)
-    )
+    columns = (torch.cat(column)[order] for column in (logits, labels, kept, counted))
+    return Predictions(*columns)

@@ -16,6 +16,7 @@ from rekd_edge.models.rationalist import (
     BlockSelector,
     Classifier,
     Predictor,
+    PublishedHead,
     Rationalist,
     Selector,
 )
@@ -29,7 +30,12 @@ from rekd_edge.models.selectors import (
     SharedSelector,
     WordEmbedding,
 )
-from rekd_edge.models.weights import OpenedBackbone, open_backbone
+from rekd_edge.models.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OpenedBackbone,
+    open_backbone,
+)
 from rekd_edge.recipe.schema import (
     BackboneSpec,
     DataSpec,
@@ -96,9 +102,12 @@ def _selector(
         encoder, opened = _encoder(spec, recipe, resolution=spec.resolution)
         if spec.resolution < 1:
             assert isinstance(predictor, PatchGrid)
-            return LowResolutionSelector(encoder, predictor.grid, predictor.patch_size), opened
+            coarse = LowResolutionSelector(
+                encoder, predictor.grid, predictor.patch_size, _head(spec, encoder)
+            )
+            return coarse, opened
         _same_grid(encoder, predictor)
-        return BlockSelector(encoder), opened
+        return BlockSelector(encoder, _head(spec, encoder)), opened
     opened, grid = None, None
     if isinstance(predictor, PatchGrid):
         grid = predictor.grid
@@ -114,6 +123,18 @@ def _selector(
         for _ in range(spec.layers)
     ]
     return LightSelector(embedding, mixers), opened
+
+
+def _head(spec: SelectorSpec, encoder: TokenReader) -> nn.Linear | None:
+    """A head as the recipe describes it; None for the usual one."""
+    if spec.head_width is None and not spec.head_dropout and spec.head_init == "normal":
+        return None
+    return PublishedHead(
+        encoder.token_dim,
+        width=spec.head_width,
+        dropout=spec.head_dropout or 0.0,
+        xavier=spec.head_init == "xavier",
+    )
 
 
 def _as_seen_by(spec: RationalistSpec, recipe: Recipe) -> Recipe:
@@ -151,7 +172,20 @@ def _predictor(
     spec: PredictorSpec, recipe: Recipe, num_classes: int
 ) -> tuple[Predictor, OpenedBackbone]:
     encoder, opened = _encoder(spec, recipe)
-    predictor = Predictor(encoder, num_classes, pooling=spec.pooling, dropout=spec.dropout)
+    if not spec.final_norm:
+        if not isinstance(encoder, VitEncoder):
+            raise UsageError(
+                f"the predictor {opened.source} has no last norm to leave out",
+                hint="take predictor.final_norm: false away; it is for vision transformers",
+            )
+        encoder.backbone.norm = nn.Identity()
+    predictor = Predictor(
+        encoder,
+        num_classes,
+        pooling=spec.pooling,
+        dropout=spec.dropout if spec.head_dropout is None else spec.head_dropout,
+        xavier=spec.head_init == "xavier",
+    )
     return predictor, opened
 
 
@@ -195,6 +229,8 @@ def _preprocessor(opened: OpenedBackbone, recipe: Recipe) -> Preprocessor:
         return _text_preprocessor(opened, recipe.data)
     if opened.mean is None or opened.std is None:
         raise IntegrityError(f"the weights {opened.source!r} came without a normalisation")
+    if recipe.data.normalisation == "imagenet":
+        return ImagePreprocessor(recipe.data.image_size, IMAGENET_MEAN, IMAGENET_STD)
     return ImagePreprocessor(recipe.data.image_size, opened.mean, opened.std)
 
 

@@ -74,8 +74,10 @@ class ConvEncoder(PatchGrid, TokenReader):
         key_weight: Tensor | None,
         scale: Tensor | None,
         pooling: str,
+        prefix_scale: Tensor | None = None,
     ) -> Tensor:
-        """``key_weight`` and ``scale`` both multiply patches; ``pooling`` has no meaning here."""
+        """``key_weight`` and ``scale`` both multiply patches; ``pooling`` and ``prefix_scale`` have
+        no meaning here."""
         for weight in (key_weight, scale):
             if weight is not None:
                 content = content * weight.to(content.dtype).unsqueeze(2)

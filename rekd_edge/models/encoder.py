@@ -109,9 +109,10 @@ class TokenReader(nn.Module, ABC):
         key_weight: Tensor | None,
         scale: Tensor | None,
         pooling: str,
+        prefix_scale: Tensor | None = None,
     ) -> Tensor:
-        """``[batch, channel]`` from the given content and nothing else. ``key_weight`` and
-        ``scale`` as in :meth:`Encoder.forward`; ``pooling`` is ``cls`` or ``mean``."""
+        """``[batch, channel]`` from the given content and nothing else. ``key_weight``, ``scale``
+        and ``prefix_scale`` as in :meth:`Encoder.forward`; ``pooling`` is ``cls`` or ``mean``."""
 
     @abstractmethod
     def embedding_parameters(self) -> list[nn.Parameter]:
@@ -146,12 +147,19 @@ class Encoder(TokenReader):
     def num_blocks(self) -> int: ...
 
     @abstractmethod
-    def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
-        """``[batch, token, ...]`` and int64 ``[batch, token]`` to ``[batch, token, channel]``."""
+    def embed_content(
+        self, content: Tensor, position: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
+        """``[batch, token, ...]`` and int64 ``[batch, token]`` to ``[batch, token, channel]``.
+
+        ``scale`` float ``[batch, token]`` multiplies what stands for the token itself, before
+        its position is added (the published zero-masking).
+        """
 
     @abstractmethod
-    def embed_prefix(self, batch_size: int) -> Tensor:
-        """The model's own tokens, ``[batch, prefix, channel]``."""
+    def embed_prefix(self, batch_size: int, scale: Tensor | None = None) -> Tensor:
+        """The model's own tokens, ``[batch, prefix, channel]``; ``scale`` ``[batch, prefix]`` as
+        in :meth:`embed_content`, for text only."""
 
     @abstractmethod
     def run_blocks(
@@ -170,8 +178,9 @@ class Encoder(TokenReader):
         key_weight: Tensor | None,
         scale: Tensor | None,
         pooling: str,
+        prefix_scale: Tensor | None = None,
     ) -> Tensor:
-        hidden = self(content, position, key_weight, scale)
+        hidden = self(content, position, key_weight, scale, prefix_scale)
         class_token, content = hidden[:, 0], hidden[:, self.num_prefix_tokens :]
         if pooling == "cls":
             return class_token
@@ -187,19 +196,18 @@ class Encoder(TokenReader):
         position: Tensor,
         key_weight: Tensor | None = None,
         scale: Tensor | None = None,
+        prefix_scale: Tensor | None = None,
         depth: int | None = None,
     ) -> Tensor:
         """Hidden states of prefix and content, ``[batch, prefix + token, channel]``.
 
         ``key_weight`` ``[batch, token]``: bool excludes keys, float weighs them
-        (:func:`weighted_attention`), None attends to all. ``scale`` float ``[batch, token]``
-        multiplies the content embeddings (the published zero-masking). ``depth`` stops after that
+        (:func:`weighted_attention`), None attends to all. ``scale`` float ``[batch, token]`` and
+        ``prefix_scale`` ``[batch, prefix]``: see :meth:`embed_content`. ``depth`` stops after that
         many blocks.
         """
-        embedded = self.embed_content(content, position)
-        if scale is not None:
-            embedded = embedded * scale.unsqueeze(2)
-        tokens = torch.cat([self.embed_prefix(content.shape[0]), embedded], dim=1)
+        embedded = self.embed_content(content, position, scale)
+        tokens = torch.cat([self.embed_prefix(content.shape[0], prefix_scale), embedded], dim=1)
         if key_weight is not None:
             always = key_weight.new_ones((key_weight.shape[0], self.num_prefix_tokens))
             key_weight = torch.cat([always, key_weight], dim=1)
@@ -227,19 +235,24 @@ class BertEncoder(Encoder):
     def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
         return text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id)
 
-    def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
+    def embed_content(
+        self, content: Tensor, position: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
         embeddings = self.backbone.embeddings
+        word = embeddings.word_embeddings(content)
+        if scale is not None:
+            word = word * scale.unsqueeze(2)
         embedded = (
-            embeddings.word_embeddings(content)
+            word
             + embeddings.token_type_embeddings.weight[0]
             + embeddings.position_embeddings(position)
         )
         return embeddings.dropout(embeddings.LayerNorm(embedded))
 
-    def embed_prefix(self, batch_size: int) -> Tensor:
+    def embed_prefix(self, batch_size: int, scale: Tensor | None = None) -> Tensor:
         weight = self.backbone.embeddings.word_embeddings.weight
         content = torch.full((batch_size, 1), self.cls_id, device=weight.device)
-        return self.embed_content(content, torch.zeros_like(content))
+        return self.embed_content(content, torch.zeros_like(content), scale)
 
     def run_blocks(
         self, tokens: Tensor, key_weight: Tensor | None, depth: int | None = None
@@ -294,16 +307,22 @@ class VitEncoder(PatchGrid, Encoder):
     def num_blocks(self) -> int:
         return len(self.backbone.blocks)
 
-    def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
+    def embed_content(
+        self, content: Tensor, position: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
         projection = self.backbone.patch_embed.proj
         embedded = F.linear(content, projection.weight.flatten(1), projection.bias)
         embedded = self.backbone.patch_embed.norm(embedded)
+        if scale is not None:
+            embedded = embedded * scale.unsqueeze(2)
         table = self.backbone.pos_embed[0]
         if not self.backbone.no_embed_class:
             table = table[self.num_prefix_tokens :]
         return self.backbone.pos_drop(embedded + F.embedding(position, table))
 
-    def embed_prefix(self, batch_size: int) -> Tensor:
+    def embed_prefix(self, batch_size: int, scale: Tensor | None = None) -> Tensor:
+        if scale is not None:
+            raise ValueError("the class token of an image is never masked")
         backbone = self.backbone
         tokens = [t[0] for t in (backbone.cls_token, backbone.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=0)

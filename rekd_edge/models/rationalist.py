@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rekd_edge.models.encoder import TokenReader, TokenView
+from rekd_edge.models.encoder import Encoder, TokenReader, TokenView
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
@@ -42,8 +42,7 @@ class Scores:
 def selection_head(width: int) -> nn.Linear:
     """(drop, keep) logits from hidden states; starts near zero, so that nothing is preferred."""
     head = nn.Linear(width, 2)
-    nn.init.normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
+    initialise_head(head, xavier=False)
     return head
 
 
@@ -60,24 +59,67 @@ class Selector(nn.Module, ABC):
         return
 
 
-class BlockSelector(Selector):
-    """A backbone and a linear head for each token."""
+class PublishedHead(nn.Linear):
+    """The head of the published code: Xavier-uniform weights, dropout, and for text a hidden layer
+    of ``width`` with ReLU before the (drop, keep) logits."""
 
-    def __init__(self, encoder: TokenReader) -> None:
+    def __init__(
+        self, channels: int, *, width: int | None = None, dropout: float = 0.0, xavier: bool = True
+    ) -> None:
+        super().__init__(width or channels, 2)
+        self.hidden = nn.Identity() if width is None else nn.Linear(channels, width)
+        self.activation = nn.Identity() if width is None else nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self, self.hidden):
+            if isinstance(layer, nn.Linear):
+                initialise_head(layer, xavier=xavier)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.dropout(self.activation(self.hidden(input))))
+
+
+def initialise_head(head: nn.Linear, *, xavier: bool) -> None:
+    """Weights from N(0, 0.02^2), or Xavier-uniform as in the published code; biases zero."""
+    if xavier:
+        nn.init.xavier_uniform_(head.weight)
+    else:
+        nn.init.normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+
+
+class BlockSelector(Selector):
+    """A backbone and a head for each token; ``head`` None is a linear one."""
+
+    def __init__(self, encoder: TokenReader, head: nn.Linear | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = selection_head(encoder.token_dim)
+        self.head = selection_head(encoder.token_dim) if head is None else head
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         view = self.encoder.view(inputs)
         return Scores.from_logits(self.head(self.encoder.token_features(view)), view)
+
+    def with_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Scores, Tensor]:
+        """The scores of content, and the hidden states of the model's own tokens
+        ``[batch, prefix, channel]`` (which :attr:`head` could score too)."""
+        assert isinstance(self.encoder, Encoder)
+        view = self.encoder.view(inputs)
+        hidden = self.encoder(view.content, view.position, view.attended)
+        count = self.encoder.num_prefix_tokens
+        return Scores.from_logits(self.head(hidden[:, count:]), view), hidden[:, :count]
 
 
 class Predictor(nn.Module):
     """Classifies from the tokens it is given and from nothing else."""
 
     def __init__(
-        self, encoder: TokenReader, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0
+        self,
+        encoder: TokenReader,
+        num_classes: int,
+        *,
+        pooling: str = "mean",
+        dropout: float = 0.0,
+        xavier: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in {"cls", "mean"}:
@@ -86,8 +128,7 @@ class Predictor(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        initialise_head(self.head, xavier=xavier)
 
     def forward(
         self,
@@ -95,9 +136,12 @@ class Predictor(nn.Module):
         position: Tensor,
         key_weight: Tensor | None = None,
         scale: Tensor | None = None,
+        prefix_scale: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
-        pooled = self.encoder.pooled_features(content, position, key_weight, scale, self.pooling)
+        pooled = self.encoder.pooled_features(
+            content, position, key_weight, scale, self.pooling, prefix_scale
+        )
         return self.head(self.dropout(pooled))
 
 
@@ -123,13 +167,16 @@ class Rationalist(nn.Module):
         """Logits from tokens with non-zero ``key_weight`` ``[batch, token]``, by key exclusion."""
         return self.predictor(view.content, view.position, key_weight)
 
-    def classify_zeroed(self, view: TokenView, keep: Tensor) -> Tensor:
-        """Logits with embeddings multiplied by ``keep`` (the published masking).
+    def classify_zeroed(
+        self, view: TokenView, keep: Tensor, prefix_keep: Tensor | None = None
+    ) -> Tensor:
+        """Logits with word or patch embeddings multiplied by ``keep`` ``[batch, token]`` (the
+        published masking); ``prefix_keep`` ``[batch, prefix]`` masks ``[CLS]`` too.
 
-        Zeroed tokens are still attended to, so the predictor can read the geometry of the mask.
-        Deviation: the class token is never masked and padding is never attended.
+        Positions are added afterwards and zeroed tokens are still attended to, so the predictor
+        can read the geometry of the mask. Padding is not attended, as in the official code.
         """
-        return self.predictor(view.content, view.position, view.attended, keep)
+        return self.predictor(view.content, view.position, view.attended, keep, prefix_keep)
 
     def classify_gathered(self, view: TokenView, index: Tensor, valid: Tensor) -> Tensor:
         """Logits from the content at ``index`` ``[batch, slot]`` where ``valid``; nothing else is

@@ -155,9 +155,13 @@ class LowResolutionSelector(PatchGrid, BlockSelector):
     """A backbone on a smaller image; its scores are resized to the predictor's patch grid."""
 
     def __init__(
-        self, encoder: TokenReader, grid: tuple[int, int], patch_size: tuple[int, int]
+        self,
+        encoder: TokenReader,
+        grid: tuple[int, int],
+        patch_size: tuple[int, int],
+        head: nn.Linear | None = None,
     ) -> None:
-        super().__init__(encoder)
+        super().__init__(encoder, head)
         assert isinstance(encoder, PatchGrid)
         self.coarse_grid = encoder.grid
         self.grid, self.patch_size = grid, patch_size

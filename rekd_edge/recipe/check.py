@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import replace
 
+from rekd_edge.recipe.form import form_problems
 from rekd_edge.recipe.schema import BackboneSpec, DataSpec, ObjectiveSpec, RationalistSpec, Recipe
 
 WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
 """Values of ``data.source`` that read ``data.path``."""
 
-DEPLOY_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity", "lambda_feature")
-"""Keys of an objective that only ``deploy`` reads."""
+EXACTLY_K_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity", "lambda_feature")
+"""Keys of an objective that only ``selection: exactly_k`` reads."""
 
 Location = tuple[int | str, ...]
 
@@ -31,6 +33,7 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
                 yield ("teacher", "image_size"), "is for images; the data are texts"
             elif recipe.teacher.run is not None:
                 yield ("teacher", "image_size"), "has no meaning for a teacher loaded from a run"
+        yield from _objective_problems(("teacher", "objective"), recipe.teacher.objective, recipe)
         if recipe.teacher.train.warmup.selector.startswith("teacher"):
             yield (
                 ("teacher", "train", "warmup", "selector"),
@@ -49,15 +52,33 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
 def _objective_problems(
     location: Location, objective: ObjectiveSpec, recipe: Recipe
 ) -> Iterator[tuple[Location, str]]:
+    form = objective.form
     schedule = objective.ratio_schedule
     if schedule is not None and schedule.start < recipe.rationale_ratio:
         below = f"is below rationale_ratio ({recipe.rationale_ratio}), but the budget only falls"
         yield (*location, "ratio_schedule", "start"), below
-    if objective.name == "paper":
+    if form.selection != "exactly_k":
         unused = ObjectiveSpec()
-        for key in DEPLOY_KEYS:
+        for key in EXACTLY_K_KEYS:
             if getattr(objective, key) != getattr(unused, key):
-                yield (*location, key), "has no meaning where objective.name is 'paper'"
+                yield (*location, key), "has no meaning without selection: exactly_k"
+    if recipe.modality == "image":
+        for key in ("select_special", "count_padding"):
+            if getattr(objective, key):
+                yield (
+                    (*location, key),
+                    "is for text: images have no padding and keep their class token",
+                )
+        form = replace(form, select_special=False, count_padding=False)
+    for key, message in form_problems(form, lambda_select=objective.lambda_select):
+        yield (*location, key), message
+    scoring = [recipe.teacher, recipe.student] if location == ("objective",) else [recipe.teacher]
+    kinds = {model.selector.kind for model in scoring if model is not None}
+    if form.select_special and kinds != {"blocks"}:
+        yield (
+            (*location, "select_special"),
+            "needs selectors of kind: blocks, which alone score [CLS]: set select_special: false",
+        )
 
 
 def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, str]]:
@@ -101,7 +122,18 @@ def _rationalist_problems(
                 (*location, part, "patch_size"),
                 f"{patch_size} does not divide the image size {image_size}",
             )
+    if modality == "text" and not rationalist.predictor.final_norm:
+        yield (
+            (*location, "predictor", "final_norm"),
+            "is for images: BERT has no norm after its blocks",
+        )
     selector = rationalist.selector
+    if selector.kind != "blocks":
+        for key in ("head_width", "head_dropout"):
+            if getattr(selector, key) is not None:
+                yield (*location, "selector", key), "is for kind: blocks"
+        if selector.head_init != "normal":
+            yield (*location, "selector", "head_init"), "is for kind: blocks"
     if selector.kind == "convolution" and selector.kernel % 2 == 0:
         yield (*location, "selector", "kernel"), f"must be odd, not {selector.kernel}"
     if selector.kind == "narrow" and selector.width % 32:

@@ -7,9 +7,24 @@ that recipes can be checked on any machine.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rekd_edge.recipe.form import (
+    PRESETS,
+    DevSelection,
+    Evaluation,
+    KdSchedule,
+    Masking,
+    ObjectiveForm,
+    ObjectiveName,
+    RationaleKd,
+    Selection,
+    TauUpdates,
+    TeacherPrediction,
+)
 
 SCHEMA_VERSION = 1
 
@@ -77,6 +92,9 @@ class DataSpec(Spec):
     """Text: tokens kept of each example, prefix tokens included."""
     image_size: int = Field(default=112, ge=16)
     """Images: side in pixels after resizing."""
+    normalisation: Literal["backbone", "imagenet"] = "backbone"
+    """Images: mean and standard deviation that the backbone was trained with, or ImageNet's
+    whatever the backbone (published)."""
     augment: AugmentSpec = AugmentSpec()
 
 
@@ -95,6 +113,12 @@ class BackboneSpec(Spec):
     """Images: side in pixels of the patches that are kept or dropped, for a convolutional network
     of timm. A vision transformer has its own and leaves this null."""
     dropout: Probability = 0.0
+    """Inside the encoder, and before the predictor's head where `head_dropout` is null."""
+    head_dropout: Probability | None = None
+    """Before (selector with `head_width`: inside) the head; null: `dropout` for a predictor, none
+    for a selector."""
+    head_init: Literal["normal", "xavier"] = "normal"
+    """Initial weights of the head: N(0, 0.02), or Xavier-uniform (published)."""
     train_embeddings: bool = True
     """Whether token embeddings (text) or the patch projection (images; the first convolution) are
     trained."""
@@ -119,12 +143,17 @@ class SelectorSpec(BackboneSpec):
     """`blocks` on images: side of the image that the selector sees, as a share of
     `data.image_size`; its scores are resized to the predictor's patches."""
 
+    head_width: int | None = Field(default=None, ge=1)
+    """Width of a hidden layer (ReLU) in the head; null: a linear head. Published for text: 256."""
+
 
 class PredictorSpec(BackboneSpec):
     """The predictor classifies from the rationale alone."""
 
     pooling: Literal["cls", "mean"] = "mean"
     """`cls` reads the class token; `mean` averages the class token and all kept tokens."""
+    final_norm: bool = True
+    """Images: whether the encoder's last LayerNorm comes before the head (published: false)."""
 
 
 class TemperatureSpec(Spec):
@@ -154,41 +183,83 @@ class RatioScheduleSpec(Spec):
 
 class ObjectiveSpec(Spec):
     """L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R +
-    tau^2 * KL_Y + lambda_feature * SP] + lambda_contiguity * TV; see rekd_edge/losses.py."""
+    T^2 * KL_Y + lambda_feature * SP] + lambda_contiguity * TV; see rekd_edge/losses.py and
+    docs/deviations.md.
 
-    name: Literal["deploy", "paper"] = "deploy"
+    `name` chooses a preset of the keys that are null; a key that is stated overrides it."""
+
+    name: ObjectiveName = "deploy"
     """`deploy` trains exactly what is exported (exactly k, keys excluded, noiseless rationale
     KD); `paper` is the published formula (Bernoulli Gumbel, zero-masking, batch-mean budget)."""
+    selection: Selection | None = None
+    """`bernoulli` (paper): a hard Gumbel draw a token, softmax gradient; `exactly_k` (deploy):
+    the k best of the noised scores."""
+    masking: Masking | None = None
+    """`zero` (paper): word or patch embeddings are multiplied by the mask, their positions stay and
+    are attended to; `exclude` (deploy): dropped tokens are excluded from attention."""
+    select_special: bool | None = None
+    """Text: whether `[CLS]` and `[SEP]` can be dropped and count (paper: true, deploy: false)."""
+    count_padding: bool | None = None
+    """Text: whether inputs are padded to `data.max_length` and padding counts in the budget and in
+    KL_R (paper: true, deploy: false). It is not attended to either way."""
+    rationale_kd: RationaleKd | None = None
+    """KL_R over {drop, keep} at T: `noised` (paper): of Gumbel-noised logits, summed over
+    positions; `noiseless`: the same sum without noise; `centred` (deploy): without noise, on
+    scores minus each example's k-th, mean over tokens, at `rationale_temperature`. The scale of
+    the mean and of the sum differ, and `lambda_rationale` with them."""
+    teacher_prediction: TeacherPrediction | None = None
+    """What the teacher's predictor answers from: `student_mask` (paper's code), `own_rationale`
+    (paper's figure, deploy), or the `full_input`. It sees a mask in the way it was trained with."""
+    kd_schedule: KdSchedule | None = None
+    """T of KL_Y: `tau` of the Gumbel schedule (paper) or the `constant` `kd_temperature`
+    (deploy)."""
+    tau_updates: TauUpdates | None = None
+    """`published` (paper): tau changes at each `update_every`-th step, counted from 1; `capped`
+    (deploy): one step later, and at least ten times in a short run."""
+    evaluation: Evaluation | None = None
+    """How the development split is scored, and a second test accuracy: with `sampled` masks
+    (paper) or with the deterministic `top_k` (deploy), both masked as in training."""
+    dev_selection: DevSelection | None = None
+    """The epoch that is kept: lowest `re_loss` (paper: CE + lambda_select * L_sel, mean over
+    batches, 3 decimals, the later of equals; for a plain classifier CE, unrounded), or best
+    `accuracy` (deploy)."""
     alpha: Probability = 0.5
     """Weight of the task loss against the distillation losses."""
     alpha_end: Probability | None = None
     """Where alpha ends: it changes linearly over the joint steps. Null keeps it constant."""
     lambda_rationale: float = Field(default=0.5, ge=0)
     lambda_select: float = Field(default=0.0, ge=0)
-    """Budget penalty of `paper`; `deploy` keeps exactly k and needs none."""
+    """Weight of the budget penalty of `selection: bernoulli`; exactly_k needs none."""
     temperature: TemperatureSpec = TemperatureSpec()
-    """`paper`: tau of Gumbel noise and KD. `deploy`: tau of the straight-through surrogate."""
+    """tau of the Gumbel draw, of the straight-through surrogate, and of KD where it follows."""
     kd_temperature: float = Field(default=2.0, gt=0)
-    """`deploy`: constant T of KL_Y."""
+    """T of KL_Y with `kd_schedule: constant`, and of the predictor's warm-up."""
     rationale_temperature: float = Field(default=1.0, gt=0)
-    """`deploy`: T of the threshold-centred keep probabilities compared by KL_R."""
+    """T of the keep probabilities compared by `rationale_kd: centred`."""
     selection_noise: float = Field(default=1.0, ge=0)
-    """`deploy`: scale of the Gumbel noise added to scores while training, times tau."""
+    """exactly_k: scale of the Gumbel noise added to scores while training, times tau."""
     estimator: Literal["sigmoid", "soft_top_k", "subset_softmax", "perturbed"] = "sigmoid"
-    """`deploy`: whose gradient the hard selection carries (tau is its width): a sigmoid around the
+    """exactly_k: whose gradient the hard selection carries (tau is its width): a sigmoid around the
     k-th score, the same solved to sum to k, k successive softmaxes, or the mean top-k under
     Gaussian noise; see rekd_edge/selection/estimators.py."""
     estimator_samples: int = Field(default=64, ge=2)
     """Draws of `perturbed` for each example and step."""
     ratio_schedule: RatioScheduleSpec | None = None
-    """`deploy`: a budget that falls from large to `rationale_ratio`; null keeps it constant."""
+    """exactly_k: a budget that falls from large to `rationale_ratio`; null keeps it constant."""
     lambda_contiguity: float = Field(default=0.0, ge=0)
-    """`deploy`: weight of the total variation of the keep probabilities between neighbouring tokens
-    or patches, so that rationales come in fewer pieces."""
+    """exactly_k: weight of the total variation of the keep probabilities between neighbouring
+    tokens or patches, so that rationales come in fewer pieces."""
     lambda_feature: float = Field(default=0.0, ge=0)
-    """`deploy`, with a teacher: weight of the feature transfer, which compares which examples of a
+    """exactly_k, with a teacher: weight of the feature transfer, which compares which examples of a
     batch the two predictors find alike (no projection, any two widths). The term is small, at most
     4 / batch size: Tung & Mori (2019) weigh it by 3000."""
+
+    @property
+    def form(self) -> ObjectiveForm:
+        """Every choice, with the preset's where the recipe states none."""
+        stated = {key: getattr(self, key) for key in ObjectiveForm.__slots__}
+        stated = {key: value for key, value in stated.items() if value is not None}
+        return replace(PRESETS[self.name], **stated)
 
 
 class WarmupSpec(Spec):
@@ -228,7 +299,11 @@ class TrainSpec(Spec):
     """One optimisation run (AdamW)."""
 
     epochs: int = Field(default=3, ge=1)
+    classifier_epochs: int | None = Field(default=None, ge=1)
+    """Epochs of a plain classifier; null: as many as a predictor gets, warm-up included."""
     batch_size: int = Field(default=32, ge=1)
+    bucket_by_length: bool = True
+    """Text: batches of like length, in random order; false shuffles freely (published)."""
     learning_rate: float = Field(default=5e-5, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the two linear heads; null takes `learning_rate`."""
@@ -237,6 +312,8 @@ class TrainSpec(Spec):
     was warmed up needs little: the straight-through gradient is noisier than the warm-up's. 0
     keeps the warmed-up selector and trains the predictor on its rationales."""
     weight_decay: float = Field(default=0.01, ge=0)
+    decay_all: bool = False
+    """Whether biases and norms are decayed too (published)."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_warmup_share: Share = 0.06
     """Share of all steps in which the learning rate rises linearly from 0."""

@@ -25,12 +25,21 @@ def test_budget_penalty_is_on_the_batch_mean() -> None:
     assert float(losses.budget_penalty(keep, valid, 0.5)) == pytest.approx(0.25)
 
 
-def test_rationale_kl_sampled_sums_positions_and_divides_by_batch() -> None:
+def test_budget_penalty_of_a_padded_batch_has_one_target() -> None:
+    keep = torch.zeros(2, 256)
+    keep[0, :40] = 1
+    keep[1, 200:220] = 1  # among the padding
+    everywhere = torch.ones(2, 256, dtype=torch.bool)
+    # mean count 30; target .1 * 256
+    assert float(losses.budget_penalty(keep, everywhere, 0.1)) == pytest.approx((30 - 25.6) ** 2)
+
+
+def test_rationale_kl_summed_sums_positions_and_divides_by_batch() -> None:
     teacher = torch.tensor([[[0.3, 0.7], [0.5, 0.5]], [[0.2, 0.8], [0.9, 0.1]]])
     student = torch.tensor([[[0.6, 0.4], [0.5, 0.5]], [[0.2, 0.8], [0.4, 0.6]]])
     valid = torch.tensor([[True, True], [True, False]])
     expected = bernoulli_kl(0.7, 0.4) / 2  # the other valid positions agree
-    value = losses.rationale_kl_sampled(teacher.log(), student.log(), valid)
+    value = losses.rationale_kl_summed(teacher.log(), student.log(), valid)
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 

@@ -5,7 +5,13 @@ import math
 import pytest
 
 from rekd_edge.recipe.schema import ObjectiveSpec, RatioScheduleSpec, TemperatureSpec
-from rekd_edge.schedules import alpha_at, learning_rate_factor, ratio_at, temperature_at
+from rekd_edge.schedules import (
+    alpha_at,
+    learning_rate_factor,
+    published_temperature_at,
+    ratio_at,
+    temperature_at,
+)
 from rekd_edge.selection import budget_fraction
 
 
@@ -17,6 +23,23 @@ def test_temperature_follows_the_published_schedule() -> None:
     assert temperature_at(199, total, spec) == pytest.approx(5.0 * math.exp(-gamma * 100))
     assert temperature_at(total, total, spec) == pytest.approx(0.1)
     assert temperature_at(2 * total, total, spec) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(0, 0), (98, 0), (99, 100), (198, 100), (199, 200), (5_049, 5_000), (9_999, 10_000)],
+)
+def test_the_official_code_counts_steps_from_one(step: int, number: int) -> None:
+    spec = TemperatureSpec(start=5.0, end=0.1, update_every=100)
+    expected = max(5.0 * 50.0 ** (-number / 10_000), 0.1)
+    assert published_temperature_at(step, 10_000, spec) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_published_schedule_ends_at_its_floor_and_leaves_short_runs_alone() -> None:
+    spec = TemperatureSpec(start=5.0, end=0.1, update_every=100)
+    assert published_temperature_at(19_999, 10_000, spec) == 0.1
+    assert published_temperature_at(98, 99, spec) == 5.0
+    assert temperature_at(98, 99, spec) < 0.2
 
 
 def test_short_runs_anneal_too() -> None:

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from rekd_edge.distill.leakage import position_overlap, position_probe
 from rekd_edge.distill.monitor import JUDGE_FILE, SelectionMonitor, TrainingWarning, WarningKind
-from rekd_edge.distill.objectives import DeployObjective, Progress
+from rekd_edge.distill.objectives import JointObjective, Progress
 from rekd_edge.models.encoder import BertEncoder
 from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
 from rekd_edge.recipe.schema import ObjectiveSpec, TemperatureSpec
@@ -233,7 +233,7 @@ def test_a_predictor_that_fitted_meaningless_selections(tmp_path: Path) -> None:
         model.selector.head.weight[1, IS_EVIDENCE] = -9.0  # never the evidence
         model.selector.head.weight[1, NOISE] = torch.randn(8)
     model.selector.requires_grad_(False)
-    objective = DeployObjective(model, ObjectiveSpec(selection_noise=0), None)
+    objective = JointObjective(model, ObjectiveSpec(selection_noise=0), None)
     optimizer = torch.optim.Adam(model.predictor.parameters(), lr=0.05)
     (train,) = batches(60, seed=1)
     for step in range(80):
@@ -254,7 +254,7 @@ def test_a_selector_without_gradient_or_movement(tmp_path: Path) -> None:
     monitor = watch(model, tmp_path)
     cold = ObjectiveSpec(temperature=TemperatureSpec(start=1e-4, end=1e-4), selection_noise=0)
     model.selector = scoring_places(1.0)
-    terms = DeployObjective(model, cold, None)(batches(60)[0], Progress(0, 10))
+    terms = JointObjective(model, cold, None)(batches(60)[0], Progress(0, 10))
     terms["loss"].backward()
     monitor.track(model, terms)
     model.zero_grad()
@@ -283,7 +283,7 @@ def test_a_resumed_monitor_sees_and_remembers_the_same(tmp_path: Path) -> None:
     monitor = watch(model, tmp_path)
     assert (tmp_path / JUDGE_FILE).is_file()
     model.predictor = predictor(PLACE)
-    terms = DeployObjective(model, ObjectiveSpec(), None)(batches(60)[0], Progress(0, 10))
+    terms = JointObjective(model, ObjectiveSpec(), None)(batches(60)[0], Progress(0, 10))
     terms["loss"].backward()
     monitor.track(model, terms)
     model.zero_grad()

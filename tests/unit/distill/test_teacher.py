@@ -106,7 +106,9 @@ def test_the_teacher_judges_the_same_part_of_the_image() -> None:
     expected = teacher.model.classify_masked(view, theirs.flatten(1))
     assert torch.equal(teacher.classify_masked(batch, upper_left), expected)
     zeroed = teacher.model.classify_zeroed(view, theirs.flatten(1).float())
-    assert torch.equal(teacher.classify_zeroed(batch, upper_left.float()), zeroed)
+    assert torch.equal(teacher.answer(batch, upper_left.float()), expected)
+    published = Teacher(teacher.model, teacher.student, "zero")
+    assert torch.equal(published.answer(batch, upper_left.float()), zeroed)
 
 
 def test_a_subset_too_small_for_any_patch_of_the_teacher_keeps_one() -> None:

@@ -302,5 +302,5 @@ def test_paper_recipes_hold_the_published_settings() -> None:
     assert imdb.rationale_ratio == 0.10
     assert imdb.teacher.objective.lambda_select == 5e-5
     assert imdb.objective.lambda_select == 1e-4
-    assert imdb.student.selector.dropout == 0.5
+    assert imdb.student.selector.head_dropout == 0.5
     assert imdb.data.max_length == 256

@@ -1,0 +1,243 @@
+"""Tables of variants: every row of a suite trained for every seed, and what came of it.
+
+OUTPUT/ROW/seed-S are the runs, OUTPUT/teacher-HASH/seed-S the teachers that rows share,
+OUTPUT/suite.json and suite.md the result so far, written after each run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rekd_edge.compare import TitledListener, finished_run
+from rekd_edge.distill.checkpoint import write_json
+from rekd_edge.distill.loop import DivergedError
+from rekd_edge.errors import UsageError
+from rekd_edge.machine import hardware, package_versions
+from rekd_edge.recipe.schema import RationalistSpec, Recipe
+from rekd_edge.recipe.suite_file import REPORTS, RowSpec, SuiteSpec, figure
+from rekd_edge.run_folder import Run
+
+RESULT_FILE = "suite.json"
+TABLE_FILE = "suite.md"
+
+
+@dataclass(slots=True)
+class SuiteResult:
+    """``values[row][column]`` by seed; a run that diverged is in ``failures[row]`` by seed."""
+
+    suite: SuiteSpec
+    seeds: tuple[int, ...]
+    values: dict[str, dict[str, dict[int, float]]]
+    failures: dict[str, dict[int, str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every run finished."""
+        return not any(self.failures.values())
+
+    def differences(self, row: RowSpec, title: str) -> dict[int, float]:
+        """A column minus that of the row it is compared with, by seed."""
+        base = row.against or self.suite.rows[0].name
+        if row.name == base:
+            return {}
+        own, theirs = self.values[row.name][title], self.values[base][title]
+        return {seed: own[seed] - theirs[seed] for seed in own if seed in theirs}
+
+    def to_json(self) -> dict[str, Any]:
+        rows, titles = [], [column.title for column in self.suite.columns]
+        for row in self.suite.rows:
+            rows.append(
+                {
+                    "name": row.name,
+                    "title": row.title or row.name,
+                    "overrides": list(row.overrides),
+                    "against": row.against or self.suite.rows[0].name,
+                    "values": {title: _summary(self.values[row.name][title]) for title in titles},
+                    "differences": {
+                        title: _summary(self.differences(row, title)) for title in titles
+                    },
+                    "failures": {str(seed): why for seed, why in self.failures[row.name].items()},
+                }
+            )
+        return {
+            "suite": self.suite.name,
+            "description": self.suite.description,
+            "recipe": self.suite.recipe,
+            "overrides": list(self.suite.overrides),
+            "seeds": list(self.seeds),
+            "columns": [column.model_dump() for column in self.suite.columns],
+            "rows": rows,
+            **self.facts,
+            "versions": package_versions(),
+            "hardware": hardware(),
+        }
+
+
+def run_suite(
+    suite: SuiteSpec,
+    recipes: Mapping[str, Recipe],
+    output: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    device: str = "auto",
+    listener: TitledListener | None = None,
+) -> SuiteResult:
+    """Trains every row for every seed and writes the table after each run.
+
+    A finished run is not trained again, an interrupted one is resumed. Rows whose teachers are one
+    and the same share it. Checkpoints to resume from are removed once a run is finished.
+
+    Raises:
+        UsageError: a column that no run reports; a folder that holds another recipe's run.
+    """
+    chosen = tuple(suite.seeds if seeds is None else seeds)
+    rows = [row for row in suite.rows if row.name in recipes]
+    columns = [column.title for column in suite.columns]
+    result = SuiteResult(
+        suite,
+        chosen,
+        {row.name: {title: {} for title in columns} for row in suite.rows},
+        {row.name: {} for row in suite.rows},
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    for seed in chosen:
+        for row in rows:
+            if listener is not None:
+                listener.retitle(f"seed {seed}, {row.name}")
+            recipe = recipes[row.name].model_copy(update={"seed": seed})
+            try:
+                recipe = _with_shared_teacher(recipe, output, device, listener)
+                run = finished_run(recipe, output / row.name / f"seed-{seed}", device, listener)
+            except DivergedError as error:
+                result.failures[row.name][seed] = error.message
+            else:
+                _record(result, row, seed, run)
+            write_json(output / RESULT_FILE, result.to_json())
+            _write(output / TABLE_FILE, suite_table(result.to_json()))
+    selecting = [name for name, recipe in recipes.items() if recipe.task != "classify"]
+    _refuse_empty_columns(result, selecting)
+    return result
+
+
+def _with_shared_teacher(
+    recipe: Recipe, output: Path, device: str, listener: TitledListener | None
+) -> Recipe:
+    """``recipe`` with its teacher taken from a run of its own, trained once for all rows."""
+    teacher = recipe.teacher
+    if recipe.task != "distill" or teacher is None or teacher.run is not None:
+        return recipe
+    fields = {key: getattr(teacher, key) for key in RationalistSpec.model_fields}
+    data = recipe.data
+    if teacher.image_size is not None:
+        data = data.model_copy(update={"image_size": teacher.image_size})
+    alone = recipe.model_copy(
+        update={
+            "name": "teacher",
+            "description": "",
+            "task": "extract",
+            "data": data,
+            "teacher": None,
+            "student": RationalistSpec(**fields),
+            "objective": teacher.objective,
+        }
+    )
+    digest = hashlib.sha256(
+        alone.model_copy(update={"seed": 0}).model_dump_json().encode()
+    ).hexdigest()
+    folder = (output / f"teacher-{digest[:8]}" / f"seed-{recipe.seed}").absolute()
+    _forget_checkpoints(finished_run(alone, folder, device, listener))
+    loaded = teacher.model_copy(update={"run": str(folder), "image_size": None})
+    return recipe.model_copy(update={"teacher": loaded})
+
+
+def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:
+    reports = {name: run.report(name) for name in REPORTS}
+    for column in result.suite.columns:
+        value = _at(reports, column.value)
+        if value is not None:
+            result.values[row.name][column.title][seed] = value
+    examples = _at(reports, "distill.student.test.examples")
+    result.facts |= {"data": run.info.get("data", {}), "test_examples": examples}
+    result.facts["rationale_ratio"] = run.recipe.rationale_ratio
+    _forget_checkpoints(run)
+
+
+def _at(reports: Mapping[str, Any], path: str) -> float | None:
+    node: Any = reports
+    for key in path.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return None
+        node = node[key]
+    return node if isinstance(node, int | float) and not isinstance(node, bool) else None
+
+
+def _forget_checkpoints(run: Run) -> None:
+    for role in ("teacher", "student"):
+        (run.path / role / "last.safetensors").unlink(missing_ok=True)
+
+
+def _refuse_empty_columns(result: SuiteResult, rows: Sequence[str]) -> None:
+    """A column must stand in some report; plain classifiers are not asked, they report little."""
+    found = [result.values[row] for row in rows if any(result.values[row].values())]
+    for column in result.suite.columns:
+        if found and not any(values[column.title] for values in found):
+            raise UsageError(
+                f"column {column.title!r}: no run reports {column.value}",
+                hint="look for the figure in a run's reports/*.json",
+            )
+
+
+def _summary(by_seed: Mapping[int, float]) -> dict[str, Any] | None:
+    if not by_seed:
+        return None
+    values = list(by_seed.values())
+    return {
+        "mean": statistics.fmean(values),
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "per_seed": {str(seed): value for seed, value in by_seed.items()},
+    }
+
+
+def suite_table(result: Mapping[str, Any]) -> str:
+    """A suite's result (:meth:`SuiteResult.to_json`) as Markdown; every figure is read from it."""
+    titles = [column["title"] for column in result["columns"]]
+    lines = [
+        f"| variant | {' | '.join(titles)} | {titles[0]}: difference |",
+        f"|---|{'---|' * len(titles)}---|",
+    ]
+    for row in result["rows"]:
+        cells = [_cell(row["values"][title]) for title in titles]
+        difference, against = row["differences"][titles[0]], ""
+        if difference is not None:
+            against = f"{_cell(difference, signed=True)} to {row['against']}"
+        if row["failures"]:
+            against += f" ({len(row['failures'])} run(s) diverged)"
+        lines.append(f"| {row['title']} | {' | '.join(cells)} | {against.strip()} |")
+    facts = [
+        f"Recipe `{result['recipe']}`"
+        + "".join(f", `{override}`" for override in result["overrides"])
+        + f"; seeds {result['seeds']} (mean ± sample standard deviation over seeds)"
+    ]
+    if "test_examples" in result:
+        facts.append(f"{result['test_examples']} test examples, ratio {result['rationale_ratio']}")
+    machine = result["hardware"]
+    facts.append(
+        f"{machine['processor']}, {machine['cores']} cores, torch {result['versions']['torch']}"
+    )
+    return "\n".join(lines) + "\n\n" + ".\n".join(facts) + ".\n"
+
+
+def _cell(summary: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    return "" if summary is None else figure(summary, signed=signed)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
