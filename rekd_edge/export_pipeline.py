@@ -56,6 +56,7 @@ from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, PlainClassifier
+from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 
@@ -305,7 +306,7 @@ def check_file(
         model=fused,
         io_spec=fused.io_spec(),
         label_names=run.label_names,
-        batches=test_batches(run.data().test, run.preprocessor),
+        batches=test_batches(run.data().test, run.preprocessor, run.teacher_preprocessor),
         gates=gates,
         edges=text_edges(run.preprocessor),
         baselines=baselines(run),
@@ -314,11 +315,25 @@ def check_file(
     )
 
 
-def test_batches(split: Split, preprocessor: Preprocessor) -> Iterator[LabelledBatch]:
-    """The whole split as numpy batches, in an order that never changes."""
-    for batch in make_loader(split, preprocessor, batch_size=CHECK_BATCH, shuffle=False):
-        inputs = {name: value.numpy() for name, value in batch.inputs.items()}
-        yield LabelledBatch(inputs, batch.labels.numpy())
+def test_batches(
+    split: Split,
+    preprocessor: Preprocessor,
+    teacher: Preprocessor | None = None,  # noqa: PT028
+) -> Iterator[LabelledBatch]:
+    """The whole split as numpy batches, in an order that never changes; ``teacher`` adds the
+    inputs of a teacher that reads otherwise."""
+    if teacher is not None and same_tokens(teacher, preprocessor):
+        teacher = None
+    loader = make_loader(
+        split, preprocessor, batch_size=CHECK_BATCH, shuffle=False, teacher=teacher
+    )
+    for batch in loader:
+        others = {} if batch.teacher is None else {"teacher": _arrays(batch.teacher.inputs)}
+        yield LabelledBatch(_arrays(batch.inputs), batch.labels.numpy(), others)
+
+
+def _arrays(inputs: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in inputs.items()}
 
 
 def text_edges(preprocessor: Preprocessor) -> TextEdges | None:

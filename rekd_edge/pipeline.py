@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from rekd_edge.distill.loop import (
     ProgressListener,
     fit,
     make_accelerator,
+    move_batch,
 )
 from rekd_edge.distill.monitor import SelectionMonitor
 from rekd_edge.distill.objectives import (
@@ -44,14 +45,14 @@ from rekd_edge.distill.objectives import (
     RationaleWarmup,
     ValueRegression,
 )
-from rekd_edge.distill.targets import CachedTargets, TargetSource, teacher_targets
+from rekd_edge.distill.targets import CachedTargets, TargetSource, rationale_and_answer
+from rekd_edge.distill.teacher import Teacher
 from rekd_edge.errors import UsageError
 from rekd_edge.evaluate import SelectionMode, evaluate_classifier, evaluate_rationalist
 from rekd_edge.fuse import fuse, fuse_report
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import build_classifier, build_rationalist, same_tokens
-from rekd_edge.models.encoder import TokenView
-from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist
+from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
 from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe, TrainSpec
 from rekd_edge.run_folder import (
@@ -59,6 +60,7 @@ from rekd_edge.run_folder import (
     PREPROCESSOR_FOLDER,
     RECIPE_FILE,
     RUN_FILE,
+    TEACHER_PREPROCESSOR_FOLDER,
     Run,
     open_run,
 )
@@ -195,6 +197,8 @@ class _Trainer:
         self.weights: dict[str, Any] = {}
         self.warnings: list[dict[str, Any]] = []
         self.preprocessor: Preprocessor | None = None
+        self.teacher_preprocessor: Preprocessor | None = None
+        """The teacher's, where it is another than the student's."""
         self.is_main = make_accelerator(recipe.student.train, device).is_main_process
 
     def train(self) -> dict[str, Any]:
@@ -222,7 +226,7 @@ class _Trainer:
             student, "student", recipe.student, recipe.objective, teacher
         )
         if teacher is not None:
-            results["agreement_with_teacher"] = self._agreement(student, teacher)
+            results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
         fused = fuse(
             student,
             label_names=self.data.label_names,
@@ -245,7 +249,13 @@ class _Trainer:
                     f"this recipe's data have {', '.join(self.data.label_names)}",
                     hint="train a teacher on this recipe's data",
                 )
-            self.preprocessor = run.preprocessor
+            if run.recipe.modality != self.recipe.modality:
+                raise UsageError(
+                    f"the teacher of {spec.run} reads {run.recipe.modality}; this recipe's data "
+                    f"are {self.recipe.modality}",
+                    hint="name a run of the recipe's modality",
+                )
+            self.preprocessor = run.teacher_preprocessor
             results["teacher"] = {"run": spec.run}
             teacher = run.teacher_or_student()
             teacher.to(make_accelerator(self.recipe.student.train, self.device).device)
@@ -259,19 +269,21 @@ class _Trainer:
         return teacher
 
     def _adopt(self, role: str, weights: Mapping[str, Any], preprocessor: Preprocessor) -> None:
-        if self.preprocessor is not None and not same_tokens(self.preprocessor, preprocessor):
-            raise UsageError(
-                "teacher and student tokenise or normalise their input differently",
-                hint="choose backbones that share a tokenizer (text) or a normalisation (images)",
-            )
+        theirs = self.preprocessor
+        if theirs is not None and not same_tokens(theirs, preprocessor):
+            self.teacher_preprocessor = theirs
+            if self.is_main:
+                theirs.save(self.output / TEACHER_PREPROCESSOR_FOLDER)
         self.preprocessor = preprocessor
         self.weights[role] = dict(weights)
         if self.is_main:
             preprocessor.save(self.output / PREPROCESSOR_FOLDER)
 
-    def _loader(self, split: Split) -> BatchLoader:
+    def _loader(self, split: Split, teacher: Preprocessor | None = None) -> BatchLoader:
         assert self.preprocessor is not None
-        return make_loader(split, self.preprocessor, batch_size=EVALUATION_BATCH, shuffle=False)
+        return make_loader(
+            split, self.preprocessor, batch_size=EVALUATION_BATCH, shuffle=False, teacher=teacher
+        )
 
     def _epoch_loader(self, train: TrainSpec, epoch: int) -> BatchLoader:
         assert self.preprocessor is not None
@@ -283,6 +295,7 @@ class _Trainer:
             seed=self.recipe.seed,
             epoch=epoch,
             augment=self.recipe.data.augment if self._augmented else None,
+            teacher=self.teacher_preprocessor,
         )
 
     @property
@@ -321,7 +334,11 @@ class _Trainer:
             result = evaluate_rationalist(candidate, self._loader(self.data.dev), mode)
             return DevResult(result.accuracy, result.loss)
 
-        phases = self._phases(model, spec.train, objective, teacher)
+        features = objective.lambda_feature > 0
+        met = None
+        if teacher is not None:
+            met = Teacher(teacher.to(self._device(spec.train)), model, features=features)
+        phases = self._phases(model, spec.train, objective, met)
         monitor = self._monitor(spec.train, role, mode) if spec.train.monitor else None
         report = self._fit(model, phases, spec.train, role, dev, monitor)
         self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
@@ -349,7 +366,7 @@ class _Trainer:
         model: Rationalist,
         train: TrainSpec,
         objective: ObjectiveSpec,
-        teacher: Rationalist | None,
+        teacher: Teacher | None,
     ) -> list[Phase]:
         targets = self._targets(teacher, train) if teacher is not None else None
         warmup, phases = train.warmup, []
@@ -362,6 +379,7 @@ class _Trainer:
                     PredictorWarmup(model, objective, judge),
                     warmup.predictor_epochs,
                     {model.predictor: None},
+                    judge=model.predictor,
                 )
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
@@ -382,7 +400,7 @@ class _Trainer:
         model: Rationalist,
         train: TrainSpec,
         objective: ObjectiveSpec,
-        teacher: Rationalist | None,
+        teacher: Teacher | None,
         targets: TargetSource | None,
     ) -> Phase:
         warmup, source = train.warmup, train.warmup.selector
@@ -396,50 +414,51 @@ class _Trainer:
         elif source == "value_regression":
             learned = ValueRegression(model, model, warmup.explain)
         else:
-            judge = teacher if source == "teacher_gradient" and teacher is not None else model
-            attribute = occlusion if source == "occlusion" else mask_gradient
-            attributions = self._attributions(judge, attribute, train)
             both = targets if source == "teacher_and_own" else None
-            learned = AttributionWarmup(model, attributions, both)
+            judge = teacher if source == "teacher_gradient" else None
+            learned = AttributionWarmup(model, self._attributions(model, judge, train), both)
         title = f"selector warm-up ({source.replace('_', ' ')})"
         rates: dict[nn.Module, float | None] = {model.selector: warmup.selector_learning_rate}
         return Phase(title, learned, warmup.selector_epochs, rates)
 
     def _attributions(
-        self,
-        judge: Rationalist,
-        attribute: Callable[[Predictor, TokenView, Tensor | None], Tensor],
-        train: TrainSpec,
+        self, model: Rationalist, judge: Teacher | None, train: TrainSpec
     ) -> AttributionSource:
-        """What the tokens of a training batch mean to ``judge``."""
+        """What the tokens of a training batch mean to ``model``'s predictor, or to ``judge``."""
         by_label = train.warmup.explain == "label"
+        attribute = occlusion if train.warmup.selector == "occlusion" else mask_gradient
 
         def compute(batch: Batch) -> Tensor:
-            view = judge.predictor.encoder.view(batch.inputs)
-            return attribute(judge.predictor, view, batch.labels if by_label else None)
+            explained = batch.labels if by_label else None
+            if judge is not None:
+                return judge.mask_gradient(batch, explained)
+            return attribute(model.predictor, model.predictor.encoder.view(batch.inputs), explained)
 
         if self._augmented or train.warmup.selector_epochs <= 1:
             return compute
-        device = make_accelerator(train, self.device).device
-        return CachedAttributions(
-            compute, lambda: _on_device(self._loader(self.data.train), device)
-        )
+        device = self._device(train)
+
+        def batches() -> Iterator[Batch]:
+            loader = self._loader(self.data.train, self.teacher_preprocessor)
+            return (move_batch(batch, device) for batch in loader)
+
+        return CachedAttributions(compute, batches)
 
     @property
     def _teacher_knows_subsets(self) -> bool:
         spec = self.recipe.teacher
         return spec is not None and spec.train.warmup.predictor_epochs > 0
 
-    def _targets(self, teacher: Rationalist, train: TrainSpec) -> TargetSource:
-        device = make_accelerator(train, self.device).device
-        features = self.recipe.objective.lambda_feature > 0
-        teacher.to(device).eval()
-        for parameter in teacher.parameters():
-            parameter.requires_grad_(False)
+    def _device(self, train: TrainSpec) -> torch.device:
+        return make_accelerator(train, self.device).device
+
+    def _targets(self, teacher: Teacher, train: TrainSpec) -> TargetSource:
         if self._augmented:
-            return lambda batch: teacher_targets(teacher, batch, features=features)
-        train_examples = _on_device(self._loader(self.data.train), device)
-        return CachedTargets(teacher, train_examples, features=features)
+            return teacher.targets
+        device = self._device(train)
+        teacher.student.to(device)
+        loader = self._loader(self.data.train, self.teacher_preprocessor)
+        return CachedTargets(teacher.targets, (move_batch(batch, device) for batch in loader))
 
     def _fit(
         self,
@@ -469,18 +488,20 @@ class _Trainer:
         return report
 
     @torch.no_grad()
-    def _agreement(self, student: Rationalist, teacher: Rationalist) -> dict[str, float]:
-        """Labels and rationales that student and teacher share on the test split."""
-        device = next(student.parameters()).device
-        teacher.to(device)
+    def _agreement(self, teacher: Teacher) -> dict[str, float]:
+        """Labels and rationales that student and teacher share on the test split; the teacher's
+        rationale is carried to the student's tokens."""
+        device = next(teacher.student.parameters()).device
+        teacher.model.to(device)
         same_label, same_mask, jaccard, count = 0, 0, 0.0, 0
-        for batch in _on_device(self._loader(self.data.test), device):
-            theirs = teacher_targets(teacher, batch)
-            ours = teacher_targets(student, batch)
-            same_label += int((theirs.logits.argmax(1) == ours.logits.argmax(1)).sum())
-            same_mask += int((theirs.keep == ours.keep).all(dim=1).sum())
-            both = (theirs.keep & ours.keep).sum(dim=1)
-            either = (theirs.keep | ours.keep).sum(dim=1).clamp_min(1)
+        for raw in self._loader(self.data.test, self.teacher_preprocessor):
+            batch = move_batch(raw, device)
+            theirs = teacher.targets(batch)
+            _, keep, logits = rationale_and_answer(teacher.student, batch.inputs)
+            same_label += int((theirs.logits.argmax(1) == logits.argmax(1)).sum())
+            same_mask += int((theirs.keep == keep).all(dim=1).sum())
+            both = (theirs.keep & keep).sum(dim=1)
+            either = (theirs.keep | keep).sum(dim=1).clamp_min(1)
             jaccard += float((both / either).sum())
             count += len(batch.labels)
         return {
@@ -494,12 +515,6 @@ def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:
     """How the development split is scored: as deployed, or, for the published objective, with
     sampled masks and zeroed embeddings as in the official code."""
     return "sampled_bernoulli_zeroed" if objective.name == "paper" else "top_k_gathered"
-
-
-def _on_device(loader: BatchLoader, device: torch.device) -> Any:
-    for batch in loader:
-        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-        yield Batch(inputs, batch.labels.to(device), batch.index)
 
 
 def _summary(report: FitReport) -> dict[str, Any]:

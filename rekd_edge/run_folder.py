@@ -1,8 +1,10 @@
 """A run folder: what training leaves, and how later stages open it.
 
 RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
+    teacher_preprocessor/   where the teacher reads its input otherwise than the student
     teacher/best/model.safetensors   student/best/model.safetensors
     teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
+    teacher|student/judge/model.safetensors   the predictor after its random subsets, if it had any
     plain/  extract/   runs of their own, where `rekd-edge compare` trained them
 """
 
@@ -12,16 +14,16 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rekd_edge.data import TaskData, load_data
 from rekd_edge.data.preprocess import Preprocessor, load_preprocessor
-from rekd_edge.distill.checkpoint import load_model
+from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse
 from rekd_edge.fuse.fused import masked_form, plain_form
-from rekd_edge.models.build import Built, build_classifier, build_rationalist
-from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.models.build import Built, build_classifier, build_rationalist, same_tokens
+from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist
 from rekd_edge.recipe import load_recipe
 from rekd_edge.recipe.schema import RationalistSpec, Recipe
 
@@ -29,6 +31,7 @@ RECIPE_FILE = "recipe.resolved.yaml"
 RUN_FILE = "run.json"
 LABELS_FILE = "labels.json"
 PREPROCESSOR_FOLDER = "preprocessor"
+TEACHER_PREPROCESSOR_FOLDER = "teacher_preprocessor"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Run:
     @cached_property
     def preprocessor(self) -> Preprocessor:
         return load_preprocessor(self.path / PREPROCESSOR_FOLDER)
+
+    @cached_property
+    def teacher_preprocessor(self) -> Preprocessor:
+        """What makes the input of :meth:`teacher_or_student`."""
+        folder = self.path / TEACHER_PREPROCESSOR_FOLDER
+        return load_preprocessor(folder) if folder.is_dir() else self.preprocessor
 
     @cached_property
     def _data(self) -> TaskData:
@@ -81,6 +90,31 @@ class Run:
         """What another recipe gets that names this run as its teacher: this run's teacher, or
         the student of a run of task `extract`."""
         return self.teacher() or self.student()
+
+    def judge(self, role: Literal["teacher", "student"]) -> Predictor | None:
+        """The predictor of ``role`` as it was after its warm-up on random subsets.
+
+        None where there was no such warm-up, or where it reads other tokens than this run does.
+
+        Raises:
+            IntegrityError: its file is broken, or of another architecture.
+        """
+        spec: RationalistSpec | None = self.recipe.student
+        if role == "teacher":
+            spec = self.recipe.teacher if self.recipe.task == "distill" else None
+            if spec is not None and self.recipe.teacher is not None and self.recipe.teacher.run:
+                other = open_run(Path(self.recipe.teacher.run))
+                judge = other.judge("teacher") or other.judge("student")
+                return judge if same_tokens(self.preprocessor, other.preprocessor) else None
+        file = self.path / role / JUDGE_FILE
+        if spec is None or not file.is_file():
+            return None
+        built = build_classifier(spec, self.recipe, len(self.label_names))
+        if not same_tokens(built.preprocessor, self.preprocessor):
+            return None
+        assert isinstance(built.model, Classifier)
+        load_model(file, built.model.predictor)
+        return built.model.predictor.eval()
 
     def fused(self) -> FusedRationalist:
         """The student as it is exported."""

@@ -28,16 +28,32 @@ def input_names(modality: Modality) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherSide:
+    """The examples of a batch, augmented alike, as a teacher with another preprocessor reads them.
+
+    For text ``spans`` int64 ``[batch, teacher token, 2]`` and ``student_spans`` int64
+    ``[batch, token, 2]`` are the characters of each token (first, and one past the last), prefix
+    tokens included; ``(0, 0)`` at special tokens and padding. None for images.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    spans: torch.Tensor | None = None
+    student_spans: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One batch of model inputs.
 
     ``inputs`` maps the names of :func:`input_names` to tensors; ``labels`` is int64
     ``[batch]``; ``index`` is the position of each example in its split, int64 ``[batch]``.
+    ``teacher`` is None where the teacher reads ``inputs`` too.
     """
 
     inputs: Mapping[str, torch.Tensor]
     labels: torch.Tensor
     index: torch.Tensor
+    teacher: TeacherSide | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,3 +186,26 @@ def image_bundle(
     convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
     make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_image_preprocessor)
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def piece_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``tokenizer.json`` unlike MiniLM's: lower-case pieces of one or two letters."""
+    import string
+
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    letters = string.ascii_lowercase
+    pieces = [*string.printable.strip(), *(a + b for a in letters for b in letters)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *pieces, *(f"##{piece}" for piece in pieces)]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer = normalizers.Lowercase()  # type: ignore[misc]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[misc]
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[misc]
+        single="[CLS] $A [SEP]",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    path = tmp_path_factory.mktemp("pieces") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path

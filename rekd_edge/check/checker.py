@@ -268,7 +268,9 @@ def _references(
     counts = np.bincount(labels, minlength=len(label_names))
     references = {"majority": {"accuracy": float(counts.max() / counts.sum())}}
     for name, function in baselines.items():
-        logits = np.concatenate([function(batch.inputs) for batch in batches])
+        logits = np.concatenate(
+            [function(batch.other_inputs.get(name, batch.inputs)) for batch in batches]
+        )
         found.accuracy[name] = _accuracy(logits, labels, label_names)
     for name, accuracy in found.accuracy.items():
         if name != "onnx":

@@ -8,7 +8,7 @@ the longest input, and both in one batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,10 +19,13 @@ BATCH_SIZES = (1, 2, 5, 16)
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch:
-    """Model inputs as numpy arrays with their labels, int64 ``[batch]``."""
+    """Model inputs as numpy arrays with their labels, int64 ``[batch]``.
+
+    ``other_inputs`` holds, by name, what a baseline reads that has a preprocessor of its own."""
 
     inputs: Inputs
     labels: np.ndarray
+    other_inputs: Mapping[str, Inputs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

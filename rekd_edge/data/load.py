@@ -84,13 +84,15 @@ def read_source(spec: DataSpec, modality: Modality) -> SourceData:
             raise RecipeError(
                 f"data.labels is for own data; {spec.source!r} brings its own class names"
             )
-        source = bundled.read()
+        source = bundled.read(spec.split)
         archive = bundled.archive
         facts = {
             "package": archive.package,
             "version": archive.version,
             "sha256": archive.sha256,
             "licence": archive.licence,
+            **{f"{other.package}_sha256": other.sha256 for other in bundled.beside},
+            **source.facts,
         }
         return SourceData(source.train, source.label_names, source.test, source.dev, facts)
     if spec.source == "huggingface":

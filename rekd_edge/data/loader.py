@@ -12,16 +12,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from rekd_edge.data.split import Split
-from rekd_edge.errors import DataError
+from rekd_edge.errors import DataError, UsageError
 from rekd_edge.recipe.schema import AugmentSpec
-from rekd_edge.types import Batch
+from rekd_edge.types import Batch, TeacherSide
 
 BUCKET_BATCHES = 50
 """Batches whose texts are sorted by length together while shuffling."""
 
-_TOKEN_IDS: weakref.WeakKeyDictionary[Split, dict[str, list[np.ndarray]]] = (
-    weakref.WeakKeyDictionary()
-)
+_Cache = weakref.WeakKeyDictionary[Split, dict[str, list[np.ndarray]]]
+_TOKEN_IDS: _Cache = weakref.WeakKeyDictionary()
+_SPANS: _Cache = weakref.WeakKeyDictionary()
 
 
 def split_token_ids(split: Split, preprocessor: TextPreprocessor) -> list[np.ndarray]:
@@ -34,14 +34,27 @@ def split_token_ids(split: Split, preprocessor: TextPreprocessor) -> list[np.nda
     """
     cached = _TOKEN_IDS.setdefault(split, {})
     if preprocessor.fingerprint not in cached:
-        texts: list[str] = []
-        for index in range(len(split)):
-            text = split.raw(index)
-            if not isinstance(text, str):
-                raise DataError(f"the {split.name} split holds images, not texts")
-            texts.append(text)
-        cached[preprocessor.fingerprint] = preprocessor.token_ids(texts)
+        cached[preprocessor.fingerprint] = preprocessor.token_ids(_texts(split))
     return cached[preprocessor.fingerprint]
+
+
+def split_spans(split: Split, preprocessor: TextPreprocessor) -> list[np.ndarray]:
+    """Characters of each token of every text of ``split``, int32 ``[token, 2]`` each; kept as
+    :func:`split_token_ids` are."""
+    cached = _SPANS.setdefault(split, {})
+    if preprocessor.fingerprint not in cached:
+        cached[preprocessor.fingerprint] = preprocessor.spans(_texts(split))
+    return cached[preprocessor.fingerprint]
+
+
+def _texts(split: Split) -> list[str]:
+    texts: list[str] = []
+    for index in range(len(split)):
+        text = split.raw(index)
+        if not isinstance(text, str):
+            raise DataError(f"the {split.name} split holds images, not texts")
+        texts.append(text)
+    return texts
 
 
 def make_loader(
@@ -53,6 +66,7 @@ def make_loader(
     seed: int = 0,
     epoch: int = 0,
     augment: AugmentSpec | None = None,
+    teacher: Preprocessor | None = None,
     drop_last: bool = False,
     num_workers: int = 0,
 ) -> DataLoader[Batch]:
@@ -62,14 +76,24 @@ def make_loader(
     length inside windows of :data:`BUCKET_BATCHES` batches, and the batches are shuffled. Not
     shuffled: texts go from the longest to the shortest (``Batch.index`` says which is which),
     images in the order of the split. Augmentation depends on (seed, epoch, example) alone.
+    ``teacher`` adds what a teacher with that preprocessor reads (``Batch.teacher``).
 
     Raises:
+        UsageError: ``teacher`` reads another kind of data, or shares no character with
+            ``preprocessor`` on one of the texts.
         DataError: an example cannot be read or encoded; images raise it while iterating.
     """
+    if teacher is not None and teacher.modality != preprocessor.modality:
+        raise UsageError(
+            f"the teacher reads {teacher.modality} and the student {preprocessor.modality}",
+            hint="name a teacher of the recipe's modality",
+        )
     if isinstance(preprocessor, TextPreprocessor):
-        dataset: _BatchDataset = _TextBatches(split, preprocessor)
+        assert teacher is None or isinstance(teacher, TextPreprocessor)
+        dataset: _BatchDataset = _TextBatches(split, preprocessor, teacher)
     else:
-        dataset = _ImageBatches(split, preprocessor, augment, seed=seed, epoch=epoch)
+        assert teacher is None or isinstance(teacher, ImagePreprocessor)
+        dataset = _ImageBatches(split, preprocessor, teacher, augment, seed=seed, epoch=epoch)
     sampler = BucketSampler(
         dataset.lengths,
         len(split),
@@ -139,26 +163,67 @@ class _BatchDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         positions = np.asarray(indices, dtype=np.int64)
-        inputs = {name: torch.from_numpy(value) for name, value in self.encode(indices).items()}
+        inputs, teacher = self.encode(indices)
         return Batch(
             inputs=inputs,
             labels=torch.from_numpy(self.split.labels[positions]),
             index=torch.from_numpy(positions),
+            teacher=teacher,
         )
 
-    def encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    def encode(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
         raise NotImplementedError
 
 
+def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
 class _TextBatches(_BatchDataset):
-    def __init__(self, split: Split, preprocessor: TextPreprocessor) -> None:
+    def __init__(
+        self, split: Split, preprocessor: TextPreprocessor, teacher: TextPreprocessor | None
+    ) -> None:
         super().__init__(split)
         self.preprocessor = preprocessor
+        self.teacher = teacher
         self.token_ids = split_token_ids(split, preprocessor)
         self.lengths = np.asarray([len(ids) for ids in self.token_ids], dtype=np.int64)
+        if teacher is not None:
+            self.teacher_ids = split_token_ids(split, teacher)
+            self.spans = split_spans(split, preprocessor)
+            self.teacher_spans = split_spans(split, teacher)
+            _require_shared_characters(split, self.spans, self.teacher_spans)
 
-    def encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        return self.preprocessor.pad([self.token_ids[index] for index in indices])
+    def encode(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
+        inputs = _tensors(self.preprocessor.pad([self.token_ids[index] for index in indices]))
+        if self.teacher is None:
+            return inputs, None
+        side = TeacherSide(
+            _tensors(self.teacher.pad([self.teacher_ids[index] for index in indices])),
+            _padded_spans([self.teacher_spans[index] for index in indices]),
+            _padded_spans([self.spans[index] for index in indices]),
+        )
+        return inputs, side
+
+
+def _padded_spans(spans: Sequence[np.ndarray]) -> torch.Tensor:
+    padded = torch.zeros(len(spans), max(map(len, spans)), 2, dtype=torch.int64)
+    for row, own in enumerate(spans):
+        padded[row, : len(own)] = torch.from_numpy(own)
+    return padded
+
+
+def _require_shared_characters(
+    split: Split, spans: Sequence[np.ndarray], teacher_spans: Sequence[np.ndarray]
+) -> None:
+    for index, (mine, theirs) in enumerate(zip(spans, teacher_spans, strict=True)):
+        last = np.minimum(mine[:, None, 1], theirs[None, :, 1])
+        if not (last > np.maximum(mine[:, None, 0], theirs[None, :, 0])).any():
+            raise UsageError(
+                f"text {index} of the {split.name} split: the tokens of teacher and student share "
+                "no character, so a rationale cannot be carried from one to the other",
+                hint="use tokenizers that read the same text and keep character offsets",
+            )
 
 
 class _ImageBatches(_BatchDataset):
@@ -166,6 +231,7 @@ class _ImageBatches(_BatchDataset):
         self,
         split: Split,
         preprocessor: ImagePreprocessor,
+        teacher: ImagePreprocessor | None,
         augment: AugmentSpec | None,
         *,
         seed: int,
@@ -173,12 +239,17 @@ class _ImageBatches(_BatchDataset):
     ) -> None:
         super().__init__(split)
         self.preprocessor = preprocessor
+        self.teacher = teacher
         self.augment = augment
         self.seed = seed
         self.epoch = epoch
 
-    def encode(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        return self.preprocessor.encode([self._image(index) for index in indices])
+    def encode(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
+        images = [self._image(index) for index in indices]
+        inputs = _tensors(self.preprocessor.encode(images))
+        if self.teacher is None:
+            return inputs, None
+        return inputs, TeacherSide(_tensors(self.teacher.encode(images)))
 
     def _image(self, index: int) -> np.ndarray:
         image = self.split.raw(index)

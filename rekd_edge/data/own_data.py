@@ -49,6 +49,10 @@ def read_own_data(spec: DataSpec, modality: Modality) -> SourceData:
     if spec.path is None:
         raise RecipeError(f"data.path is needed for source {spec.source!r}")
     path = Path(spec.path)
+    if spec.source == "eraser":
+        from rekd_edge.data.eraser_layout import read_eraser
+
+        return read_eraser(path, spec, modality)
     test_path = None if spec.test_path is None else Path(spec.test_path)
     if spec.source == "image-folder":
         if modality != "image":

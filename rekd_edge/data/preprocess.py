@@ -112,12 +112,14 @@ class TextPreprocessor:
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each token of :meth:`encode` in ``text``, in characters;
         ``(0, 0)`` for special tokens."""
-        encoding = self._tokenizer.encode(text)
+        return [(int(start), int(end)) for start, end in self.spans([text])[0]]
+
+    def spans(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """:meth:`offsets` of each text, int32 ``[token, 2]`` each."""
         return [
-            (0, 0) if special else (int(start), int(end))
-            for (start, end), special in zip(
-                encoding.offsets, encoding.special_tokens_mask, strict=True
-            )
+            np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+            * (1 - np.asarray(encoding.special_tokens_mask, dtype=np.int32))[:, None]
+            for encoding in self._tokenizer.encode_batch(list(texts))
         ]
 
     def tokens(self, text: str) -> list[str]:

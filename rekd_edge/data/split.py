@@ -18,12 +18,19 @@ from rekd_edge.errors import DataError
 RawExample = str | np.ndarray
 """A text, or an image: uint8 ``[height, width, 3]`` (RGB)."""
 
+Gold = tuple[tuple[int, int], ...] | np.ndarray
+"""The evidence in one example: character spans (start, end) of a text, or a mask, bool
+``[height, width]``, of an image. No batch carries it: only evaluation reads it."""
+
 
 class Split(ABC):
     """Labelled examples. Compared and hashed by identity.
 
-    ``labels`` is int64 ``[example]``; ``name`` is ``train``, ``dev`` or ``test``.
+    ``labels`` is int64 ``[example]``; ``name`` is ``train``, ``dev`` or ``test``; ``gold`` is the
+    evidence of each example, where the source knows it.
     """
+
+    gold: Sequence[Gold] | None = None
 
     def __init__(self, name: str, labels: np.ndarray) -> None:
         self.name = name
@@ -51,11 +58,20 @@ class Split(ABC):
 class ArraySplit(Split):
     """Texts, or images of one size (uint8 ``[example, height, width, 3]``), in memory."""
 
-    def __init__(self, name: str, labels: np.ndarray, examples: Sequence[str] | np.ndarray) -> None:
+    def __init__(
+        self,
+        name: str,
+        labels: np.ndarray,
+        examples: Sequence[str] | np.ndarray,
+        gold: Sequence[Gold] | None = None,
+    ) -> None:
         super().__init__(name, labels)
         if len(examples) != len(self.labels):
             raise ValueError(f"{len(examples)} examples and {len(self.labels)} labels")
+        if gold is not None and len(gold) != len(self.labels):
+            raise ValueError(f"{len(gold)} gold rationales and {len(self.labels)} labels")
         self.examples = examples
+        self.gold = gold
 
     def raw(self, index: int) -> RawExample:
         return self.examples[index]
@@ -65,7 +81,8 @@ class ArraySplit(Split):
             examples = self.examples[indices]
         else:
             examples = [self.examples[int(index)] for index in indices]
-        return ArraySplit(name or self.name, self.labels[indices], examples)
+        gold = None if self.gold is None else [self.gold[int(index)] for index in indices]
+        return ArraySplit(name or self.name, self.labels[indices], examples, gold)
 
 
 class FileSplit(Split):

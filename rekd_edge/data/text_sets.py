@@ -16,13 +16,20 @@ from rekd_edge.data.source import SourceData, unique_indices
 from rekd_edge.data.split import ArraySplit
 from rekd_edge.errors import IntegrityError
 
-_POLARITY = ("negative", "positive")
+POLARITY = ("negative", "positive")
 
 
 def movie_review_snippets() -> SourceData:
     """10,605 sentences of film reviews with the mean of about twenty human ratings in -4..4
     (Hutto & Gilbert, ICWSM 2014). The label is the sign of the mean; the 37 ties and two
     duplicates are left out: 5,325 negative, 5,241 positive."""
+    texts, ratings = rated_snippets()
+    rated = np.flatnonzero(ratings)
+    return _single([texts[index] for index in rated], ratings[rated] > 0, POLARITY)
+
+
+def rated_snippets() -> tuple[list[str], np.ndarray]:
+    """Every snippet and its mean rating in -4..4, float ``[snippet]``."""
     outer = read_member(
         fetch(VADER_SENTIMENT),
         "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz",
@@ -38,10 +45,9 @@ def movie_review_snippets() -> SourceData:
     for line in content.split("\r\n"):
         if line:
             _, rating, text = line.split("\t")
-            if float(rating) != 0:
-                texts.append(text)
-                ratings.append(float(rating))
-    return _single(texts, np.asarray(ratings) > 0, _POLARITY)
+            texts.append(text)
+            ratings.append(float(rating))
+    return texts, np.asarray(ratings)
 
 
 def rotten_tomatoes() -> SourceData:
@@ -68,7 +74,7 @@ def long_reviews() -> SourceData:
     return _single(
         [row[1].strip() for row in rows],
         np.asarray([float(row[0]) > 0 for row in rows]),
-        _POLARITY,
+        POLARITY,
     )
 
 

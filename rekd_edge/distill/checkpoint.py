@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from rekd_edge.errors import IntegrityError
 
 _STATE_KEY = "rekd_edge.state"
+JUDGE_FILE = Path("judge") / "model.safetensors"
+"""Below a role's folder: its predictor as it was after training on random subsets."""
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

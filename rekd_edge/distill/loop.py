@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rekd_edge.distill.checkpoint import (
+    JUDGE_FILE,
     read_training_state,
     restore_model,
     restore_optimizer,
@@ -30,7 +31,7 @@ from rekd_edge.distill.objectives import LossTerms, Progress
 from rekd_edge.errors import RekdEdgeError, UsageError
 from rekd_edge.recipe.schema import TrainSpec
 from rekd_edge.schedules import learning_rate_factor
-from rekd_edge.types import Batch
+from rekd_edge.types import Batch, TeacherSide
 
 LOG_EVERY_STEPS = 10
 
@@ -52,6 +53,7 @@ class Phase:
     ``trained`` maps the submodules that get gradients to their learning rates (of their bodies;
     None takes the recipe's); the rest of the model is frozen and in evaluation mode. ``select``
     phases are evaluated before their first step and after each epoch, and may hold the best model.
+    ``judge`` is a submodule whose weights are kept (:data:`JUDGE_FILE`) when the phase ends.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Phase:
     epochs: float
     trained: Mapping[nn.Module, float | None]
     select: bool = False
+    judge: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,19 @@ class Silent:
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
-    inputs = {name: value.to(device, non_blocking=True) for name, value in batch.inputs.items()}
-    return Batch(inputs, batch.labels.to(device), batch.index)
+    """``batch`` on ``device``, except ``index``, which stays where it is."""
+
+    def moved(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+
+    side = batch.teacher
+    if side is not None:
+        side = TeacherSide(
+            moved(side.inputs),
+            None if side.spans is None else side.spans.to(device),
+            None if side.student_spans is None else side.student_spans.to(device),
+        )
+    return Batch(moved(batch.inputs), batch.labels.to(device), batch.index, side)
 
 
 def fit(
@@ -266,6 +280,9 @@ class _Run:
                 self._save(index, step, optimizer, started)
         for parameter in self.wanted:
             parameter.requires_grad_(True)
+        if phase.judge is not None and self.accelerator.is_main_process:
+            # Before the checkpoint that says the phase is over: a killed run writes it again.
+            save_model(self.folder / JUDGE_FILE, phase.judge)
         self._save(index + 1, 0, optimizer, started)
 
     def _batches(self, epoch: int, skipped_steps: int) -> _EpochBatches:

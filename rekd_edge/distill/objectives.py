@@ -21,6 +21,7 @@ from rekd_edge.distill.attribution import (
 )
 from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
+from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
@@ -71,24 +72,22 @@ class PredictorWarmup(nn.Module):
     """
 
     def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: Rationalist | None = None
+        self, model: Rationalist, spec: ObjectiveSpec, teacher: Teacher | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
-        # Held outside the module tree: its parameters are neither trained nor saved.
-        self._teacher = (teacher,)
+        self.teacher = teacher
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, teacher = self.spec, self._teacher[0]
+        spec, teacher = self.spec, self.teacher
         view = self.model.predictor.encoder.view(batch.inputs)
         keep = random_subset(view, self.model.rationale_ratio)
         logits = self.model.classify_masked(view, keep)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if teacher is not None:
-            with torch.no_grad():
-                answer = teacher.classify_masked(view, keep)
+            answer = teacher.classify_masked(batch, keep)
             terms["kl_prediction"] = losses.prediction_kl(
                 answer, logits, temperature=spec.kd_temperature
             )
@@ -299,17 +298,14 @@ class PaperObjective(nn.Module):
     class token is never masked, and padding neither counts nor is attended.
     """
 
-    def __init__(
-        self, model: Rationalist, spec: ObjectiveSpec, teacher: Rationalist | None
-    ) -> None:
+    def __init__(self, model: Rationalist, spec: ObjectiveSpec, teacher: Teacher | None) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
-        # Held outside the module tree: its parameters are neither trained nor saved.
-        self._teacher = (teacher,)
+        self.teacher = teacher
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, model, teacher = self.spec, self.model, self._teacher[0]
+        spec, model, teacher = self.spec, self.model, self.teacher
         tau = temperature_at(progress.step, progress.total_steps, spec.temperature)
         scores = model.selector(batch.inputs)
         valid = scores.view.selectable
@@ -339,11 +335,13 @@ class PaperObjective(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _teacher_answer(
-        teacher: Rationalist, batch: Batch, student_keep: Tensor, tau: float
+        teacher: Teacher, batch: Batch, student_keep: Tensor, tau: float
     ) -> tuple[Tensor, Tensor]:
-        scores = teacher.selector(batch.inputs)
-        _, log_probability = bernoulli_straight_through(scores.logits, temperature=tau)
-        return teacher.classify_zeroed(scores.view, student_keep), log_probability
+        score = teacher.score(batch)
+        # Only the difference of the two logits matters, noised or not.
+        logits = torch.stack([torch.zeros_like(score), score], dim=2)
+        _, log_probability = bernoulli_straight_through(logits, temperature=tau)
+        return teacher.classify_zeroed(batch, student_keep), log_probability
 
 
 __all__ = [

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rekd_edge.distill.attribution import content_width, pad_rows
-from rekd_edge.distill.features import pooled_features
-from rekd_edge.models.rationalist import Rationalist
-from rekd_edge.selection import gather_slots, selection_threshold
+from rekd_edge.models.rationalist import Rationalist, Scores
+from rekd_edge.selection import gather_slots
 from rekd_edge.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherTargets:
-    """``margin`` float ``[batch, token]``: the teacher's score minus its own k-th threshold;
-    ``keep`` bool ``[batch, token]``: its rationale; ``logits`` float ``[batch, class]`` from that
-    rationale alone; ``features`` float ``[batch, channel]``: its predictor's pooled representation
-    of that rationale, where a recipe transfers features."""
+    """On the student's tokens. ``margin`` float ``[batch, token]``: the teacher's score minus its
+    k-th threshold; ``keep`` bool ``[batch, token]``: its rationale; ``logits`` float
+    ``[batch, class]``: its prediction from its own rationale alone; ``features`` float
+    ``[batch, channel]``: its predictor's pooled representation of that rationale, where a recipe
+    transfers features."""
 
     margin: Tensor
     keep: Tensor
@@ -32,18 +32,16 @@ TargetSource = Callable[[Batch], TeacherTargets]
 
 
 @torch.no_grad()
-def teacher_targets(
-    teacher: Rationalist, batch: Batch, *, features: bool = False
-) -> TeacherTargets:
-    """The teacher's deterministic rationale and its prediction from it (its own mask, as in the
-    paper's figure; the official code feeds the student's mask to the teacher)."""
-    scores = teacher.selector(batch.inputs)
-    keep = teacher.keep(scores)
-    index, valid = gather_slots(keep, teacher.slots(scores.view))
-    with pooled_features(teacher.predictor) as pooled:
-        logits = teacher.classify_gathered(scores.view, index, valid)
-    threshold = selection_threshold(scores.score, scores.view.selectable, keep)
-    return TeacherTargets(scores.score - threshold, keep, logits, pooled[0] if features else None)
+def rationale_and_answer(
+    model: Rationalist, inputs: Mapping[str, Tensor]
+) -> tuple[Scores, Tensor, Tensor]:
+    """A model's scores, its deterministic rationale bool ``[batch, token]``, and its logits from
+    that (its own mask, as in the paper's figure; the official code feeds the student's mask to the
+    teacher)."""
+    scores = model.selector(inputs)
+    keep = model.keep(scores)
+    index, valid = gather_slots(keep, model.slots(scores.view))
+    return scores, keep, model.classify_gathered(scores.view, index, valid)
 
 
 class CachedTargets:
@@ -53,13 +51,11 @@ class CachedTargets:
     numbers as an uninterrupted one.
     """
 
-    def __init__(
-        self, teacher: Rationalist, loader: Iterable[Batch], *, features: bool = False
-    ) -> None:
+    def __init__(self, source: TargetSource, loader: Iterable[Batch]) -> None:
         self._rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._features: dict[int, Tensor] = {}
         for batch in loader:
-            targets = teacher_targets(teacher, batch, features=features)
+            targets = source(batch)
             for row, index in enumerate(batch.index.tolist()):
                 self._rows[index] = (targets.margin[row], targets.keep[row], targets.logits[row])
                 if targets.features is not None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rekd_edge.models.encoder import BertEncoder, VitEncoder
+from rekd_edge.models.encoder import BertEncoder, PatchGrid
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Scores, Selector
 from rekd_edge.selection import (
     LOWEST_SCORE,
@@ -44,12 +44,12 @@ class DeployModel(nn.Module):
         self.predictor = predictor
         self.label_names = label_names
         encoder = predictor.encoder
-        self.modality: Modality = "text" if isinstance(encoder, BertEncoder) else "image"
+        self.modality: Modality = encoder.modality
         self.max_length = max_length if self.modality == "text" else None
         self.image_size: int | None = None
         self.patch_size: int | None = None
         self.grid: tuple[int, int] | None = None
-        if isinstance(encoder, VitEncoder):
+        if isinstance(encoder, PatchGrid):
             self.grid = encoder.grid
             self.patch_size = encoder.patch_size[0]
             self.image_size = encoder.grid[0] * encoder.patch_size[0]

@@ -10,7 +10,8 @@ from torch import nn
 
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from rekd_edge.errors import IntegrityError, UsageError
-from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
+from rekd_edge.models.convolution import ConvEncoder
+from rekd_edge.models.encoder import BertEncoder, Encoder, PatchGrid, TokenReader, VitEncoder
 from rekd_edge.models.rationalist import (
     BlockSelector,
     Classifier,
@@ -36,6 +37,7 @@ from rekd_edge.recipe.schema import (
     RationalistSpec,
     Recipe,
     SelectorSpec,
+    TeacherSpec,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -
         BackendError: none of a backbone's sources can be had.
         UsageError: an unknown backbone, or selector and predictor that see different tokens.
     """
+    recipe = _as_seen_by(spec, recipe)
     predictor, opened = _predictor(spec.predictor, recipe, num_classes)
     preprocessor = _preprocessor(opened, recipe)
     weights = {"predictor": _provenance(opened)}
@@ -73,10 +76,15 @@ def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -
 
 
 def _selector(
-    spec: SelectorSpec, recipe: Recipe, predictor: Encoder
+    spec: SelectorSpec, recipe: Recipe, predictor: TokenReader
 ) -> tuple[Selector, OpenedBackbone | None]:
     """The selector for ``predictor``, and the backbone whose weights it starts from."""
     if spec.kind == "shared":
+        if not isinstance(predictor, Encoder):
+            raise UsageError(
+                "selector.kind 'shared' needs a transformer as the predictor",
+                hint="take kind: blocks or convolution",
+            )
         depth = spec.depth
         if depth is not None and depth > predictor.num_blocks:
             raise UsageError(
@@ -86,14 +94,15 @@ def _selector(
         return SharedSelector(predictor, depth), None
     if spec.kind == "blocks":
         encoder, opened = _encoder(spec, recipe, resolution=spec.resolution)
-        if isinstance(predictor, VitEncoder) and isinstance(encoder, VitEncoder):
-            if spec.resolution < 1:
-                return LowResolutionSelector(encoder, predictor.grid, predictor.patch_size), opened
-            _same_grid(encoder, predictor)
+        if spec.resolution < 1:
+            assert isinstance(predictor, PatchGrid)
+            return LowResolutionSelector(encoder, predictor.grid, predictor.patch_size), opened
+        _same_grid(encoder, predictor)
         return BlockSelector(encoder), opened
-    opened = None
-    if isinstance(predictor, VitEncoder):
-        embedding: Embedding = PixelEmbedding(predictor.grid, predictor.patch_size, spec.width)
+    opened, grid = None, None
+    if isinstance(predictor, PatchGrid):
+        grid = predictor.grid
+        embedding: Embedding = PixelEmbedding(grid, predictor.patch_size, spec.width)
     else:
         encoder, opened = _encoder(spec, recipe)
         assert isinstance(encoder, BertEncoder)
@@ -101,10 +110,18 @@ def _selector(
     mixers: list[nn.Module] = [
         AttentionMixer(spec.width)
         if spec.kind == "narrow"
-        else ConvolutionMixer(spec.width, spec.kernel, embedding.grid)
+        else ConvolutionMixer(spec.width, spec.kernel, grid)
         for _ in range(spec.layers)
     ]
     return LightSelector(embedding, mixers), opened
+
+
+def _as_seen_by(spec: RationalistSpec, recipe: Recipe) -> Recipe:
+    """The recipe with the image size of a teacher that has one of its own."""
+    if not isinstance(spec, TeacherSpec) or spec.image_size is None:
+        return recipe
+    data = recipe.data.model_copy(update={"image_size": spec.image_size})
+    return recipe.model_copy(update={"data": data})
 
 
 def build_classifier(spec: RationalistSpec, recipe: Recipe, num_classes: int) -> Built:
@@ -119,12 +136,15 @@ def same_tokens(first: Preprocessor, second: Preprocessor) -> bool:
     return first.fingerprint == second.fingerprint
 
 
-def _same_grid(selector: VitEncoder, predictor: VitEncoder) -> None:
-    if (selector.grid, selector.patch_size) != (predictor.grid, predictor.patch_size):
-        raise UsageError(
-            f"the selector sees {selector.grid} patches and the predictor {predictor.grid}",
-            hint="choose backbones of one patch size",
-        )
+def _same_grid(first: TokenReader, second: TokenReader) -> None:
+    if isinstance(first, PatchGrid) and isinstance(second, PatchGrid):
+        if (first.grid, first.patch_size) != (second.grid, second.patch_size):
+            raise UsageError(
+                f"the selector sees {first.grid[0]} x {first.grid[1]} patches and the predictor "
+                f"{second.grid[0]} x {second.grid[1]}",
+                hint="choose backbones of one patch size; a convolutional one takes any "
+                "(its patch_size)",
+            )
 
 
 def _predictor(
@@ -137,16 +157,24 @@ def _predictor(
 
 def _encoder(
     spec: BackboneSpec, recipe: Recipe, resolution: float = 1.0
-) -> tuple[Encoder, OpenedBackbone]:
+) -> tuple[TokenReader, OpenedBackbone]:
     modality: Modality = recipe.modality
     data: DataSpec = recipe.data
     image_size = round(data.image_size * resolution)
     opened = open_backbone(spec, modality, image_size=image_size, max_length=data.max_length)
     backbone: Any = opened.module
-    encoder: Encoder
+    encoder: TokenReader
     if modality == "text":
         special = _text_preprocessor(opened, data).special_ids
         encoder = BertEncoder(backbone, cls_id=special["cls"], sep_id=special["sep"])
+    elif spec.patch_size is not None:
+        encoder = ConvEncoder(
+            backbone,
+            image_size=data.image_size,
+            patch_size=spec.patch_size,
+            depth=spec.depth,
+            with_head=isinstance(spec, PredictorSpec),
+        )
     else:
         encoder = VitEncoder(backbone)
     if not spec.train_embeddings:

@@ -25,6 +25,8 @@ from rekd_edge.errors import UsageError
 if TYPE_CHECKING:
     from transformers import BertModel
 
+    from rekd_edge.types import Modality
+
 MAX_RELATIVE_LOGIT = 10.0
 """Cap on how far a dropped key's attention logit may exceed the kept ones in the gradient path."""
 
@@ -54,20 +56,6 @@ def text_view(inputs: Mapping[str, Tensor], *, cls_id: int, sep_id: int) -> Toke
     return TokenView(content, position.unsqueeze(0).expand_as(content), attended, selectable)
 
 
-def patch_view(
-    inputs: Mapping[str, Tensor], grid: tuple[int, int], patch_size: tuple[int, int]
-) -> TokenView:
-    """Image patches: content is the raw pixels of each."""
-    pixels = inputs["pixel_values"]
-    (rows, columns), (height, width) = grid, patch_size
-    patches = pixels.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-    content = patches.reshape(-1, rows * columns, 3 * height * width)
-    position = torch.arange(rows * columns, device=pixels.device)
-    position = position.unsqueeze(0).expand(content.shape[0], -1)
-    valid = torch.ones_like(position, dtype=torch.bool)
-    return TokenView(content, position, valid, valid)
-
-
 def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor) -> Tensor:
     """Attention in which key j counts ``key_weight[b, j]`` times.
 
@@ -95,19 +83,67 @@ def _attend(
     return weighted_attention(query, key, value, key_weight)
 
 
-class Encoder(nn.Module, ABC):
-    """A backbone that encodes prefix tokens and any subset of content tokens."""
+class TokenReader(nn.Module, ABC):
+    """What selector and predictor ask of a backbone: features of each content token, and one
+    vector of any subset of them."""
 
-    num_prefix_tokens: int
+    modality: Modality
+    token_dim: int
+    """Channels of :meth:`token_features`."""
     embed_dim: int
-
-    @property
-    @abstractmethod
-    def num_blocks(self) -> int: ...
+    """Channels of :meth:`pooled_features`."""
 
     @abstractmethod
     def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
         """Splits a model input into content tokens."""
+
+    @abstractmethod
+    def token_features(self, view: TokenView) -> Tensor:
+        """``[batch, token, channel]``: each content token, seen in the whole input."""
+
+    @abstractmethod
+    def pooled_features(
+        self,
+        content: Tensor,
+        position: Tensor,
+        key_weight: Tensor | None,
+        scale: Tensor | None,
+        pooling: str,
+    ) -> Tensor:
+        """``[batch, channel]`` from the given content and nothing else. ``key_weight`` and
+        ``scale`` as in :meth:`Encoder.forward`; ``pooling`` is ``cls`` or ``mean``."""
+
+    @abstractmethod
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """Parameters that ``train_embeddings: false`` freezes."""
+
+
+class PatchGrid:
+    """Images as flattened raw patches of ``patch_size`` pixels on ``grid`` (rows, columns)."""
+
+    grid: tuple[int, int]
+    patch_size: tuple[int, int]
+
+    def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
+        pixels = inputs["pixel_values"]
+        rows, columns = self.grid
+        height, width = self.patch_size
+        patches = pixels.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+        content = patches.reshape(-1, rows * columns, 3 * height * width)
+        position = torch.arange(rows * columns, device=pixels.device)
+        position = position.unsqueeze(0).expand(content.shape[0], -1)
+        valid = torch.ones_like(position, dtype=torch.bool)
+        return TokenView(content, position, valid, valid)
+
+
+class Encoder(TokenReader):
+    """A transformer that encodes prefix tokens and any subset of content tokens."""
+
+    num_prefix_tokens: int
+
+    @property
+    @abstractmethod
+    def num_blocks(self) -> int: ...
 
     @abstractmethod
     def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
@@ -124,9 +160,26 @@ class Encoder(nn.Module, ABC):
         """All blocks, or the first ``depth``, and the final norm; ``key_weight`` as in
         :meth:`forward`."""
 
-    @abstractmethod
-    def embedding_parameters(self) -> list[nn.Parameter]:
-        """Parameters that ``train_embeddings: false`` freezes."""
+    def token_features(self, view: TokenView) -> Tensor:
+        return self(view.content, view.position, view.attended)[:, self.num_prefix_tokens :]
+
+    def pooled_features(
+        self,
+        content: Tensor,
+        position: Tensor,
+        key_weight: Tensor | None,
+        scale: Tensor | None,
+        pooling: str,
+    ) -> Tensor:
+        hidden = self(content, position, key_weight, scale)
+        class_token, content = hidden[:, 0], hidden[:, self.num_prefix_tokens :]
+        if pooling == "cls":
+            return class_token
+        if key_weight is None:
+            return torch.cat([class_token.unsqueeze(1), content], dim=1).mean(dim=1)
+        weight = key_weight.to(hidden.dtype).unsqueeze(2)
+        total = class_token + (content * weight).sum(dim=1)
+        return total / (1.0 + weight.sum(dim=1))
 
     def forward(
         self,
@@ -156,6 +209,7 @@ class Encoder(nn.Module, ABC):
 class BertEncoder(Encoder):
     """transformers ``BertModel`` without its pooler. Content is everything after ``[CLS]``."""
 
+    modality = "text"
     num_prefix_tokens = 1
 
     def __init__(self, backbone: BertModel, *, cls_id: int, sep_id: int) -> None:
@@ -163,7 +217,7 @@ class BertEncoder(Encoder):
         self.backbone = backbone
         self.cls_id = cls_id
         self.sep_id = sep_id
-        self.embed_dim = int(backbone.config.hidden_size)
+        self.token_dim = self.embed_dim = int(backbone.config.hidden_size)
         self.max_positions = int(backbone.config.max_position_embeddings)
 
     @property
@@ -217,8 +271,10 @@ class BertEncoder(Encoder):
         return list(self.backbone.embeddings.word_embeddings.parameters())
 
 
-class VitEncoder(Encoder):
+class VitEncoder(PatchGrid, Encoder):
     """timm ``VisionTransformer``. Content is the raw pixels of each patch."""
+
+    modality = "image"
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
@@ -229,17 +285,14 @@ class VitEncoder(Encoder):
                 hint="use a plain ViT with absolute position embeddings, such as vit_*_patch16_224",
             )
         self.backbone = backbone
-        self.embed_dim = int(backbone.embed_dim)
+        self.token_dim = self.embed_dim = int(backbone.embed_dim)
         self.num_prefix_tokens = int(backbone.num_prefix_tokens)
-        self.grid: tuple[int, int] = tuple(backbone.patch_embed.grid_size)
-        self.patch_size: tuple[int, int] = tuple(backbone.patch_embed.patch_size)
+        self.grid = tuple(backbone.patch_embed.grid_size)
+        self.patch_size = tuple(backbone.patch_embed.patch_size)
 
     @property
     def num_blocks(self) -> int:
         return len(self.backbone.blocks)
-
-    def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
-        return patch_view(inputs, self.grid, self.patch_size)
 
     def embed_content(self, content: Tensor, position: Tensor) -> Tensor:
         projection = self.backbone.patch_embed.proj

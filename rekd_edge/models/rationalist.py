@@ -9,10 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from rekd_edge.models.encoder import Encoder, TokenView
+from rekd_edge.models.encoder import TokenReader, TokenView
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
@@ -62,24 +61,23 @@ class Selector(nn.Module, ABC):
 
 
 class BlockSelector(Selector):
-    """The blocks of a backbone and a linear head for each token."""
+    """A backbone and a linear head for each token."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: TokenReader) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = selection_head(encoder.embed_dim)
+        self.head = selection_head(encoder.token_dim)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         view = self.encoder.view(inputs)
-        hidden = self.encoder(view.content, view.position, view.attended)
-        return Scores.from_logits(self.head(hidden[:, self.encoder.num_prefix_tokens :]), view)
+        return Scores.from_logits(self.head(self.encoder.token_features(view)), view)
 
 
 class Predictor(nn.Module):
     """Classifies from the tokens it is given and from nothing else."""
 
     def __init__(
-        self, encoder: Encoder, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0
+        self, encoder: TokenReader, num_classes: int, *, pooling: str = "mean", dropout: float = 0.0
     ) -> None:
         super().__init__()
         if pooling not in {"cls", "mean"}:
@@ -99,19 +97,8 @@ class Predictor(nn.Module):
         scale: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
-        hidden = self.encoder(content, position, key_weight, scale)
-        return self.head(self.dropout(self._pool(hidden, key_weight)))
-
-    def _pool(self, hidden: Tensor, key_weight: Tensor | None) -> Tensor:
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        prefix = self.encoder.num_prefix_tokens
-        class_token, content = hidden[:, :1], hidden[:, prefix:]
-        if key_weight is None:
-            return torch.cat([class_token, content], dim=1).mean(dim=1)
-        weight = key_weight.to(hidden.dtype).unsqueeze(2)
-        total = class_token[:, 0] + (content * weight).sum(dim=1)
-        return total / (1.0 + weight.sum(dim=1))
+        pooled = self.encoder.pooled_features(content, position, key_weight, scale, self.pooling)
+        return self.head(self.dropout(pooled))
 
 
 class Rationalist(nn.Module):

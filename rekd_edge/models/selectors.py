@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from rekd_edge.models.encoder import (
     BertEncoder,
     Encoder,
+    PatchGrid,
+    TokenReader,
     TokenView,
-    VitEncoder,
-    patch_view,
     text_view,
 )
 from rekd_edge.models.rationalist import BlockSelector, Scores, Selector, selection_head
@@ -31,8 +31,6 @@ class Embedding(nn.Module, ABC):
     """Content tokens of width ``width`` without any context."""
 
     width: int
-    grid: tuple[int, int] | None = None
-    """Rows and columns of the patches; None for text."""
 
     @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[TokenView, Tensor]:
@@ -68,7 +66,7 @@ class WordEmbedding(Embedding):
         self.projection = nn.Identity()
 
 
-class PixelEmbedding(Embedding):
+class PixelEmbedding(PatchGrid, Embedding):
     """Patches at a reduced resolution: two strided convolutions and a position embedding.
 
     Each patch is first cut into 2 x 2 cells where its side is even.
@@ -85,14 +83,8 @@ class PixelEmbedding(Embedding):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[TokenView, Tensor]:
-        view = patch_view(inputs, self.grid_size, self.patch_size)
         hidden = self.join(F.gelu(self.cells(inputs["pixel_values"])))
-        return view, self.norm(hidden.flatten(2).transpose(1, 2) + self.position)
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        assert self.grid is not None
-        return self.grid
+        return self.view(inputs), self.norm(hidden.flatten(2).transpose(1, 2) + self.position)
 
 
 class ConvolutionMixer(nn.Module):
@@ -159,18 +151,21 @@ class LightSelector(Selector):
             self.embedding.fold()
 
 
-class LowResolutionSelector(BlockSelector):
+class LowResolutionSelector(PatchGrid, BlockSelector):
     """A backbone on a smaller image; its scores are resized to the predictor's patch grid."""
 
-    def __init__(self, encoder: VitEncoder, grid: tuple[int, int], patch: tuple[int, int]) -> None:
+    def __init__(
+        self, encoder: TokenReader, grid: tuple[int, int], patch_size: tuple[int, int]
+    ) -> None:
         super().__init__(encoder)
+        assert isinstance(encoder, PatchGrid)
         self.coarse_grid = encoder.grid
-        self.grid, self.patch_size = grid, patch
-        rows, columns = encoder.grid
-        self.coarse_size = (rows * encoder.patch_size[0], columns * encoder.patch_size[1])
+        self.grid, self.patch_size = grid, patch_size
+        (rows, columns), (height, width) = encoder.grid, encoder.patch_size
+        self.coarse_size = (rows * height, columns * width)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
-        view = patch_view(inputs, self.grid, self.patch_size)
+        view = self.view(inputs)
         small = F.interpolate(
             inputs["pixel_values"], size=self.coarse_size, mode="bilinear", align_corners=False
         )

@@ -23,12 +23,13 @@ from rekd_edge.data.fetch import PinnedArchive, fetch, read_member
 from rekd_edge.data.reachability import hub_obstacle
 from rekd_edge.data.storage import cache_dir, sha256_of, write_bytes
 from rekd_edge.errors import BackendError, IntegrityError, UsageError
+from rekd_edge.models.convolution import new_convolutional
 from rekd_edge.recipe.schema import BackboneSpec
 from rekd_edge.types import Modality
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import BertConfig, BertModel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -58,9 +59,9 @@ _CONVERTER_VERSION = 1
 class OpenedBackbone:
     """An encoder in evaluation mode, and where its weights come from."""
 
-    module: BertModel | VisionTransformer
-    """``BertModel`` without pooler (SDPA attention), or a timm ``VisionTransformer`` without
-    head whose position embeddings fit ``image_size``."""
+    module: BertModel | VisionTransformer | nn.Module
+    """``BertModel`` without pooler (SDPA attention), a timm ``VisionTransformer`` without head
+    whose position embeddings fit ``image_size``, or a timm network without its classifier."""
     source: str
     """The entry of ``weights`` that was used."""
     sha256: str | None
@@ -112,7 +113,8 @@ def open_backbone(
         except BackendError as error:
             obstacles.append(f"{source}: {error.message}")
             continue
-        _truncate(opened.module, spec.depth, source)
+        if spec.patch_size is None:  # ConvEncoder cuts a convolutional backbone itself
+            _truncate(opened.module, spec.depth, source)
         if modality == "text" and max_length is not None:
             positions = int(opened.module.config.max_position_embeddings)  # type: ignore[union-attr]
             if max_length > positions:
@@ -147,7 +149,7 @@ def prepare_package(name: str) -> Path:
     return folder
 
 
-def num_blocks(module: BertModel | VisionTransformer) -> int:
+def num_blocks(module: nn.Module) -> int:
     """Transformer blocks of a backbone."""
     return len(_blocks(module))
 
@@ -185,7 +187,7 @@ def _parse_source(source: str) -> tuple[str, str]:
 
 def _unknown(kind: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> UsageError:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    listed = ", ".join(known) if len(known) <= 20 else "see `timm.list_models('*vit*')`"
+    listed = ", ".join(known) if len(known) <= 20 else "see `timm.list_models()`"
     return UsageError(
         f"weights: unknown backbone {kind}:{name}"
         + (f" (did you mean {kind}:{close[0]}?)" if close else ""),
@@ -216,9 +218,6 @@ def _open_text(source: str, kind: str, name: str, spec: BackboneSpec) -> OpenedB
 
 def _open_text_folder(source: str, folder: Path, spec: BackboneSpec) -> OpenedBackbone:
     """A BERT of ``config.json``, ``model.safetensors`` and ``tokenizer.json``."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     configuration = _read_json(folder / "config.json", source)
     if configuration.get("model_type") != "bert":
         raise UsageError(
@@ -234,11 +233,7 @@ def _open_text_folder(source: str, folder: Path, spec: BackboneSpec) -> OpenedBa
                 hint="save it with safetensors and a fast tokenizer; pickles are not read",
             )
     module = _new_bert(configuration, spec.dropout)
-    try:
-        state = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"weights: {weights} cannot be read: {error}") from error
-    _load_strictly(module, _bert_state(state), source)
+    _load_strictly(module, _bert_state(_read_weights(weights)), source)
     return OpenedBackbone(module, source, sha256_of(weights), tokenizer_file)
 
 
@@ -379,6 +374,8 @@ def _open_image(
     if kind == "package":
         if PACKAGES[name][0] != "image":
             raise UsageError(f"weights: {source!r} is a text backbone; the data are images")
+        if spec.patch_size is not None:
+            raise UsageError(f"patch_size is for convolutional backbones; {source} has its own")
         module = _new_vit("vit_small_patch14_dinov2", spec.dropout, image_size, source)
         weights = prepare_package(name) / "model.safetensors"
         _load_vit(module, weights, source)
@@ -393,7 +390,7 @@ def _open_image(
     if kind == "hub":
         folder = _hub_snapshot(name, ("config.json", "model.safetensors"))
         return _open_image_folder(source, folder, spec, image_size)
-    module = _new_vit(name, spec.dropout, image_size, source)
+    module = _new_image_module(name, spec, image_size, source)
     mean, std = _mean_and_std(_pretrained(module))
     if kind == "random":
         return OpenedBackbone(module, source, None, mean=mean, std=std)
@@ -402,14 +399,14 @@ def _open_image(
         raise UsageError(f"weights: timm has no pretrained weights on the hub for {name}")
     folder = _hub_snapshot(str(hub_name), ("model.safetensors",))
     weights = folder / "model.safetensors"
-    _load_vit(module, weights, source)
+    _load_image_module(module, weights, source)
     return OpenedBackbone(module, source, sha256_of(weights), mean=mean, std=std)
 
 
 def _open_image_folder(
     source: str, folder: Path, spec: BackboneSpec, image_size: int
 ) -> OpenedBackbone:
-    """A timm ViT of ``config.json`` (with ``architecture``) and ``model.safetensors``."""
+    """A timm model of ``config.json`` (with ``architecture``) and ``model.safetensors``."""
     configuration = _read_json(folder / "config.json", source)
     architecture = configuration.get("architecture")
     if not isinstance(architecture, str):
@@ -420,11 +417,48 @@ def _open_image_folder(
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UsageError(f"weights: {source} has no model.safetensors", hint="pickles are not read")
-    module = _new_vit(architecture, spec.dropout, image_size, source)
-    _load_vit(module, weights, source)
+    module = _new_image_module(architecture, spec, image_size, source)
+    _load_image_module(module, weights, source)
     pretrained = {**_pretrained(module), **configuration.get("pretrained_cfg", {})}
     mean, std = _mean_and_std(pretrained)
     return OpenedBackbone(module, source, sha256_of(weights), mean=mean, std=std)
+
+
+def _new_image_module(name: str, spec: BackboneSpec, image_size: int, source: str) -> Any:
+    import timm
+
+    if spec.patch_size is None:
+        return _new_vit(name, spec.dropout, image_size, source)
+    if not timm.is_model(name):
+        raise _unknown(source.partition(":")[0], name, timm.list_models())
+    return new_convolutional(name, source, image_size, spec.depth)
+
+
+def _load_image_module(module: Any, weights: Path, source: str) -> None:
+    """Load timm weights, without their classifier."""
+    from timm.models import VisionTransformer
+
+    if isinstance(module, VisionTransformer):
+        _load_vit(module, weights, source)
+        return
+    classifier = module.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    state = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in _read_weights(weights).items()
+        if not key.startswith(tuple(f"{head}." for head in heads))
+    }
+    _load_strictly(module, state, source)
+
+
+def _read_weights(weights: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"weights: {weights} cannot be read: {error}") from error
 
 
 def _new_vit(name: str, dropout: float, image_size: int, source: str) -> VisionTransformer:
@@ -438,7 +472,8 @@ def _new_vit(name: str, dropout: float, image_size: int, source: str) -> VisionT
     if not entry.__module__.endswith((".vision_transformer", ".deit")):
         raise UsageError(
             f"weights: {name} is not a plain vision transformer",
-            hint="choose a vit_*, deit_* or dinov2 model of timm",
+            hint="choose a vit_*, deit_* or dinov2 model of timm, or set patch_size to use a "
+            "convolutional network",
         )
     patch_sizes = re.findall(r"patch(\d+)", name)
     if patch_sizes and image_size % int(patch_sizes[0]):
@@ -468,15 +503,10 @@ def _new_vit(name: str, dropout: float, image_size: int, source: str) -> VisionT
 def _load_vit(module: VisionTransformer, weights: Path, source: str) -> None:
     """Load timm weights, without their head; position embeddings are resampled (bicubic,
     without antialiasing, as DINOv2 does) from their grid to the module's."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
     from timm.layers.pos_embed import resample_abs_pos_embed
 
-    try:
-        state = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"weights: {weights} cannot be read: {error}") from error
     own = module.state_dict()
+    state = _read_weights(weights)
     state = {
         key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_"))
     }

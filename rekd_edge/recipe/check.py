@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from rekd_edge.recipe.schema import BackboneSpec, DataSpec, ObjectiveSpec, RationalistSpec, Recipe
 
 WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
-FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet")
+FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
 """Values of ``data.source`` that read ``data.path``."""
 
 DEPLOY_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity", "lambda_feature")
@@ -24,7 +24,13 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     """Every contradiction as (where, what)."""
     yield from _data_problems(recipe.data, recipe.modality)
     if recipe.teacher is not None:
-        yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality)
+        image_size = recipe.teacher.image_size or recipe.data.image_size
+        yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality, image_size)
+        if recipe.teacher.image_size is not None:
+            if recipe.modality != "image":
+                yield ("teacher", "image_size"), "is for images; the data are texts"
+            elif recipe.teacher.run is not None:
+                yield ("teacher", "image_size"), "has no meaning for a teacher loaded from a run"
         if recipe.teacher.train.warmup.selector.startswith("teacher"):
             yield (
                 ("teacher", "train", "warmup", "selector"),
@@ -34,7 +40,9 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
         if recipe.teacher.objective.lambda_feature > 0:
             where = ("teacher", "objective", "lambda_feature")
             yield where, "a teacher has no teacher whose features it could learn"
-    yield from _rationalist_problems(("student",), recipe.student, recipe.modality)
+    yield from _rationalist_problems(
+        ("student",), recipe.student, recipe.modality, recipe.data.image_size
+    )
     yield from _objective_problems(("objective",), recipe.objective, recipe)
 
 
@@ -64,6 +72,11 @@ def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, st
                 yield ("data", key), f"has no meaning where data.source is {data.source!r}"
     if data.source == "image-folder" and modality != "image":
         yield ("data", "source"), "'image-folder' needs modality: image"
+    if data.source == "eraser":
+        if modality != "text":
+            yield ("data", "source"), "'eraser' needs modality: text"
+        if data.test_path:
+            yield ("data", "test_path"), "has no meaning where data.source is 'eraser'"
     if data.labels is not None:
         if len(set(data.labels)) < len(data.labels):
             yield ("data", "labels"), "names a class twice"
@@ -72,7 +85,7 @@ def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, st
 
 
 def _rationalist_problems(
-    location: Location, rationalist: RationalistSpec, modality: str
+    location: Location, rationalist: RationalistSpec, modality: str, image_size: int
 ) -> Iterator[tuple[Location, str]]:
     for part in ("selector", "predictor"):
         backbone: BackboneSpec = getattr(rationalist, part)
@@ -80,6 +93,14 @@ def _rationalist_problems(
             message = _weights_problem(source, modality)
             if message:
                 yield (*location, part, "weights", index), message
+        patch_size = backbone.patch_size
+        if patch_size is not None and modality != "image":
+            yield (*location, part, "patch_size"), "is for images; words need no patches"
+        elif patch_size is not None and image_size % patch_size:
+            yield (
+                (*location, part, "patch_size"),
+                f"{patch_size} does not divide the image size {image_size}",
+            )
     selector = rationalist.selector
     if selector.kind == "convolution" and selector.kernel % 2 == 0:
         yield (*location, "selector", "kernel"), f"must be odd, not {selector.kernel}"

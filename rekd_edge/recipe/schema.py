@@ -57,7 +57,7 @@ class DataSpec(Spec):
 
     source: str
     """A bundled set (`rekd-edge data list`), or one of `image-folder`, `csv`, `jsonl`,
-    `parquet`, `huggingface`."""
+    `parquet`, `eraser`, `huggingface`."""
     path: str | None = None
     """File or folder, relative to the recipe, for own data."""
     test_path: str | None = None
@@ -89,10 +89,15 @@ class BackboneSpec(Spec):
     `timm:NAME` (timm with pretrained weights), `path:FOLDER` (local, safetensors only),
     or `random:NAME` (random initialisation of that architecture, for tests)."""
     depth: int | None = Field(default=None, ge=1)
-    """Keep the first `depth` blocks; null keeps all."""
+    """Keep the first `depth` blocks (of a convolutional network: feature levels, each half as fine
+    as the one before); null keeps all."""
+    patch_size: int | None = Field(default=None, ge=1)
+    """Images: side in pixels of the patches that are kept or dropped, for a convolutional network
+    of timm. A vision transformer has its own and leaves this null."""
     dropout: Probability = 0.0
     train_embeddings: bool = True
-    """Whether token embeddings (text) or the patch projection (images) are trained."""
+    """Whether token embeddings (text) or the patch projection (images; the first convolution) are
+    trained."""
 
 
 class SelectorSpec(BackboneSpec):
@@ -259,6 +264,8 @@ class TeacherSpec(RationalistSpec):
 
     run: str | None = None
     """A finished run folder whose teacher is loaded instead of training one."""
+    image_size: int | None = Field(default=None, ge=16)
+    """Images: side in pixels of what a teacher trained here sees; null takes `data.image_size`."""
     objective: ObjectiveSpec = ObjectiveSpec(alpha=1.0)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from rekd_edge.data import fetch as fetch_module
-from rekd_edge.data.archives import ARCHIVES, VADER_SENTIMENT
+from rekd_edge.data.archives import ARCHIVES, TUXPAINT_STAMPS, VADER_SENTIMENT
 from rekd_edge.data.fetch import PinnedArchive, archive_path, fetch, is_cached, read_member
 from rekd_edge.errors import BackendError, IntegrityError
 
@@ -255,3 +255,36 @@ def test_every_archive_is_pinned() -> None:
         assert int(archive.sha256, 16)
         assert archive.size_bytes > 0
         assert archive.version in archive.filename
+
+
+DEBIAN = replace(TUXPAINT_STAMPS, package="hello", version="0-none", filename="hello_0_all.deb")
+
+
+def test_apt_is_asked_for_the_pinned_version(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program in the place of apt-get that writes what it was asked for into its folder."""
+    content = b"a package"
+    pinned = replace(DEBIAN, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    program = tmp_path / "bin" / "apt-get"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nprintf "%s" "a package" > hello_0_all.deb\necho "$@" > ../said\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    assert fetch(pinned).read_bytes() == content
+    assert left_behind(empty_cache) == ["archives/hello_0_all.deb"]
+    archive_path(pinned).unlink()
+    with pytest.raises(IntegrityError, match=r"with sha256 .*; the file was removed"):
+        fetch(DEBIAN)
+    assert left_behind(empty_cache) == []
+    program.write_text(
+        "#!/bin/sh\necho \"E: Version '0-none' for 'hello' was not found\"\nexit 100\n"
+    )
+    with pytest.raises(BackendError, match="apt-get could not download hello 0-none: E: Version"):
+        fetch(DEBIAN)
+    monkeypatch.setattr(fetch_module.shutil, "which", lambda name: None)
+    with pytest.raises(BackendError, match="there is no apt-get here") as caught:
+        fetch(DEBIAN)
+    assert "hello_0_all.deb" in str(caught.value)

@@ -13,7 +13,7 @@ import torch
 from rekd_edge.data.loader import augment_image, make_loader, split_token_ids
 from rekd_edge.data.preprocess import ImagePreprocessor, TextPreprocessor
 from rekd_edge.data.split import ArraySplit
-from rekd_edge.errors import DataError
+from rekd_edge.errors import DataError, UsageError
 from rekd_edge.models.weights import prepare_package
 from rekd_edge.recipe.schema import AugmentSpec
 
@@ -168,3 +168,48 @@ def test_workers_give_the_same_batches(images: ArraySplit, tmp_path: Path) -> No
     for one, other in zip(alone, spread, strict=True):
         assert torch.equal(one.index, other.index)
         assert torch.equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
+
+
+def test_a_teachers_words_come_with_the_characters_of_both(
+    preprocessor: TextPreprocessor, piece_tokenizer: Path
+) -> None:
+    texts = ["A fine film", "no"]
+    split = ArraySplit("train", np.zeros(2, np.int64), texts)
+    teacher = TextPreprocessor(piece_tokenizer, 32)
+    batch = next(
+        iter(make_loader(split, preprocessor, batch_size=2, shuffle=False, teacher=teacher))
+    )
+    side = batch.teacher
+    assert side is not None
+    assert side.spans is not None
+    assert side.student_spans is not None
+    for row, index in enumerate(batch.index.tolist()):
+        for own, spans, inputs in (
+            (preprocessor, side.student_spans, batch.inputs),
+            (teacher, side.spans, side.inputs),
+        ):
+            length = int(inputs["attention_mask"][row].sum())
+            assert spans.shape[1] == inputs["input_ids"].shape[1]
+            assert [tuple(s) for s in spans[row, :length].tolist()] == own.offsets(texts[index])
+            assert not spans[row, length:].any()
+
+
+def test_a_teacher_that_cannot_be_carried_is_refused(
+    preprocessor: TextPreprocessor, piece_tokenizer: Path, tmp_path: Path, texts: ArraySplit
+) -> None:
+    from tokenizers import Regex, Tokenizer, normalizers
+
+    tokenizer = Tokenizer.from_file(str(piece_tokenizer))
+    digits = normalizers.Replace(Regex("[^0-9]"), " ")
+    tokenizer.normalizer = digits  # type: ignore[misc]
+    tokenizer.save(str(tmp_path / "digits.json"))
+    only_digits = TextPreprocessor(tmp_path / "digits.json", 32)
+    tokenizer.normalizer = normalizers.Replace(Regex("[0-9]"), " ")  # type: ignore[misc]
+    tokenizer.save(str(tmp_path / "letters.json"))
+    no_digits = TextPreprocessor(tmp_path / "letters.json", 32)
+    split = ArraySplit("dev", np.zeros(2, np.int64), ["a 1", "b 22"])
+    with pytest.raises(UsageError, match=r"text 0 of the dev split.*share no character") as caught:
+        make_loader(split, no_digits, batch_size=2, shuffle=False, teacher=only_digits)
+    assert "character offsets" in str(caught.value)
+    with pytest.raises(UsageError, match="teacher reads image and the student text"):
+        make_loader(texts, preprocessor, batch_size=2, shuffle=False, teacher=IMAGES)

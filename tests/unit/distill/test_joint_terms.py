@@ -10,7 +10,8 @@ from transformers import BertConfig, BertModel
 from rekd_edge import losses
 from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.objectives import DeployObjective, Progress
-from rekd_edge.distill.targets import CachedTargets, TeacherTargets, teacher_targets
+from rekd_edge.distill.targets import CachedTargets
+from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.encoder import BertEncoder
 from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
 from rekd_edge.recipe.schema import ObjectiveSpec, RatioScheduleSpec
@@ -52,14 +53,16 @@ def batch(rows: list[int]) -> Batch:
 
 def test_cached_features_are_the_head_inputs_of_the_teachers_rationale() -> None:
     teacher = rationalist(16, seed=0)
-    cached = CachedTargets(teacher, [batch([0, 1]), batch([2, 3])], features=True)
+    student = rationalist(24, seed=1)
+    live = Teacher(teacher, student, features=True)
+    cached = CachedTargets(live.targets, [batch([0, 1]), batch([2, 3])])
     mixed = batch([3, 0, 2])
-    found, direct = cached(mixed), teacher_targets(teacher, mixed, features=True)
+    found, direct = cached(mixed), live.targets(mixed)
     assert found.features is not None
     assert direct.features is not None
     assert torch.allclose(found.features, direct.features, atol=1e-5)
     assert torch.allclose(teacher.predictor.head(found.features), found.logits, atol=1e-5)
-    assert teacher_targets(teacher, mixed).features is None
+    assert Teacher(teacher, student).targets(mixed).features is None
 
 
 def test_features_are_collected_with_gradient_and_only_inside_the_block() -> None:
@@ -105,20 +108,19 @@ def test_the_loss_is_the_documented_sum() -> None:
     )
     examples = batch([0, 1, 2, 3])
 
-    def targets(given: Batch) -> TeacherTargets:
-        return teacher_targets(teacher, given, features=True)
-
+    targets = Teacher(teacher, student, features=True).targets
     objective = DeployObjective(student, spec, targets)
     terms = objective(examples, Progress(1, 3))
     alpha, kd = 0.4, spec.kd_temperature**2
     distilled = 0.7 * terms["kl_rationale"] + kd * terms["kl_prediction"] + 30 * terms["feature"]
     total = alpha * terms["ce"] + (1 - alpha) * distilled + 0.9 * terms["contiguity"]
     assert float(terms["loss"].detach()) == pytest.approx(float(total))
-    theirs, ours = (teacher_targets(m, examples, features=True) for m in (teacher, student))
-    assert theirs.features is not None
-    assert ours.features is not None
-    similar = losses.similarity_preserving(theirs.features, ours.features)
-    assert float(terms["feature"]) == pytest.approx(float(similar), rel=1e-4)
+    theirs = targets(examples).features
+    with pooled_features(student.predictor) as ours:
+        student(examples.inputs)
+    assert theirs is not None
+    similar = losses.similarity_preserving(theirs, ours[0])
+    assert float(terms["feature"]) == pytest.approx(float(similar.detach()), rel=1e-4)
     assert float(terms["feature"]) > 0
     assert float(terms["contiguity"]) > 0
     terms["loss"].backward()

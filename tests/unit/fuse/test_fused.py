@@ -8,11 +8,12 @@ from transformers import BertConfig, BertModel
 
 from rekd_edge.fuse import fuse
 from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
-from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
+from rekd_edge.models.convolution import ConvEncoder
+from rekd_edge.models.encoder import BertEncoder, TokenReader, VitEncoder
 from rekd_edge.models.rationalist import BlockSelector, Classifier, Predictor, Rationalist
 
 
-def text_encoder() -> Encoder:
+def text_encoder() -> TokenReader:
     config = BertConfig(
         vocab_size=3000,
         hidden_size=32,
@@ -23,14 +24,19 @@ def text_encoder() -> Encoder:
     return BertEncoder(BertModel(config, add_pooling_layer=False), cls_id=101, sep_id=102)
 
 
-def image_encoder() -> Encoder:
+def image_encoder() -> TokenReader:
     backbone = timm.create_model(
         "vit_tiny_patch16_224", pretrained=False, num_classes=0, img_size=64, depth=1
     )
     return VitEncoder(backbone)
 
 
-def rationalist(encoder: Encoder, other: Encoder, ratio: float = 0.25) -> Rationalist:
+def convolution() -> TokenReader:
+    backbone = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=0)
+    return ConvEncoder(backbone, image_size=64, patch_size=16)
+
+
+def rationalist(encoder: TokenReader, other: TokenReader, ratio: float = 0.25) -> Rationalist:
     model = Rationalist(BlockSelector(encoder), Predictor(other, 3), ratio)
     torch.nn.init.normal_(model.selector.head.weight)
     torch.nn.init.normal_(model.predictor.head.weight)
@@ -40,7 +46,7 @@ def rationalist(encoder: Encoder, other: Encoder, ratio: float = 0.25) -> Ration
 def fused_models() -> list[tuple[Rationalist, FusedRationalist]]:
     torch.manual_seed(0)
     pairs = []
-    for make in (text_encoder, image_encoder):
+    for make in (text_encoder, image_encoder, convolution):
         model = rationalist(make(), make())
         pairs.append((model, fuse(model, label_names=("a", "b", "c"), max_length=64)))
     return pairs

@@ -148,6 +148,21 @@ def test_contradictions_and_bad_overrides(
     assert any(message in text for text in found), found
 
 
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("smoke/image-conv", "student.selector.patch_size=10", "10 does not divide the image size"),
+        ("smoke/image-conv", "teacher.run=somewhere", "has no meaning for a teacher loaded from"),
+        ("smoke/text", "student.predictor.patch_size=8", "patch_size: is for images"),
+        ("smoke/text", "teacher.image_size=64", "teacher.image_size: is for images"),
+    ],
+)
+def test_patches_that_cannot_be(name: str, override: str, message: str) -> None:
+    found = problems_of(name, override)
+    assert len(found) == 1
+    assert message in found[0]
+
+
 def test_a_teacher_has_no_features_to_learn() -> None:
     found = problems_of("smoke/text", "teacher.objective.lambda_feature=1")
     assert len(found) == 1

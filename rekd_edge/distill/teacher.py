@@ -1,0 +1,148 @@
+"""The teacher as its student meets it: subsets come in and answers go out on the student's tokens.
+
+Teacher and student may differ in tokenizer, patch size, resolution and architecture
+(docs/adr/0007). Each reads its own form of the same example; what passes between them is carried
+by area or by characters (:mod:`rekd_edge.distill.transfer`). Where both see the same tokens,
+carrying is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rekd_edge.distill import attribution
+from rekd_edge.distill.features import pooled_features
+from rekd_edge.distill.targets import TeacherTargets, rationale_and_answer
+from rekd_edge.distill.transfer import (
+    Quantity,
+    at_least_half,
+    carry_by_area,
+    carry_by_span,
+    covered_by_span,
+)
+from rekd_edge.models.encoder import PatchGrid, TokenView
+from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.selection import keep_top_k, selection_threshold
+from rekd_edge.types import Batch
+
+
+class Teacher:
+    """A frozen rationalist and the student that learns from it.
+
+    No ``nn.Module``: what an objective holds of it is neither trained nor saved.
+    """
+
+    def __init__(self, model: Rationalist, student: Rationalist, *, features: bool = False) -> None:
+        self.model = model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.student = student
+        self.features = features
+        """Whether targets hold the predictor's pooled features."""
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> TeacherTargets:
+        """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
+        its prediction from its own rationale."""
+        with pooled_features(self.model.predictor) as pooled:
+            scores, _, logits = rationale_and_answer(self.model, self._inputs(batch))
+        mine = self._student_view(batch)
+        score = self._carried_score(scores.score, batch, scores.view, mine)
+        keep = keep_top_k(score, mine.selectable, self.student.budget(mine))
+        threshold = selection_threshold(score, mine.selectable, keep)
+        features = pooled[0] if self.features else None
+        return TeacherTargets(score - threshold, keep, logits, features)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        """Log-odds of keeping each of the student's tokens, ``[batch, token]``."""
+        scores = self.model.selector(self._inputs(batch))
+        return self._carried_score(scores.score, batch, scores.view, self._student_view(batch))
+
+    @torch.no_grad()
+    def classify_masked(self, batch: Batch, keep: Tensor) -> Tensor:
+        """The teacher's logits from a subset of the student's tokens, bool ``[batch, token]``."""
+        theirs = self._view(batch)
+        return self.model.classify_masked(theirs, self._carried_subset(keep, batch, theirs))
+
+    @torch.no_grad()
+    def classify_zeroed(self, batch: Batch, keep: Tensor) -> Tensor:
+        """As :meth:`classify_masked`, with the published masking."""
+        theirs = self._view(batch)
+        carried = self._carried_subset(keep > 0.5, batch, theirs)
+        return self.model.classify_zeroed(theirs, carried.to(keep.dtype))
+
+    def mask_gradient(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
+        """First-order effect of removing each of the student's tokens on the teacher's answer;
+        extensive, ``[batch, token]``. ``explained`` as in :func:`attribution.mask_gradient`."""
+        theirs = self._view(batch)
+        effect = attribution.mask_gradient(self.model.predictor, theirs, explained)
+        return self._to_student(effect, batch, theirs, self._student_view(batch), "extensive")
+
+    def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
+        return batch.inputs if batch.teacher is None else batch.teacher.inputs
+
+    def _view(self, batch: Batch) -> TokenView:
+        return self.model.predictor.encoder.view(self._inputs(batch))
+
+    def _student_view(self, batch: Batch) -> TokenView:
+        return self.student.predictor.encoder.view(batch.inputs)
+
+    def _carried_score(
+        self, score: Tensor, batch: Batch, theirs: TokenView, mine: TokenView
+    ) -> Tensor:
+        carried = self._to_student(score, batch, theirs, mine, "intensive")
+        spans = _spans(batch, theirs, mine)
+        if spans is None:
+            return carried
+        # What the teacher did not read (it may cut texts earlier) it cannot have chosen.
+        read = covered_by_span(*spans)
+        lowest = carried.masked_fill(~read, torch.inf).amin(dim=1, keepdim=True)
+        return torch.where(read, carried, lowest.nan_to_num(posinf=0.0))
+
+    def _carried_subset(self, keep: Tensor, batch: Batch, theirs: TokenView) -> Tensor:
+        grids = self._grids()
+        if grids is not None:
+            if grids[0] == grids[1]:
+                return keep
+            share = carry_by_area(keep.float(), grids[1], grids[0], "intensive")
+            return at_least_half(share, theirs.selectable)
+        spans = _spans(batch, theirs, self._student_view(batch))
+        if spans is None:
+            return keep
+        share = carry_by_span(keep.float(), spans[1], spans[0], "intensive")
+        # A token past the end of what the student read has no share of its own.
+        return at_least_half(share * covered_by_span(spans[1], spans[0]), theirs.selectable)
+
+    def _to_student(
+        self, values: Tensor, batch: Batch, theirs: TokenView, mine: TokenView, quantity: Quantity
+    ) -> Tensor:
+        grids = self._grids()
+        if grids is not None:
+            return carry_by_area(values, *grids, quantity)
+        spans = _spans(batch, theirs, mine)
+        return values if spans is None else carry_by_span(values, *spans, quantity)
+
+    def _grids(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Patch grids of teacher and student; None for text."""
+        theirs, mine = self.model.predictor.encoder, self.student.predictor.encoder
+        if isinstance(theirs, PatchGrid) and isinstance(mine, PatchGrid):
+            return theirs.grid, mine.grid
+        return None
+
+
+def _spans(batch: Batch, theirs: TokenView, mine: TokenView) -> tuple[Tensor, Tensor] | None:
+    """Characters of the selectable content tokens of teacher and student, int64
+    ``[batch, token, 2]``; None where both have the same tokens."""
+    side = batch.teacher
+    if side is None or side.spans is None or side.student_spans is None:
+        return None
+    return _selectable_spans(side.spans, theirs), _selectable_spans(side.student_spans, mine)
+
+
+def _selectable_spans(spans: Tensor, view: TokenView) -> Tensor:
+    prefix = spans.shape[1] - view.content.shape[1]
+    return spans[:, prefix:] * view.selectable.unsqueeze(2)
