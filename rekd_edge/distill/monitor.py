@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rekd_edge.distill.checkpoint import load_model, save_model
+from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
 from rekd_edge.distill.leakage import position_overlap, position_probe
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Rationalist
@@ -59,9 +59,6 @@ ADVICE: dict[WarningKind, str] = {
     "raise train.warmup.predictor_epochs so that the predictor knows any subset",
 }
 """What to do about each kind."""
-
-JUDGE_FILE = Path("judge") / "model.safetensors"
-"""Below a role's folder: its predictor as it was after training on random subsets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +243,8 @@ class SelectionMonitor:
 
     ``examples`` gives the same development batches each time. ``sampled`` and ``zeroed`` say how
     the objective selects (:func:`failures`) and masks. ``judged``: the predictor was warmed up on
-    random subsets, so its state at the first look is a judge; it is kept in ``folder``.
+    random subsets, so its state at the first look is a judge; a resumed run finds it in ``folder``,
+    the role's, where the loop keeps it.
     """
 
     def __init__(
@@ -363,7 +361,6 @@ class SelectionMonitor:
         if first:
             self._judge = _with_own_predictor(model)
             self._judge_constants = {}
-            save_model(self._judge_file, self._judge.predictor)
         elif self._judge is None and self._judge_file.is_file():  # resumed
             self._judge = _with_own_predictor(model)
             load_model(self._judge_file, self._judge.predictor)

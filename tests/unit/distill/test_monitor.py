@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from rekd_edge.distill.checkpoint import JUDGE_FILE, save_model
 from rekd_edge.distill.leakage import position_overlap, position_probe
-from rekd_edge.distill.monitor import JUDGE_FILE, SelectionMonitor, TrainingWarning, WarningKind
+from rekd_edge.distill.monitor import SelectionMonitor, TrainingWarning, WarningKind
 from rekd_edge.distill.objectives import JointObjective, Progress
 from rekd_edge.models.encoder import BertEncoder
 from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
@@ -281,7 +282,7 @@ def test_a_warning_is_given_once_and_its_last_sight_is_kept(tmp_path: Path) -> N
 def test_a_resumed_monitor_sees_and_remembers_the_same(tmp_path: Path) -> None:
     model = healthy()
     monitor = watch(model, tmp_path)
-    assert (tmp_path / JUDGE_FILE).is_file()
+    save_model(tmp_path / JUDGE_FILE, model.predictor)
     model.predictor = predictor(PLACE)
     terms = JointObjective(model, ObjectiveSpec(), None)(batches(60)[0], Progress(0, 10))
     terms["loss"].backward()
