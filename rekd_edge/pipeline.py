@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ from rekd_edge.distill.loop import (
     make_accelerator,
     move_batch,
 )
+from rekd_edge.distill.monitor import SelectionMonitor
 from rekd_edge.distill.objectives import (
     AttributionWarmup,
     ClassifyObjective,
@@ -74,6 +76,8 @@ from rekd_edge.run_folder import (
 from rekd_edge.types import Batch
 
 EVALUATION_BATCH = 64
+MONITORED_EXAMPLES = 512
+"""Most development examples that the monitor looks at, evenly spread over the split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +204,7 @@ class _Trainer:
         self.resume = resume
         self.listener = listener
         self.weights: dict[str, Any] = {}
+        self.warnings: list[dict[str, Any]] = []
         self.preprocessor: Preprocessor | None = None
         self.teacher_objective: ObjectiveSpec | None = None
         self.teacher_preprocessor: Preprocessor | None = None
@@ -211,6 +216,7 @@ class _Trainer:
         if self.is_main:
             write_json(self.output / LABELS_FILE, list(self.data.label_names))
         results: dict[str, Any] = {"task": recipe.task, "seed": recipe.seed}
+        results["warnings"] = self.warnings
         torch.manual_seed(recipe.seed)
         if recipe.task == "classify":
             built = build_classifier(recipe.student, recipe, classes)
@@ -357,11 +363,30 @@ class _Trainer:
         met = None
         if teacher is not None:
             assert self.teacher_objective is not None
-            masking = self.teacher_objective.form.masking
-            met = Teacher(teacher.to(self._device(spec.train)), model, masking)
+            met = Teacher(
+                teacher.to(self._device(spec.train)),
+                model,
+                self.teacher_objective.form.masking,
+                features=objective.lambda_feature > 0,
+            )
         phases = self._phases(model, spec.train, objective, met)
-        report = self._fit(model, phases, spec.train, role, dev)
+        monitor = self._monitor(spec.train, role, mode) if spec.train.monitor else None
+        report = self._fit(model, phases, spec.train, role, dev, monitor)
+        self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
         return {**_summary(report), **self._evaluate(model, objective), "dev_mode": mode}
+
+    def _monitor(self, train: TrainSpec, role: str, mode: SelectionMode) -> SelectionMonitor:
+        dev = self.data.dev
+        if len(dev) > MONITORED_EXAMPLES:
+            spread = np.linspace(0, len(dev) - 1, MONITORED_EXAMPLES)
+            dev = dev.take(spread.round().astype(np.int64))
+        return SelectionMonitor(
+            lambda: self._loader(dev),
+            self.output / role,
+            sampled="bernoulli" in mode,
+            zeroed=mode.endswith("zeroed"),
+            judged=train.warmup.predictor_epochs > 0,
+        )
 
     def _evaluate(self, model: Rationalist, objective: ObjectiveSpec) -> dict[str, Any]:
         """On the test split, as exported, and under the objective's own evaluation."""
@@ -422,7 +447,8 @@ class _Trainer:
         targets = None
         if teacher is not None:
             self._refuse_foreign_positions(objective)
-            if objective.form.uses_teacher_targets or warmup.selector.startswith("teacher"):
+            learned = warmup.selector.startswith("teacher") or objective.lambda_feature > 0
+            if learned or objective.form.uses_teacher_targets:
                 targets = self._targets(teacher, train)
         # A published-style teacher never saw random subsets, so it cannot judge them.
         excludes = objective.form.masking == "exclude"
@@ -518,6 +544,7 @@ class _Trainer:
         train: TrainSpec,
         role: str,
         evaluate: Any,
+        monitor: SelectionMonitor | None = None,
     ) -> FitReport:
         folder = self.output / role
         report = fit(
@@ -531,6 +558,7 @@ class _Trainer:
             device=self.device,
             resume=self.resume,
             listener=self.listener,
+            monitor=monitor,
         )
         load_model(folder / "best" / "model.safetensors", model)
         model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rekd_edge.recipe.schema import TemperatureSpec
+from rekd_edge.recipe.schema import ObjectiveSpec, RatioScheduleSpec, TemperatureSpec
 
 
 def temperature_at(step: int, total_steps: int, spec: TemperatureSpec) -> float:
@@ -33,6 +33,29 @@ def published_temperature_at(step: int, total_steps: int, spec: TemperatureSpec)
         return spec.start
     gamma = math.log(spec.start / spec.end) / max(1, total_steps)
     return max(spec.start * math.exp(-gamma * held), spec.end)
+
+
+def alpha_at(step: int, total_steps: int, spec: ObjectiveSpec) -> float:
+    """alpha at ``step`` (0-based): linear from ``alpha`` at the first step to ``alpha_end`` at the
+    last, or constant without ``alpha_end``."""
+    if spec.alpha_end is None:
+        return spec.alpha
+    progress = min(1.0, step / max(1, total_steps - 1))
+    return spec.alpha + (spec.alpha_end - spec.alpha) * progress
+
+
+def ratio_at(
+    step: int, total_steps: int, schedule: RatioScheduleSpec | None, rationale_ratio: float
+) -> float:
+    """Share of tokens kept at ``step`` (0-based): linear from ``start`` to ``rationale_ratio`` over
+    the first ``until`` of the steps, then ``rationale_ratio``.
+
+    Between its ends it is rounded to four decimals, so that budgets stay exact in int64.
+    """
+    if schedule is None or step >= schedule.until * total_steps:
+        return rationale_ratio
+    progress = step / (schedule.until * total_steps)
+    return round(schedule.start + (rationale_ratio - schedule.start) * progress, 4)
 
 
 def learning_rate_factor(step: int, total_steps: int, *, warmup_share: float, kind: str) -> float:

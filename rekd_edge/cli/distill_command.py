@@ -95,6 +95,9 @@ def _show_run(out: Console, run: Run) -> None:
         if test is not None:
             table.add_row(role, f"{test['accuracy']:.3f}", str(test["examples"]))
     out.print(table)
+    for warning in distill.get("warnings", []):
+        seen = f"steps {warning['step']} to {warning['last_step']} of {warning['phase']}"
+        out.print(f"[yellow]warning[/] {warning['role']}, {seen}: {warning['message']}")
     fuse = run.report("fuse")
     if fuse is not None:
         modes = Table("rationale chosen by", "accuracy", "spread", "kept", title="fuse report")

@@ -49,11 +49,11 @@ def evaluate(
 
     Writes RUN/reports/quality.json (quality-SPLIT.json for another split than test).
     """
+    if split != "train" and split != "dev" and split != "test":
+        raise UsageError(f"--split {split!r}: no such split", hint="use train, dev or test")
     from rekd_edge.evaluate_pipeline import evaluate_run
     from rekd_edge.run_folder import open_run
 
-    if split != "train" and split != "dev" and split != "test":
-        raise UsageError(f"--split {split!r}: no such split", hint="use train, dev or test")
     opened = open_run(run)
     others = [open_run(other) for other in against or []]
     lender = None if judge is None else open_run(judge)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from rekd_edge.distill.loop import DevResult
+    from rekd_edge.distill.monitor import TrainingWarning
 
 
 class TrainingProgress:
@@ -78,3 +79,7 @@ class TrainingProgress:
     def epoch(self, name: str, result: DevResult) -> None:
         label = f"{self._title}: {name}" if self._title else name
         self._console.print(f"{label}: dev accuracy {result.accuracy:.3f}, loss {result.loss:.3f}")
+
+    def warning(self, warning: TrainingWarning) -> None:
+        label = f"{self._title}: {warning.phase}" if self._title else warning.phase
+        self._console.print(f"[yellow]warning[/] {label}, step {warning.step}: {warning}")

@@ -26,6 +26,7 @@ from rekd_edge.distill.checkpoint import (
     save_model,
     save_training_state,
 )
+from rekd_edge.distill.monitor import SelectionMonitor, TrainingWarning
 from rekd_edge.distill.objectives import LossTerms, Progress
 from rekd_edge.errors import RekdEdgeError, UsageError
 from rekd_edge.recipe.schema import TrainSpec
@@ -89,10 +90,12 @@ class DevResult:
 
 @dataclass(slots=True)
 class FitReport:
-    """What happened: the best development result, and one entry an epoch in ``history``."""
+    """What happened: the best development result, one entry an epoch in ``history``, and what the
+    monitor warned of."""
 
     best: DevResult | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[TrainingWarning] = field(default_factory=list)
     steps: int = 0
     wall_s: float = 0.0
     resumed_at_step: int | None = None
@@ -104,6 +107,7 @@ class ProgressListener(Protocol):
     def phase(self, name: str, total_steps: int, done_steps: int) -> None: ...
     def step(self, terms: dict[str, float]) -> None: ...
     def epoch(self, name: str, result: DevResult) -> None: ...
+    def warning(self, warning: TrainingWarning) -> None: ...
 
 
 class Silent:
@@ -116,6 +120,9 @@ class Silent:
         return
 
     def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+    def warning(self, warning: TrainingWarning) -> None:
         return
 
 
@@ -147,19 +154,23 @@ def fit(
     device: str = "auto",
     resume: bool = False,
     listener: ProgressListener | None = None,
+    monitor: SelectionMonitor | None = None,
 ) -> FitReport:
     """Runs ``phases`` in order and leaves the best model in ``folder/best``.
 
     ``epoch_loader(e)`` gives the batches of epoch ``e``, in an order that depends on ``e`` alone.
     Logs go to ``folder/log.jsonl`` and TensorBoard files in ``folder/tensorboard``; a resumable
     checkpoint to ``folder/last.safetensors``. With ``resume`` and such a checkpoint, training
-    goes on from there; a finished one returns at once.
+    goes on from there; a finished one returns at once. ``monitor`` watches a rationalist in its
+    ``select`` phases.
 
     Raises:
         DivergedError: the loss is not finite; the last good checkpoint is kept.
         UsageError: the device or precision is not available.
     """
-    run = _Run(model, phases, train, epoch_loader, evaluate, folder, seed, device, listener)
+    run = _Run(
+        model, phases, train, epoch_loader, evaluate, folder, seed, device, listener, monitor
+    )
     return run.execute(resume)
 
 
@@ -175,6 +186,7 @@ class _Run:
         seed: int,
         device: str,
         listener: ProgressListener | None,
+        monitor: SelectionMonitor | None,
     ) -> None:
         self.model = model
         self.phases = phases
@@ -185,6 +197,7 @@ class _Run:
         self.seed = seed
         self.listener = listener or Silent()
         self.accelerator = make_accelerator(train, device)
+        self.monitor = monitor if self.accelerator.is_main_process else None
         self.report = FitReport()
         self.checkpoint = folder / "last.safetensors"
         # Which parameters a recipe trains at all; phases only narrow it.
@@ -206,6 +219,8 @@ class _Run:
             best = state["best"]
             self.report.best = DevResult(**best) if best else None
             self.report.history = state["history"]
+            if self.monitor is not None and state.get("monitor") is not None:
+                self.monitor.restore(state["monitor"])
             self.report.resumed_at_step = state["step"]
             _truncate_log(log_path, state["phase"], state["step"])
         elif self.accelerator.is_main_process:
@@ -217,6 +232,8 @@ class _Run:
                 self._phase(index, first, moments, log, started - state["elapsed_s"])
         self.accelerator.wait_for_everyone()
         self.report.wall_s = time.monotonic() - started + state["elapsed_s"]
+        if self.monitor is not None:
+            self.report.warnings = self.monitor.warnings
         return self.report
 
     def _phase(
@@ -311,6 +328,8 @@ class _Run:
             )
         self.accelerator.backward(loss / self.train.gradient_accumulation)
         if boundary:
+            if self.monitor is not None and phase.select and progress.step % LOG_EVERY_STEPS == 0:
+                self.monitor.track(self.model, terms)
             if self.train.gradient_clip is not None:
                 for group in optimizer.param_groups:
                     self.accelerator.clip_grad_norm_(group["params"], self.train.gradient_clip)
@@ -341,11 +360,19 @@ class _Run:
         self.model.eval()
         self._seed_step(index, step)  # where the evaluation draws masks
         result = self.evaluate(self.model)
-        self._training_mode(phase)
         entry = {"phase": phase.name, "step": step, **result.values()}
         self.report.history.append(entry)
         log.write(index, f"{phase.name}/dev", step, result.values())
         self.listener.epoch(phase.name, result)
+        if self.monitor is not None:
+            look, warnings = self.monitor.observe(
+                self.model, phase=phase.name, step=step, trained=phase.trained
+            )
+            log.write(index, f"{phase.name}/monitor", step, look.figures())
+            for warning in warnings:
+                log.warn(index, warning)
+                self.listener.warning(warning)
+        self._training_mode(phase)
         if result.better_than(self.report.best):
             self.report.best = result
             if self.accelerator.is_main_process:
@@ -361,6 +388,7 @@ class _Run:
             "step": step,
             "best": asdict(self.report.best) if self.report.best else None,
             "history": self.report.history,
+            "monitor": self.monitor.state() if self.monitor is not None else None,
             "elapsed_s": time.monotonic() - started,
         }
         save_training_state(self.checkpoint, self.model, optimizer, state)
@@ -428,6 +456,14 @@ class _Log:
         self._file.flush()
         for key, value in values.items():
             self._board.add_scalar(f"{name}/{key}", value, step)
+
+    def warn(self, phase_index: int, warning: TrainingWarning) -> None:
+        if not self.active:
+            return
+        place = {"phase_index": phase_index, "phase": f"{warning.phase}/warning"}
+        entry = {**place, "step": warning.step, "warning": asdict(warning)}
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
 
 
 def _truncate_log(path: Path, phase_index: int, step: int) -> None:

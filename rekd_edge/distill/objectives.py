@@ -19,6 +19,7 @@ from rekd_edge.distill.attribution import (
     class_margin,
     normalise_attribution,
 )
+from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.candidates import (
@@ -31,14 +32,16 @@ from rekd_edge.models.candidates import (
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
-from rekd_edge.schedules import published_temperature_at, temperature_at
+from rekd_edge.schedules import alpha_at, published_temperature_at, ratio_at, temperature_at
 from rekd_edge.selection import (
     bernoulli_straight_through,
+    budget_fraction,
     gather_slots,
-    gumbel_noise,
     keep_top_k,
+    rationale_budget,
+    select_top_k,
     selection_threshold,
-    straight_through_top_k,
+    slot_count,
 )
 from rekd_edge.types import Batch
 
@@ -219,23 +222,6 @@ def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
     return scores.score - threshold
 
 
-def select_exactly_k(
-    model: Rationalist, spec: ObjectiveSpec, scores: Scores, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Exactly k tokens of the scores, noised by ``selection_noise * temperature``: weights
-    ``[batch, token]`` that carry a gradient, and the kept tokens, bool ``[batch, token]``."""
-    tried = scores.score
-    if spec.selection_noise > 0:
-        scale = spec.selection_noise * temperature
-        tried = tried + scale * (gumbel_noise(tried) - gumbel_noise(tried))
-    return straight_through_top_k(
-        tried,
-        scores.view.selectable,
-        model.budget(scores.view),
-        temperature=temperature,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Draw:
     """A rationale in training: ``keep`` float ``[batch, position]`` with a gradient, of which the
@@ -256,10 +242,13 @@ class Draw:
 class JointObjective(nn.Module):
     """Joint training of selector and predictor, in the form that the objective's keys give it.
 
-    L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y];
-    without a teacher, L = CE + lambda_select * L_sel. Only Bernoulli selection has L_sel. The
-    preset `deploy` trains exactly what is exported: exactly k kept, all other keys excluded, and
-    noise only perturbs which tokens are tried. The preset `paper` is arXiv 2601.22531 as its
+    L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y
+    + lambda_feature * SP] + lambda_contiguity * TV; without a teacher,
+    L = CE + lambda_select * L_sel + lambda_contiguity * TV. Only Bernoulli selection has L_sel,
+    only exactly-k has SP and TV; TV is noiseless and threshold-centred.
+
+    The preset `deploy` trains exactly what is exported: exactly k kept, all other keys excluded,
+    and noise only perturbs which tokens are tried. The preset `paper` is arXiv 2601.22531 as its
     official code has it.
     """
 
@@ -284,8 +273,10 @@ class JointObjective(nn.Module):
         clock = temperature_at if form.tau_updates == "capped" else published_temperature_at
         tau = clock(progress.step, progress.total_steps, spec.temperature)
         found = candidates(self.model, batch.inputs, self.positions)
-        chosen = self._choose(found, tau)
-        logits = self._classify(found.scores.view, chosen)
+        fraction = self._ratio_fraction(progress)
+        chosen = self._choose(found, fraction, tau)
+        with pooled_features(self.model.predictor) as pooled:
+            logits = self._classify(found.scores.view, chosen, fraction)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if form.selection == "bernoulli":
@@ -296,37 +287,78 @@ class JointObjective(nn.Module):
             loss = loss + spec.lambda_select * terms["budget"]
         if self.teacher is not None:
             temperature = tau if form.kd_schedule == "tau" else spec.kd_temperature
-            terms["kl_rationale"], answer = self._compare(self.teacher, batch, found, chosen, tau)
+            targets = self._teacher_targets(batch)
+            terms["kl_rationale"], answer = self._compare(
+                self.teacher, batch, found, chosen, targets, tau
+            )
             terms["kl_prediction"] = losses.prediction_kl(answer, logits, temperature=temperature)
-            loss = spec.alpha * loss + (1 - spec.alpha) * (
+            distilled = (
                 spec.lambda_rationale * terms["kl_rationale"]
                 + temperature**2 * terms["kl_prediction"]
             )
+            if spec.lambda_feature > 0:
+                assert targets is not None
+                assert targets.features is not None
+                terms["feature"] = losses.similarity_preserving(targets.features, pooled[0])
+                distilled = distilled + spec.lambda_feature * terms["feature"]
+            alpha = alpha_at(progress.step, progress.total_steps, spec)
+            loss = alpha * loss + (1 - alpha) * distilled
+        if spec.lambda_contiguity > 0:
+            margin = _own_margin(self.model, found.scores)
+            probability = torch.sigmoid(margin / spec.rationale_temperature)
+            grid = patch_grid(self.model.predictor)
+            selectable = found.scores.view.selectable
+            terms["contiguity"] = losses.contiguity(probability, selectable, grid)
+            loss = loss + spec.lambda_contiguity * terms["contiguity"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def _choose(self, found: Candidates, tau: float) -> Draw:
-        if self.form.selection == "exactly_k":
-            weight, _ = select_exactly_k(self.model, self.spec, found.scores, tau)
-            return Draw(weight, found.logits)
-        return Draw.bernoulli(found.logits, found.counted, found.num_prefix, tau)
+    def _ratio_fraction(self, progress: Progress) -> tuple[int, int]:
+        model, schedule = self.model, self.spec.ratio_schedule
+        ratio = ratio_at(progress.step, progress.total_steps, schedule, model.rationale_ratio)
+        return budget_fraction(ratio)
 
-    def _classify(self, view: TokenView, chosen: Draw) -> Tensor:
+    def _choose(self, found: Candidates, fraction: tuple[int, int], tau: float) -> Draw:
+        spec = self.spec
+        if self.form.selection == "bernoulli":
+            return Draw.bernoulli(found.logits, found.counted, found.num_prefix, tau)
+        selectable = found.scores.view.selectable
+        weight, _ = select_top_k(
+            spec.estimator,
+            found.scores.score,
+            selectable,
+            rationale_budget(selectable.sum(dim=1), *fraction),
+            temperature=tau,
+            noise_scale=spec.selection_noise * tau,
+            samples=spec.estimator_samples,
+        )
+        return Draw(weight, found.logits)
+
+    def _classify(self, view: TokenView, chosen: Draw, fraction: tuple[int, int]) -> Tensor:
         if self.form.selection == "bernoulli" or self.form.masking == "zero":
             return classify(self.model, view, chosen.keep, chosen.num_prefix, self.form.masking)
-        if chosen.keep.requires_grad:
+        if chosen.logits.requires_grad:
             return self.model.classify_masked(view, chosen.keep)
         # No gradient into the scores: the predictor may run on the kept tokens alone.
-        index, valid = gather_slots(chosen.keep > 0.5, self.model.slots(view))
-        return self.model.classify_gathered(view, index, valid)
+        slots = slot_count(chosen.keep.shape[1], *fraction)
+        return self.model.classify_gathered(view, *gather_slots(chosen.keep > 0.5, slots))
+
+    def _teacher_targets(self, batch: Batch) -> TeacherTargets | None:
+        if not (self.form.uses_teacher_targets or self.spec.lambda_feature > 0):
+            return None
+        assert self.targets is not None
+        return self.targets(batch)
 
     def _compare(
-        self, teacher: Teacher, batch: Batch, found: Candidates, chosen: Draw, tau: float
+        self,
+        teacher: Teacher,
+        batch: Batch,
+        found: Candidates,
+        chosen: Draw,
+        targets: TeacherTargets | None,
+        tau: float,
     ) -> tuple[Tensor, Tensor]:
         """KL_R, and the teacher's logits ``[batch, class]`` for KL_Y."""
-        targets, draw = None, None
-        if self.form.uses_teacher_targets:
-            assert self.targets is not None
-            targets = self.targets(batch)
+        draw = None
         if self.form.uses_teacher_draws:
             draw = self._teacher_draw(teacher, batch, tau)
         divergence = self._rationale_kl(found, chosen, targets, draw, tau)
@@ -392,6 +424,5 @@ __all__ = [
     "TeacherTargets",
     "ValueRegression",
     "random_subset",
-    "select_exactly_k",
     "shapley_subset",
 ]

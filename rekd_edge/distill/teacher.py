@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rekd_edge.distill import attribution
+from rekd_edge.distill.features import pooled_features
 from rekd_edge.distill.targets import TeacherTargets, rationale_and_answer
 from rekd_edge.distill.transfer import (
     Quantity,
@@ -37,24 +38,33 @@ class Teacher:
     """
 
     def __init__(
-        self, model: Rationalist, student: Rationalist, masking: Masking = "exclude"
+        self,
+        model: Rationalist,
+        student: Rationalist,
+        masking: Masking = "exclude",
+        *,
+        features: bool = False,
     ) -> None:
         self.masking: Masking = masking
         self.model = model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.student = student
+        self.features = features
+        """Whether targets hold the predictor's pooled features."""
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> TeacherTargets:
         """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
         its prediction from its own rationale."""
-        scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
+        with pooled_features(self.model.predictor) as pooled:
+            scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
         mine = self._student_view(batch)
         score = self._carried_score(scores.score, batch, scores.view, mine)
         keep = keep_top_k(score, mine.selectable, self.student.budget(mine))
         threshold = selection_threshold(score, mine.selectable, keep)
-        return TeacherTargets(score - threshold, keep, logits)
+        features = pooled[0] if self.features else None
+        return TeacherTargets(score - threshold, keep, logits, features)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

@@ -16,6 +16,9 @@ WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
 """Values of ``data.source`` that read ``data.path``."""
 
+EXACTLY_K_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity", "lambda_feature")
+"""Keys of an objective that only ``selection: exactly_k`` reads."""
+
 Location = tuple[int | str, ...]
 
 
@@ -36,6 +39,10 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
                 ("teacher", "train", "warmup", "selector"),
                 "a teacher has no teacher to learn from (use 'mask_gradient' or 'occlusion')",
             )
+        yield from _objective_problems(("teacher", "objective"), recipe.teacher.objective, recipe)
+        if recipe.teacher.objective.lambda_feature > 0:
+            where = ("teacher", "objective", "lambda_feature")
+            yield where, "a teacher has no teacher whose features it could learn"
     yield from _rationalist_problems(
         ("student",), recipe.student, recipe.modality, recipe.data.image_size
     )
@@ -45,6 +52,10 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
 def _objective_problems(
     location: Location, objective: ObjectiveSpec, recipe: Recipe
 ) -> Iterator[tuple[Location, str]]:
+    schedule = objective.ratio_schedule
+    if schedule is not None and schedule.start < recipe.rationale_ratio:
+        below = f"is below rationale_ratio ({recipe.rationale_ratio}), but the budget only falls"
+        yield (*location, "ratio_schedule", "start"), below
     form = objective.form
     if recipe.modality == "image":
         for key in ("select_special", "count_padding"):
@@ -63,6 +74,11 @@ def _objective_problems(
             (*location, "select_special"),
             "needs selectors of kind: blocks, which alone score [CLS]: set select_special: false",
         )
+    if form.selection != "exactly_k":
+        unused = ObjectiveSpec()
+        for key in EXACTLY_K_KEYS:
+            if getattr(objective, key) != getattr(unused, key):
+                yield (*location, key), f"has no meaning where selection is {form.selection!r}"
 
 
 def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, str]]:

@@ -172,9 +172,19 @@ class TemperatureSpec(Spec):
         return self
 
 
+class RatioScheduleSpec(Spec):
+    """A budget that starts large: the share of tokens kept in joint training falls linearly from
+    `start` to `rationale_ratio`. Evaluation and export keep `rationale_ratio` throughout."""
+
+    start: Ratio = 1.0
+    until: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Share of the joint steps over which it falls."""
+
+
 class ObjectiveSpec(Spec):
     """L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R +
-    T^2 * KL_Y]; see rekd_edge/losses.py and docs/deviations.md.
+    T^2 * KL_Y + lambda_feature * SP] + lambda_contiguity * TV; see rekd_edge/losses.py and
+    docs/deviations.md.
 
     `name` chooses a preset of the keys that are null; a key that is stated overrides it."""
 
@@ -215,6 +225,8 @@ class ObjectiveSpec(Spec):
     `accuracy` (deploy)."""
     alpha: Probability = 0.5
     """Weight of the task loss against the distillation losses."""
+    alpha_end: Probability | None = None
+    """Where alpha ends: it changes linearly over the joint steps. Null keeps it constant."""
     lambda_rationale: float = Field(default=0.5, ge=0)
     lambda_select: float = Field(default=0.0, ge=0)
     """Weight of the budget penalty of `selection: bernoulli`; exactly_k needs none."""
@@ -226,6 +238,21 @@ class ObjectiveSpec(Spec):
     """T of the keep probabilities compared by `rationale_kd: centred`."""
     selection_noise: float = Field(default=1.0, ge=0)
     """exactly_k: scale of the Gumbel noise added to scores while training, times tau."""
+    estimator: Literal["sigmoid", "soft_top_k", "subset_softmax", "perturbed"] = "sigmoid"
+    """exactly_k: whose gradient the hard selection carries (tau is its width): a sigmoid around the
+    k-th score, the same solved to sum to k, k successive softmaxes, or the mean top-k under
+    Gaussian noise; see rekd_edge/selection/estimators.py."""
+    estimator_samples: int = Field(default=64, ge=2)
+    """Draws of `perturbed` for each example and step."""
+    ratio_schedule: RatioScheduleSpec | None = None
+    """exactly_k: a budget that falls from large to `rationale_ratio`; null keeps it constant."""
+    lambda_contiguity: float = Field(default=0.0, ge=0)
+    """exactly_k: weight of the total variation of the keep probabilities between neighbouring
+    tokens or patches, so that rationales come in fewer pieces."""
+    lambda_feature: float = Field(default=0.0, ge=0)
+    """exactly_k, with a teacher: weight of the feature transfer, which compares which examples of a
+    batch the two predictors find alike (no projection, any two widths). The term is small, at most
+    4 / batch size: Tung & Mori (2019) weigh it by 3000."""
 
     @property
     def form(self) -> ObjectiveForm:
@@ -296,6 +323,9 @@ class TrainSpec(Spec):
     warmup: WarmupSpec = WarmupSpec()
     checkpoint_every_steps: int = Field(default=200, ge=1)
     """Steps between resumable checkpoints; one is also written at every epoch's end."""
+    monitor: bool = True
+    """Watch joint training for collapse, interlocking and label leakage at every evaluation of
+    the development split (docs/warnings.md). It changes nothing in training."""
 
 
 class RationalistSpec(Spec):

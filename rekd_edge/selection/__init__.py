@@ -4,6 +4,7 @@ Everything here is a pure function of tensors, apart from models and training.
 """
 
 from rekd_edge.selection.budget import budget_fraction, rationale_budget, slot_count
+from rekd_edge.selection.estimators import Estimator, select_top_k, soft_selection
 from rekd_edge.selection.gumbel import bernoulli_straight_through, gumbel_noise
 from rekd_edge.selection.topk import (
     LOWEST_SCORE,
@@ -17,6 +18,7 @@ from rekd_edge.selection.topk import (
 
 __all__ = [
     "LOWEST_SCORE",
+    "Estimator",
     "bernoulli_straight_through",
     "budget_fraction",
     "gather_slots",
@@ -24,8 +26,10 @@ __all__ = [
     "gumbel_noise",
     "keep_top_k",
     "rationale_budget",
+    "select_top_k",
     "selection_margin",
     "selection_threshold",
     "slot_count",
+    "soft_selection",
     "straight_through_top_k",
 ]

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
 
+from rekd_edge.cli.app import app
 from rekd_edge.data.load import load_data
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.split import ArraySplit
-from rekd_edge.distill.loop import DevResult
+from rekd_edge.distill.loop import Silent
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.evaluate_pipeline import evaluate_run
 from rekd_edge.pipeline import train_run
@@ -28,17 +30,11 @@ ROOT = Path(__file__).parents[2]
 PLANTED = ("data.source=planted-evidence", "data.max_length=64", "rationale_ratio=0.25")
 
 
-class InterruptAfter:
+class InterruptAfter(Silent):
     """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
-
-    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
-        return
-
-    def epoch(self, name: str, result: DevResult) -> None:
-        return
 
     def step(self, terms: dict[str, float]) -> None:
         self.left -= 1
@@ -75,14 +71,8 @@ def without_judge(folder: Path) -> Run:
     )
 
 
-def rekd_edge(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rekd_edge", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+def evaluate(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, words)])
 
 
 def test_the_report_on_planted_evidence(planted: Run, other_seed: Run) -> None:
@@ -216,40 +206,54 @@ def test_images_with_masks(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_a_table_or_json(planted: Run, other_seed: Run) -> None:
-    done = rekd_edge("evaluate", planted.path, "--against", other_seed.path, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+    done = evaluate(planted.path, "--against", other_seed.path, "--device", "cpu")
+    assert done.exit_code == 0, done.output
     for words in ("accuracy", "sufficiency", "AOPC", "token F1", "IOU F1", "Jaccard with other"):
         assert words in done.stdout
     assert "judged by: teacher judge" in done.stdout
-    done = rekd_edge("evaluate", planted.path, "--json", "-", "--no-lexicon")
+    done = evaluate(planted.path, "--json", "-", "--no-lexicon")
     document = json.loads(done.stdout)
     assert [gold["name"] for gold in document["gold"]] == ["planted evidence"]
 
 
-def test_bad_input_exits_with_one_message(
+def test_bad_input_is_named(
     planted: Run, other_seed: Run, without_judge: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    for words, exit_code, message in (
-        ((tmp_path / "empty",), 2, "is no run folder"),
-        ((planted.path, "--split", "all"), 2, "--split 'all': no such split"),
-        ((planted.path, "--device", "tpu"), 2, "unknown device 'tpu'"),
-        ((planted.path, "--against", tmp_path / "none"), 2, "is no run folder"),
-        ((planted.path, "--against", planted.path), 2, "this run is given twice"),
-        ((planted.path, "--against", without_judge.path), 2, "it was trained on other data"),
+    for words, message in (
+        ((tmp_path / "empty",), "is no run folder"),
+        ((planted.path, "--device", "tpu"), "unknown device 'tpu'"),
+        ((planted.path, "--against", tmp_path / "none"), "is no run folder"),
+        ((planted.path, "--judge", tmp_path / "none"), "is no run folder"),
+        ((planted.path, "--against", planted.path), "this run is given twice"),
+        ((planted.path, "--against", without_judge.path), "it was trained on other data"),
+        ((planted.path, "--judge", without_judge.path), "it reads its input as other tokens"),
+        (
+            (without_judge.path, "--judge", without_judge.path),
+            "kept no predictor of random subsets",
+        ),
     ):
-        done = rekd_edge("evaluate", *words)
-        assert done.returncode == exit_code, done.stderr
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        done = evaluate(*words)
+        assert isinstance(done.exception, UsageError), done.output
+        assert done.exception.exit_code == 2
+        assert message in str(done.exception)
         assert done.stdout == ""
 
 
-def test_runs_that_cannot_be_measured_are_refused(
-    planted: Run, without_judge: Run, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match="kept no predictor of random subsets"):
-        evaluate_run(without_judge, judge_run=without_judge, device="cpu")
+def test_an_unknown_split_exits_with_2_and_one_message(planted: Run) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rekd_edge", "evaluate", str(planted.path), "--split", "all"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == ("error: --split 'all': no such split\n  hint: use train, dev or test\n")
+    assert done.stdout == ""
+
+
+def test_runs_that_cannot_be_measured_are_refused(planted: Run, tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", *PLANTED, "task=classify")
     with pytest.raises(UsageError, match="holds a plain classifier"):
         evaluate_run(plain, device="cpu")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rekd_edge.distill.loop import DevResult
+from rekd_edge.distill.monitor import TrainingWarning
 from rekd_edge.errors import UsageError
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import load_recipe
@@ -31,6 +32,9 @@ class InterruptAfter:
         return
 
     def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+    def warning(self, warning: TrainingWarning) -> None:
         return
 
     def step(self, terms: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from rekd_edge.data.preprocess import TextPreprocessor
 from rekd_edge.distill.loop import DevResult, DivergedError
+from rekd_edge.distill.monitor import TrainingWarning
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import find_recipe, load_recipe
@@ -35,6 +37,9 @@ class InterruptAfter:
         return
 
     def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+    def warning(self, warning: TrainingWarning) -> None:
         return
 
     def step(self, terms: dict[str, float]) -> None:
@@ -140,6 +145,103 @@ def test_the_paper_objective_trains(tmp_path: Path) -> None:
     lines = (run.path / "student" / "log.jsonl").read_text().splitlines()
     joint = [json.loads(line) for line in lines if '"joint"' in line]
     assert {"ce", "budget", "kl_rationale", "kl_prediction", "selected_share"} <= set(joint[-1])
+
+
+def joint_entries(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "student" / "log.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [entry for entry in entries if entry["phase"] == "joint"]
+
+
+EVERYTHING = (
+    "objective.ratio_schedule.until=0.6",
+    "objective.lambda_contiguity=0.1",
+    "objective.lambda_feature=1",
+    "objective.alpha_end=0.9",
+    "objective.estimator_samples=8",
+)
+
+
+@pytest.mark.parametrize("estimator", ["soft_top_k", "subset_softmax", "perturbed"])
+def test_every_estimator_trains_with_all_that_an_objective_can_add(
+    finished: Path, estimator: str, tmp_path: Path
+) -> None:
+    changes = [*EVERYTHING, f"objective.estimator={estimator}", f"teacher.run={finished}"]
+    run = train_run(smoke(*changes), tmp_path / "run", device="cpu")
+    last = joint_entries(run.path)[-1]
+    assert {"ce", "kl_rationale", "kl_prediction", "feature", "contiguity"} <= set(last)
+    report = run.report("fuse")
+    assert report is not None
+    assert report["modes"]["top_k_gathered"]["kept_share"] < 0.3  # evaluated at the recipe's ratio
+
+
+def test_a_frozen_selector_runs_gathered_under_a_falling_budget(
+    finished: Path, tmp_path: Path
+) -> None:
+    frozen = "student.train.selector_learning_rate=0"
+    recipe = smoke(*EVERYTHING, frozen, f"teacher.run={finished}")
+    run = train_run(recipe, tmp_path / "run", device="cpu")
+    assert joint_entries(run.path)
+
+
+def test_a_run_with_everything_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    recipe = smoke(*EVERYTHING, "objective.estimator=perturbed", f"teacher.run={finished}")
+    train_run(recipe, tmp_path / "whole", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        train_run(recipe, tmp_path / "broken", device="cpu", listener=InterruptAfter(11))
+    train_run(recipe, tmp_path / "broken", device="cpu", resume=True)
+    expected, found = (weights(tmp_path / name, "student") for name in ("whole", "broken"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_patches_can_be_asked_to_hang_together(tmp_path: Path) -> None:
+    recipe = load_recipe(find_recipe("smoke/image"), ["task=extract", *EVERYTHING])
+    run = train_run(recipe, tmp_path / "run", device="cpu")
+    assert 0 <= joint_entries(run.path)[-1]["contiguity"] <= 1
+
+
+def test_a_warning_reaches_the_report_the_log_and_the_terminal(tmp_path: Path) -> None:
+    """So cold a surrogate has no gradient: the selector cannot learn, and the run says so."""
+    overrides = [
+        "task=extract",
+        "objective.temperature={start: 1.0e-7, end: 1.0e-7}",
+        "objective.selection_noise=0",
+        "student.train.warmup.selector=none",
+    ]
+    command = [sys.executable, "-m", "rekd_edge", "distill", "smoke/text", "--device", "cpu"]
+    for override in overrides:
+        command += ["--set", override]
+    result = subprocess.run(
+        [*command, "--output", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"COLUMNS": "400"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    run = open_run(tmp_path / "run")
+    report = run.report("distill")
+    assert report is not None
+    (warning,) = report["warnings"]
+    assert (warning["role"], warning["kind"]) == ("student", "stalled_selector")
+    assert warning["evidence"]["gradient_ratio"] < 1e-5
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("warning")]
+    assert warning["message"] in line
+    assert warning["advice"] in line
+    logged = (run.path / "student" / "log.jsonl").read_text().splitlines()
+    (entry,) = [json.loads(row) for row in logged if '"joint/warning"' in row]
+    assert entry["warning"]["kind"] == "stalled_selector"
+
+
+def test_the_monitor_changes_nothing_in_training(finished: Path, tmp_path: Path) -> None:
+    off = smoke("student.train.monitor=false", f"teacher.run={finished}")
+    train_run(off, tmp_path / "off", device="cpu")
+    expected, found = weights(finished, "student"), weights(tmp_path / "off", "student")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    log = (tmp_path / "off" / "student" / "log.jsonl").read_text()
+    assert "monitor" not in log
+    assert '"joint/monitor"' in (finished / "student" / "log.jsonl").read_text()
 
 
 def test_gradient_accumulation_and_bf16(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ import math
 
 import pytest
 
-from rekd_edge.recipe.schema import TemperatureSpec
+from rekd_edge.recipe.schema import ObjectiveSpec, RatioScheduleSpec, TemperatureSpec
 from rekd_edge.schedules import (
+    alpha_at,
     learning_rate_factor,
     published_temperature_at,
+    ratio_at,
     temperature_at,
 )
+from rekd_edge.selection import budget_fraction
 
 
 def test_temperature_follows_the_published_schedule() -> None:
@@ -62,3 +65,21 @@ def test_learning_rate_rises_then_follows_its_kind(kind: str, middle: float, end
 def test_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown"):
         learning_rate_factor(1, 10, warmup_share=0, kind="step")
+
+
+def test_alpha_goes_from_its_start_at_the_first_step_to_its_end_at_the_last() -> None:
+    spec = ObjectiveSpec(alpha=0.2, alpha_end=0.8)
+    assert [alpha_at(step, 4, spec) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert alpha_at(0, 1, spec) == 0.2
+    assert alpha_at(3, 4, ObjectiveSpec(alpha=0.2)) == 0.2
+
+
+def test_the_ratio_falls_linearly_and_then_is_the_recipes() -> None:
+    schedule = RatioScheduleSpec(start=1.0, until=0.5)
+    found = [ratio_at(step, 8, schedule, 0.2) for step in range(8)]
+    assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2, 0.2])
+    assert ratio_at(3, 8, None, 0.2) == 0.2
+    exact = 0.123456789
+    assert ratio_at(7, 8, schedule, exact) == exact
+    # Budgets of a falling ratio are integers that cannot overflow.
+    assert all(budget_fraction(ratio_at(s, 997, schedule, exact))[1] <= 10_000 for s in range(498))
