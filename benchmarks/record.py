@@ -1,6 +1,7 @@
-"""Turns a comparison's summary into a recorded result: NAME.json and its table NAME.md.
+"""Turns a comparison's or a suite's result into a recorded one: NAME.json and its table NAME.md.
 
 python benchmarks/record.py runs/demo/summary.json movie-review-snippets --command "make demo"
+python benchmarks/record.py runs/deviations/suite.json deviations --command "rekd-edge suite ..."
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ ROWS = {
 
 def table(summary: dict[str, Any]) -> str:
     """The result as Markdown; every figure is read from ``summary``."""
+    if "suite" in summary:
+        from rekd_edge.suite import suite_table
+
+        return f"{suite_table(summary)}\n{summary['date']}. `{summary['command']}`\n"
     latency = summary.get("latency_ratio", {})
     candidates = summary.get("bench", {}).get("candidates", {})
     lines = ["| model | test accuracy | latency | p50 ms |", "|---|---|---|---|"]

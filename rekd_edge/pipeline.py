@@ -448,7 +448,8 @@ class _Trainer:
         targets = None
         if teacher is not None:
             self._refuse_foreign_positions(objective)
-            if objective.form.uses_teacher_targets or warmup.selector.startswith("teacher"):
+            learned = warmup.selector.startswith("teacher") or objective.lambda_feature > 0
+            if learned or objective.form.uses_teacher_targets:
                 targets = self._targets(teacher, train)
         # A published-style teacher never saw random subsets, so it cannot judge them.
         excludes = objective.form.masking == "exclude"

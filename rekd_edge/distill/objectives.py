@@ -347,7 +347,7 @@ class JointObjective(nn.Module):
     def _classify(self, view: TokenView, chosen: Draw, fraction: tuple[int, int]) -> Tensor:
         if self.form.selection == "bernoulli" or self.form.masking == "zero":
             return classify(self.model, view, chosen.keep, chosen.num_prefix, self.form.masking)
-        if chosen.keep.requires_grad:
+        if chosen.logits.requires_grad:
             return self.model.classify_masked(view, chosen.keep)
         # No gradient into the scores: the predictor may run on the kept tokens alone.
         slots = slot_count(view.content.shape[1], *fraction)
@@ -430,6 +430,5 @@ __all__ = [
     "TeacherTargets",
     "ValueRegression",
     "random_subset",
-    "select_exactly_k",
     "shapley_subset",
 ]
