@@ -61,7 +61,7 @@ def _objective_problems(
         unused = ObjectiveSpec()
         for key in EXACTLY_K_KEYS:
             if getattr(objective, key) != getattr(unused, key):
-                yield (*location, key), "has no meaning without selection: exactly_k"
+                yield (*location, key), f"has no meaning where selection is {form.selection!r}"
     if recipe.modality == "image":
         for key in ("select_special", "count_padding"):
             if getattr(objective, key):

@@ -108,8 +108,9 @@ def test_the_loss_is_the_documented_sum() -> None:
     )
     examples = batch([0, 1, 2, 3])
 
-    targets = Teacher(teacher, student, features=True).targets
-    objective = JointObjective(student, spec, targets)
+    taught_by = Teacher(teacher, student, features=True)
+    targets = taught_by.targets
+    objective = JointObjective(student, spec, taught_by, targets)
     terms = objective(examples, Progress(1, 3))
     alpha, kd = 0.4, spec.kd_temperature**2
     distilled = 0.7 * terms["kl_rationale"] + kd * terms["kl_prediction"] + 30 * terms["feature"]
@@ -125,3 +126,22 @@ def test_the_loss_is_the_documented_sum() -> None:
     assert float(terms["contiguity"]) > 0
     terms["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_teacher_may_answer_from_the_whole_input() -> None:
+    teacher, student = rationalist(16, seed=0), rationalist(24, seed=1)
+    examples = batch([0, 1, 2, 3])
+    view = teacher.predictor.encoder.view(examples.inputs)
+    full = Teacher(teacher, student, full_input=True)
+    spec = ObjectiveSpec(
+        teacher_prediction="full_input", alpha=0, lambda_rationale=0, selection_noise=0
+    )
+    terms = JointObjective(student, spec, full, full.targets)(examples, Progress(0, 3))
+    kind = spec.kd_temperature
+    theirs = F.log_softmax(teacher.classify_masked(view, view.selectable) / kind, dim=1)
+    ours = F.log_softmax(student(examples.inputs) / kind, dim=1)
+    expected = (theirs.exp() * (theirs - ours)).sum(dim=1).mean() * kind**2
+    assert float(terms["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    own = Teacher(teacher, student).targets(examples)
+    assert not torch.allclose(own.logits, full.targets(examples).logits)
+    assert torch.equal(own.keep, full.targets(examples).keep)
