@@ -105,7 +105,7 @@ def selection_forward(
         keep = selectable
     else:
         keep = model.keep(scores)
-    if mode == "top_k_gathered":
+    if mode in {"top_k_gathered", "sampled_top_k"}:
         index, valid = gather_slots(keep, model.slots(view))
         logits = model.classify_gathered(view, index, valid)
     elif mode.endswith("zeroed"):
