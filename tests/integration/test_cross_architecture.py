@@ -184,7 +184,12 @@ def test_a_teacher_of_other_words_teaches_and_the_student_is_exported(text_run: 
     "changes",
     [
         ["student.train.warmup.selector=teacher_gradient"],
-        ["objective.name=paper", "student.train.warmup.selector=teacher_and_own"],
+        [
+            "objective.name=paper",
+            "objective.select_special=false",
+            "objective.count_padding=false",
+            "student.train.warmup.selector=teacher_and_own",
+        ],
     ],
 )
 def test_every_way_of_learning_from_other_words(
@@ -199,6 +204,15 @@ def test_every_way_of_learning_from_other_words(
     assert report is not None
     assert first is not None
     assert report["teacher"]["test"] == first["teacher"]["test"]
+
+
+def test_padding_and_special_tokens_of_other_words_are_not_compared(
+    text_run: Run, tmp_path: Path
+) -> None:
+    changes = [f"teacher.run={text_run.path}", "objective.name=paper"]
+    recipe = load_recipe(find_recipe("smoke/text"), changes)
+    with pytest.raises(UsageError, match="of another tokenizer"):
+        train_run(recipe, tmp_path / "run", device="cpu")
 
 
 def test_a_resumed_run_finds_its_teacher_again(text_run: Run) -> None:
