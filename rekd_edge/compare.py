@@ -149,7 +149,14 @@ def finished_run(
         run = open_run(folder)
         if run.info.get("status") == "finished" and run.recipe == recipe:
             return run
-    return train_run(recipe, folder, resume=True, device=device, listener=listener)
+    return train_run(
+        recipe,
+        folder,
+        resume=True,
+        device=device,
+        listener=listener,
+        with_fuse_report=recipe.task == "distill",
+    )
 
 
 def _accuracy(report: dict[str, Any], role: str) -> float:

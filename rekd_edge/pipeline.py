@@ -125,8 +125,11 @@ def train_run(
     resume: bool = False,
     device: str = "auto",
     listener: ProgressListener | None = None,
+    with_fuse_report: bool = True,
 ) -> Run:
     """Trains what ``recipe.task`` asks for into ``output`` and evaluates it on the test split.
+
+    The fuse report takes a dozen passes over that split; without it a run is compared, not shipped.
 
     Raises:
         UsageError: ``output`` holds another run, or a run and ``resume`` is off; unusable recipe.
@@ -140,7 +143,7 @@ def train_run(
     with accelerator.main_process_first():  # one process fills the caches
         data = load_data(recipe)
     trainer = _Trainer(recipe, data, output, device, resume, listener)
-    results = trainer.train()
+    results = trainer.train(with_fuse_report)
     info = {
         "status": "finished",
         "task": recipe.task,
@@ -211,7 +214,7 @@ class _Trainer:
         """The teacher's, where it is another than the student's."""
         self.is_main = make_accelerator(recipe.student.train, device).is_main_process
 
-    def train(self) -> dict[str, Any]:
+    def train(self, with_fuse_report: bool) -> dict[str, Any]:
         recipe, classes = self.recipe, len(self.data.label_names)
         if self.is_main:
             write_json(self.output / LABELS_FILE, list(self.data.label_names))
@@ -237,16 +240,17 @@ class _Trainer:
         )
         if teacher is not None:
             results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
-        fused = fuse(
-            student,
-            label_names=self.data.label_names,
-            max_length=recipe.data.max_length if recipe.modality == "text" else None,
-        )
         student.cpu()
+        if with_fuse_report:
+            self._report_fuse(student)
+        return results
+
+    def _report_fuse(self, student: Rationalist) -> None:
+        max_length = self.recipe.data.max_length if self.recipe.modality == "text" else None
+        fused = fuse(student, label_names=self.data.label_names, max_length=max_length)
         report = fuse_report(student, fused, lambda: self._loader(self.data.test))
         if self.is_main:
             write_json(self.output / "reports" / "fuse.json", report.to_json())
-        return results
 
     def _teacher(self, results: dict[str, Any]) -> Rationalist:
         spec = self.recipe.teacher

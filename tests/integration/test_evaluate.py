@@ -139,7 +139,7 @@ def test_the_judges_of_a_resumed_run_are_the_same(planted: Run, tmp_path: Path, 
 
 
 def test_training_never_sees_the_gold(planted: Run) -> None:
-    assert {field.name for field in fields(Batch)} == {"inputs", "labels", "index"}
+    assert {field.name for field in fields(Batch)} == {"inputs", "labels", "index", "teacher"}
     data = load_data(planted.recipe)
     assert isinstance(data.train, ArraySplit)
     assert data.train.gold is not None
@@ -150,6 +150,7 @@ def test_training_never_sees_the_gold(planted: Run) -> None:
         strict=True,
     ):
         assert one.inputs.keys() == other.inputs.keys() == {"input_ids", "attention_mask"}
+        assert one.teacher is None
         assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
 
 
