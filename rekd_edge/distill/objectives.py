@@ -75,7 +75,7 @@ class ClassifyObjective(nn.Module):
 
 
 class PredictorWarmup(nn.Module):
-    """The predictor on random subsets of ratio U(rationale_ratio, 1).
+    """The predictor on random subsets, of one ratio U(rationale_ratio, 1) for each batch.
 
     L = CE, or with a teacher alpha * CE + (1 - alpha) * T^2 * KL_Y, where the teacher's predictor
     answers from the same subset (it was trained on random subsets too, and is an honest judge of
@@ -95,11 +95,11 @@ class PredictorWarmup(nn.Module):
         spec, teacher = self.spec, self.teacher
         view = self.model.predictor.encoder.view(batch.inputs)
         keep = random_subset(view, self.model.rationale_ratio)
-        logits = self.model.classify_masked(view, keep)
+        logits = self.model.classify_subset(view, keep)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if teacher is not None:
-            answer = teacher.classify_masked(batch, keep)
+            answer = teacher.classify_subset(batch, keep)
             terms["kl_prediction"] = losses.prediction_kl(
                 answer, logits, temperature=spec.kd_temperature
             )
@@ -110,10 +110,11 @@ class PredictorWarmup(nn.Module):
 
 
 def random_subset(view: TokenView, smallest_ratio: float) -> Tensor:
-    """A uniformly random subset of each example, of ratio U(smallest_ratio, 1); bool
-    ``[batch, token]``, never empty where a token is selectable."""
+    """A uniformly random subset of each example, of one ratio U(smallest_ratio, 1) for the whole
+    batch, so that its examples need about the same number of slots; bool ``[batch, token]``,
+    never empty where a token is selectable."""
     count = view.selectable.sum(dim=1)
-    ratio = torch.rand(count.shape, device=count.device) * (1 - smallest_ratio) + smallest_ratio
+    ratio = torch.rand((), device=count.device) * (1 - smallest_ratio) + smallest_ratio
     budget = torch.minimum((count * ratio).ceil().long().clamp_min(1), count)
     noise = torch.rand(view.selectable.shape, device=count.device)
     return keep_top_k(noise, view.selectable, budget)

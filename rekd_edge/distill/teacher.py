@@ -84,10 +84,10 @@ class Teacher:
         return self._carried_score(scores.score, batch, scores.view, self._student_view(batch))
 
     @torch.no_grad()
-    def classify_masked(self, batch: Batch, keep: Tensor) -> Tensor:
+    def classify_subset(self, batch: Batch, keep: Tensor) -> Tensor:
         """The teacher's logits from a subset of the student's tokens, bool ``[batch, token]``."""
         theirs = self._view(batch)
-        return self.model.classify_masked(theirs, self._carried_subset(keep, batch, theirs))
+        return self.model.classify_subset(theirs, self._carried_subset(keep, batch, theirs))
 
     @torch.no_grad()
     def answer(self, batch: Batch, keep: Tensor, prefix_keep: Tensor | None = None) -> Tensor:

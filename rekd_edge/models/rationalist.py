@@ -185,6 +185,12 @@ class Rationalist(nn.Module):
         position = gather_tokens(view.position, index)
         return self.predictor(content, position, valid)
 
+    def classify_subset(self, view: TokenView, keep: Tensor) -> Tensor:
+        """Logits from the tokens that bool ``keep`` ``[batch, token]`` keeps, gathered into as many
+        slots as any example needs: :meth:`classify_masked` for less."""
+        slots = max(1, int(keep.sum(dim=1).max()))
+        return self.classify_gathered(view, *gather_slots(keep, slots))
+
     def slots(self, view: TokenView) -> int:
         """Slots that hold any rationale of this batch."""
         return slot_count(view.content.shape[1], *self.ratio_fraction)

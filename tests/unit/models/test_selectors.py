@@ -162,3 +162,17 @@ def test_recipes_that_make_no_selector_are_refused(override: tuple[str, ...], me
 def test_a_shared_selector_deeper_than_the_predictor_is_refused() -> None:
     with pytest.raises(UsageError, match="the predictor has 1 block\\(s\\)"):
         build("text", ("kind=shared", "depth=2"))
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_a_gathered_subset_answers_as_a_masked_one(modality: str) -> None:
+    model = build(modality, ("kind=blocks",))
+    deployed = fused(model, modality)
+    inputs = deployed.named_inputs(deployed.example_inputs(batch=5, tokens=19))
+    view = model.predictor.encoder.view(inputs)
+    torch.manual_seed(0)
+    keep = (torch.rand(view.selectable.shape) < 0.4) & view.selectable
+    keep[0] = False  # nothing kept: the class token alone answers
+    assert torch.allclose(
+        model.classify_subset(view, keep), model.classify_masked(view, keep), atol=1e-5
+    )
