@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from rekd_edge.compare import Comparison
 
+BENCH_SECONDS = 5.0
+"""Least time that each file is measured; `rekd-edge bench` takes longer."""
+
 
 def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
@@ -75,6 +78,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _export(comparison: Comparison, output: Path, target: str) -> dict[str, Any]:
+    from rekd_edge.bench import BenchSettings
     from rekd_edge.export_pipeline import bench_bundle, export_bundle
 
     status = status_console()
@@ -87,7 +91,9 @@ def _export(comparison: Comparison, output: Path, target: str) -> dict[str, Any]
             hint=f"see {result.path / 'reason.json'}",
         )
     status.print("bench ...")
-    bench = bench_bundle(output / "bundle", run=run)
+    bench = bench_bundle(
+        output / "bundle", run=run, settings=BenchSettings(min_duration_s=BENCH_SECONDS)
+    )
     candidates = bench.to_json()["candidates"]
     ratios = {
         name: 1.0 if name == bench.reference else candidate["ratio"]["value"]

@@ -61,9 +61,13 @@ class Teacher:
         """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
         its prediction from its own rationale, or from the whole input."""
         with pooled_features(self.model.predictor) as pooled:
-            scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
             if self.full_input:
+                scores = self.model.selector(self._inputs(batch))
                 logits = self._full_answer(batch)
+            else:
+                scores, _, logits = rationale_and_answer(
+                    self.model, self._inputs(batch), self.masking
+                )
         mine = self._student_view(batch)
         score = self._carried_score(scores.score, batch, scores.view, mine)
         keep = keep_top_k(score, mine.selectable, self.student.budget(mine))
