@@ -26,6 +26,9 @@ def test_compare_trains_four_models_and_goes_on_where_it_stopped(tmp_path: Path)
     gain = summary["accuracy"]["rekd_student"] - summary["accuracy"]["extract_student"]
     assert summary["rekd_minus_extract_per_seed"] == [pytest.approx(gain)]
     assert comparison.spread("teacher") is None
+    # Only the run that may be shipped is evaluated under every way of selecting.
+    reports = tmp_path.rglob("fuse.json")
+    assert [path.parent.parent.name for path in reports] == ["seed-0"]
 
     finished = (tmp_path / "out" / "seed-0" / "run.json").read_bytes()
     again = compare(recipe, tmp_path / "out", seeds=[0, 1], device="cpu")

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from rekd_edge import losses
 from rekd_edge.distill.features import patch_grid, pooled_features
-from rekd_edge.distill.objectives import JointObjective, Progress
+from rekd_edge.distill.objectives import JointObjective, Progress, random_subset
 from rekd_edge.distill.targets import CachedTargets
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.encoder import BertEncoder
@@ -145,3 +145,19 @@ def test_a_teacher_may_answer_from_the_whole_input() -> None:
     own = Teacher(teacher, student).targets(examples)
     assert not torch.allclose(own.logits, full.targets(examples).logits)
     assert torch.equal(own.keep, full.targets(examples).keep)
+
+
+def test_random_subsets_of_a_batch_have_one_ratio() -> None:
+    student = rationalist(16, seed=0)
+    view = student.predictor.encoder.view(batch([0, 1, 2, 3]).inputs)
+    count = view.selectable.sum(dim=1)
+    shares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        keep = random_subset(view, 0.2)
+        assert not (keep & ~view.selectable).any()
+        kept = keep.sum(dim=1)
+        # k = ceil(ratio * count) for some ratio that all examples share
+        assert float(((kept - 1) / count).max()) < float((kept / count).min()) + 1e-6
+        shares.append(float((kept / count).mean()))
+    assert min(shares) < 0.5 < 0.8 < max(shares)
