@@ -34,7 +34,7 @@ def table(summary: dict[str, Any]) -> str:
         accuracy = f"{summary['accuracy'][row]:.3f}" + (f" ± {spread:.3f}" if spread else "")
         lines.append(f"| {title} | {accuracy} | {_latency(latency, candidates, timed)} |")
     if "masked" in latency:
-        title = "published form: masked, two passes"
+        title = "published masking, same selector"
         lines.append(f"| {title} | | {_latency(latency, candidates, 'masked')} |")
     gains = ", ".join(f"{gain * 100:+.1f}" for gain in summary["rekd_minus_extract_per_seed"])
     hardware = summary["hardware"]
