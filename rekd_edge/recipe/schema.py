@@ -266,7 +266,7 @@ class WarmupSpec(Spec):
     """What happens before joint training starts."""
 
     predictor_epochs: float = Field(default=0.0, ge=0)
-    """Epochs of the predictor on random subsets of ratio U(rationale_ratio, 1)."""
+    """Epochs of the predictor on random subsets, of one ratio U(rationale_ratio, 1) a batch."""
     selector: Literal[
         "none",
         "mask_gradient",
