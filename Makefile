@@ -28,6 +28,12 @@ test: lint ## lint, types, import rules and all tests but the slow ones
 test-slow: $(INSTALLED) ## the slow tests: installed wheel, whole runs
 	$(BIN)/python -m pytest -m slow
 
+.PHONY: test-more
+test-more: $(INSTALLED) ## the property tests over examples not tried before (`make test` repeats the same)
+	for round in 1 2 3 4 5; do \
+		$(BIN)/python -m pytest -q tests/property --hypothesis-profile=new-examples; \
+	done
+
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, pyright and the import rules
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from rekd_edge.bundle import BundleManifest
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 48
 IMAGE_SIZE = 64
+settings.register_profile("same-examples", derandomize=True)
+settings.register_profile("new-examples", print_blob=True)
+settings.load_profile("same-examples")
 RECIPE = """schema_version: 1
 name: tiny
 data:

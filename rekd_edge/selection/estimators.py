@@ -140,7 +140,7 @@ def _subset_softmax(
     """
     lowest = torch.finfo(torch.float64).min / 4
     left = score.double().masked_fill(~selectable, 0.0)
-    total = torch.zeros_like(left)
+    total = 0.0 * left  # also where every budget is 0: no weight, and a gradient of zeros
     for taken in range(int(budget.max()) if len(budget) else 0):
         share = torch.softmax((left / temperature).masked_fill(~selectable, lowest), dim=1)
         share = share * selectable

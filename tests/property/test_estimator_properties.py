@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rekd_edge.selection import Estimator, keep_top_k, select_top_k, soft_selection
@@ -26,6 +26,10 @@ def selections(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return torch.tensor(scores).float(), torch.tensor(selectable), torch.tensor(budgets)
 
 
+NOTHING_TO_KEEP = (torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.bool), torch.zeros(2).long())
+
+
+@example(NOTHING_TO_KEEP, "subset_softmax", 0.05)
 @given(selections(), st.sampled_from(ALL), st.sampled_from([0.05, 0.5, 5.0]))
 @settings(deadline=None, max_examples=150)
 def test_forward_is_the_exported_selection_and_gradients_stay_finite_and_off_the_padding(
@@ -34,7 +38,7 @@ def test_forward_is_the_exported_selection_and_gradients_stay_finite_and_off_the
     temperature: float,
 ) -> None:
     score, selectable, budget = selection
-    score.requires_grad_(True)
+    score = score.clone().requires_grad_(True)
     weight, keep = select_top_k(estimator, score, selectable, budget, temperature=temperature)
     assert torch.equal(keep, keep_top_k(score.detach(), selectable, budget))
     assert keep.sum(dim=1).tolist() == budget.tolist()
