@@ -1,7 +1,10 @@
 """Turns a comparison's or a suite's result into a recorded one: NAME.json and its table NAME.md.
 
-python benchmarks/record.py runs/demo/summary.json movie-review-snippets --command "make demo"
-python benchmarks/record.py runs/deviations/suite.json deviations --command "rekd-edge suite ..."
+python benchmarks/record.py movie-review-snippets runs/demo/summary.json --command "make demo"
+python benchmarks/record.py accuracy runs/text/suite.json runs/cifar10/suite.json \\
+    --command "rekd-edge suite ..." --command "rekd-edge suite ..."
+
+Several results make one record: NAME.json then holds them as `tables`.
 """
 
 from __future__ import annotations
@@ -65,19 +68,32 @@ def _latency(latency: dict[str, float], candidates: dict[str, Any], name: str | 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("summary", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name")
-    parser.add_argument("--command", required=True)
+    parser.add_argument("summaries", type=Path, nargs="+", metavar="summary")
+    parser.add_argument(
+        "--command", action="append", required=True, help="what made it; once for each summary"
+    )
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    summary = json.loads(options.summary.read_text(encoding="utf-8"))
-    summary["command"] = options.command
-    summary["date"] = datetime.now(UTC).date().isoformat()
+    if len(options.command) != len(options.summaries):
+        parser.error(f"{len(options.summaries)} summaries, {len(options.command)} --command")
+    tables = []
+    for path, command in zip(options.summaries, options.command, strict=True):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary["command"] = command
+        summary["date"] = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
+        tables.append(summary)
     options.results.mkdir(exist_ok=True)
     twin = options.results / f"{options.name}.json"
-    twin.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    text = f"# {options.name}\n\n{table(summary)}"
+    content = tables[0] if len(tables) == 1 else {"name": options.name, "tables": tables}
+    twin.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = f"# {options.name}\n"
+    for summary in tables:
+        title = f"\n## {summary['data']['name']}\n" if len(tables) > 1 else ""
+        text += f"{title}\n{table(summary)}"
     (options.results / f"{options.name}.md").write_text(text, encoding="utf-8")
     print(text)
 

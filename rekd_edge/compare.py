@@ -142,9 +142,15 @@ def compare(
 
 
 def finished_run(
-    recipe: Recipe, folder: Path, device: str, listener: ProgressListener | None
+    recipe: Recipe,
+    folder: Path,
+    device: str,
+    listener: ProgressListener | None,
+    *,
+    with_fuse_report: bool | None = None,
 ) -> Run:
-    """The run of ``recipe`` in ``folder``: as it is if it is finished, else trained or resumed."""
+    """The run of ``recipe`` in ``folder``: as it is if it is finished, else trained or resumed.
+    ``with_fuse_report`` is as :func:`train_run` has it; None asks for it in runs of a student."""
     if (folder / RUN_FILE).is_file():
         run = open_run(folder)
         if run.info.get("status") == "finished" and run.recipe == recipe:
@@ -155,7 +161,7 @@ def finished_run(
         resume=True,
         device=device,
         listener=listener,
-        with_fuse_report=recipe.task == "distill",
+        with_fuse_report=recipe.task == "distill" if with_fuse_report is None else with_fuse_report,
     )
 
 

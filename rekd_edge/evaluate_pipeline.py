@@ -29,7 +29,7 @@ from rekd_edge.evaluate.quality import AOPC_SHARES, Faithfulness, judge_rational
 from rekd_edge.evaluate.rationales import Rationales, collect_rationales
 from rekd_edge.evaluate.stability import Overlap, mean_overlap, overlap
 from rekd_edge.models.build import same_tokens
-from rekd_edge.models.encoder import VitEncoder
+from rekd_edge.models.encoder import PatchGrid
 from rekd_edge.models.rationalist import Predictor, Rationalist
 from rekd_edge.run_folder import Run
 
@@ -112,12 +112,14 @@ def evaluate_run(
     split: SplitName = "test",
     judge_run: Run | None = None,
     lexicon: bool | None = None,
+    limit: int | None = None,
     device: str = "auto",
 ) -> QualityReport:
     """Measures the rationales of the run's student and writes :func:`report_file`.
 
     ``judge_run`` lends its judge where the run's own is not wanted. ``lexicon`` adds the lexicon
-    proxy, by default for English sentiment sets.
+    proxy, by default for English sentiment sets. ``limit`` measures that many examples, drawn by
+    class and the same each time.
 
     Raises:
         UsageError: an unfinished run or a plain classifier; runs over other data; a judge of other
@@ -136,12 +138,15 @@ def evaluate_run(
         seen.add(other.path.resolve())
         _require_same_data(run, other)
     examples: Split = getattr(run.data(), split)
+    notes: list[str] = []
+    if limit is not None and limit < len(examples):
+        notes.append(f"measured on {limit} of the {len(examples)} {split} examples, by class")
+        examples = examples.take(stratified_limit(examples.labels, limit, seed=0))
     if split == "train" and len(examples) > PROBE_TRAIN_EXAMPLES:
         raise UsageError(
             f"the train split has {len(examples)} examples, more than {PROBE_TRAIN_EXAMPLES}",
-            hint="evaluate the dev or test split",
+            hint="evaluate the dev or test split, or set a limit",
         )
-    notes: list[str] = []
     rationales = collect_rationales(student, _loader(run, examples))
     faithfulness = _judge(run, judge_run, student, examples, rationales, where, notes)
     gold = _gold(run, examples, rationales, student, lexicon, notes)
@@ -201,8 +206,8 @@ def _loader(run: Run, split: Split) -> Any:
 
 
 def _grid(predictor: Predictor | Rationalist) -> tuple[int, int] | None:
-    part = predictor.selector if isinstance(predictor, Rationalist) else predictor
-    return part.encoder.grid if isinstance(part.encoder, VitEncoder) else None
+    reader = (predictor.predictor if isinstance(predictor, Rationalist) else predictor).encoder
+    return reader.grid if isinstance(reader, PatchGrid) else None
 
 
 def _judge(

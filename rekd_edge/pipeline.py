@@ -152,6 +152,7 @@ def train_run(
         "wall_s": round(time.monotonic() - started, 1),
         "data": dict(data.source),
         "weights": trainer.weights,
+        "precision": str(accelerator.mixed_precision),
         "versions": package_versions(),
         "hardware": hardware(),
     }

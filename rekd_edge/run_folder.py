@@ -14,10 +14,12 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rekd_edge.data import TaskData, load_data
+from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor, load_preprocessor
+from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse
@@ -26,6 +28,11 @@ from rekd_edge.models.build import Built, build_classifier, build_rationalist, s
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist
 from rekd_edge.recipe import load_recipe
 from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from rekd_edge.types import Batch
 
 RECIPE_FILE = "recipe.resolved.yaml"
 RUN_FILE = "run.json"
@@ -60,6 +67,13 @@ class Run:
     def data(self) -> TaskData:
         """The recipe's data, read on first use."""
         return self._data
+
+    def loader(
+        self, split: Literal["train", "dev", "test"], batch_size: int = 64
+    ) -> DataLoader[Batch]:
+        """The examples of a split in their order, as the student reads them."""
+        examples: Split = getattr(self.data(), split)
+        return make_loader(examples, self.preprocessor, batch_size=batch_size, shuffle=False)
 
     @property
     def max_length(self) -> int | None:

@@ -17,10 +17,12 @@ from rekd_edge.compare import TitledListener, finished_run
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.distill.loop import DivergedError
 from rekd_edge.errors import UsageError
+from rekd_edge.evaluate_pipeline import evaluate_run
+from rekd_edge.fuse.report import count_flops, mean_tokens
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.recipe.schema import RationalistSpec, Recipe
 from rekd_edge.recipe.suite_file import REPORTS, RowSpec, SuiteSpec, figure
-from rekd_edge.run_folder import Run
+from rekd_edge.run_folder import Run, open_run
 
 RESULT_FILE = "suite.json"
 TABLE_FILE = "suite.md"
@@ -106,6 +108,7 @@ def run_suite(
         {row.name: {} for row in suite.rows},
     )
     output.mkdir(parents=True, exist_ok=True)
+    fusing = any(column.value.startswith("fuse.") for column in suite.columns)
     for seed in chosen:
         for row in rows:
             if listener is not None:
@@ -113,7 +116,14 @@ def run_suite(
             recipe = recipes[row.name].model_copy(update={"seed": seed})
             try:
                 recipe = _with_shared_teacher(recipe, output, device, listener)
-                run = finished_run(recipe, output / row.name / f"seed-{seed}", device, listener)
+                run = finished_run(
+                    recipe,
+                    output / row.name / f"seed-{seed}",
+                    device,
+                    listener,
+                    with_fuse_report=fusing and recipe.task != "classify",
+                )
+                _report_on(run, suite, output, device)
             except DivergedError as error:
                 result.failures[row.name][seed] = error.message
             else:
@@ -156,6 +166,23 @@ def _with_shared_teacher(
     return recipe.model_copy(update={"teacher": loaded})
 
 
+def _report_on(run: Run, suite: SuiteSpec, output: Path, device: str) -> None:
+    """Writes the reports that the suite's columns read and training does not write."""
+    if run.recipe.task == "classify":
+        return
+    wanted = {column.value.partition(".")[0] for column in suite.columns}
+    if "flops" in wanted and run.report("flops") is None:
+        flops = count_flops(run.fused(), mean_tokens(run.loader("test")))
+        write_json(run.path / "reports" / "flops.json", flops.to_json())
+    if "quality" in wanted and run.report("quality") is None:
+        judge = open_run(output / str(suite.judge) / f"seed-{run.recipe.seed}")
+        teacher = judge.recipe.teacher
+        against = [] if teacher is None or teacher.run is None else [open_run(Path(teacher.run))]
+        evaluate_run(
+            run, against=against, judge_run=judge, limit=suite.judged_examples, device=device
+        )
+
+
 def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:
     reports = {name: run.report(name) for name in REPORTS}
     for column in result.suite.columns:
@@ -171,9 +198,12 @@ def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:
 def _at(reports: Mapping[str, Any], path: str) -> float | None:
     node: Any = reports
     for key in path.split("."):
-        if not isinstance(node, Mapping) or key not in node:
+        if isinstance(node, Mapping) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        else:
             return None
-        node = node[key]
     return node if isinstance(node, int | float) and not isinstance(node, bool) else None
 
 

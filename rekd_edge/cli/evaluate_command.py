@@ -42,6 +42,9 @@ def evaluate(
         bool | None,
         typer.Option(help="Compare with the lexicon proxy. [for English sentiment sets]"),
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure so many examples, drawn by class. [all]")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_path: JsonOption = None,
 ) -> None:
@@ -59,7 +62,13 @@ def evaluate(
     lender = None if judge is None else open_run(judge)
     with status_console().status("evaluating"):
         report = evaluate_run(
-            opened, against=others, split=split, judge_run=lender, lexicon=lexicon, device=device
+            opened,
+            against=others,
+            split=split,
+            judge_run=lender,
+            lexicon=lexicon,
+            limit=limit,
+            device=device,
         )
     emit(report.to_json(), json_path=json_path, render=lambda out: show(out, report))
 

@@ -504,9 +504,18 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision=train.precision,
+        mixed_precision=_precision(train, on_cpu=on_cpu),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def _precision(train: TrainSpec, *, on_cpu: bool) -> str:
+    if train.precision != "auto":
+        return train.precision
+    if on_cpu:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return "bf16" if capabilities.get("amx_bf16") else "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def make_optimizer(

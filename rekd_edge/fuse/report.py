@@ -51,6 +51,13 @@ class Flops:
         """Cost of selector and predictor relative to the plain classifier."""
         return (self.selector + self.predictor) / self.plain
 
+    def to_json(self) -> dict[str, Any]:
+        shares = {
+            "selector_share": round(self.selector_share, 4),
+            "student_share": round(self.student_share, 4),
+        }
+        return asdict(self) | shares
+
 
 @dataclass(frozen=True, slots=True)
 class FuseReport:
@@ -71,11 +78,7 @@ class FuseReport:
         return max(self.masked_gathered_difference, self.fused_difference) <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
-        shares = {
-            "selector_share": round(self.flops.selector_share, 4),
-            "student_share": round(self.flops.student_share, 4),
-        }
-        return {**asdict(self), "flops": asdict(self.flops) | shares, "passed": self.passed}
+        return {**asdict(self), "flops": self.flops.to_json(), "passed": self.passed}
 
 
 def fuse_report(
@@ -113,7 +116,7 @@ def fuse_report(
         )
     return FuseReport(
         modes=modes,
-        flops=count_flops(fused, _mean_tokens(make_loader())),
+        flops=count_flops(fused, mean_tokens(make_loader())),
         examples=len(gathered.labels),
         masked_gathered_difference=float((masked.logits - gathered.logits).abs().max()),
         fused_difference=_fused_difference(fused, gathered.logits, make_loader()),
@@ -131,7 +134,7 @@ def _fused_difference(
     return largest
 
 
-def _mean_tokens(loader: Iterable[Batch]) -> int:
+def mean_tokens(loader: Iterable[Batch]) -> int:
     """Mean number of attended tokens of a text, 0 for images."""
     total, examples = 0, 0
     for batch in loader:

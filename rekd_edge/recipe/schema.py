@@ -319,7 +319,9 @@ class TrainSpec(Spec):
     """Share of all steps in which the learning rate rises linearly from 0."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
     gradient_accumulation: int = Field(default=1, ge=1)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "auto", "bf16", "fp16"] = "no"
+    """Mixed precision of matrix products; weights stay float32. `auto`: bf16 where the machine
+    multiplies it natively (CUDA from compute capability 8.0, CPUs with AMX), otherwise none."""
     warmup: WarmupSpec = WarmupSpec()
     checkpoint_every_steps: int = Field(default=200, ge=1)
     """Steps between resumable checkpoints; one is also written at every epoch's end."""

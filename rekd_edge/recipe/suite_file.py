@@ -14,8 +14,9 @@ from rekd_edge.recipe.document import MAX_BYTES, Problem, dotted, parse
 from rekd_edge.recipe.load import InvalidRecipeError, find_recipe, load_recipe
 from rekd_edge.recipe.schema import Recipe, Spec
 
-REPORTS = ("distill", "fuse")
-"""Reports of a run that a column can read."""
+REPORTS = ("distill", "fuse", "flops", "quality")
+"""Reports of a run that a column can read: those of training and fusing, the operations alone, and
+what `rekd-edge evaluate` says of its rationales."""
 ROW_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -26,6 +27,8 @@ class RowSpec(Spec):
     """Names the row's folder."""
     title: str = ""
     """What the table calls it; empty: the name."""
+    recipe: str | None = None
+    """Another recipe than the suite's, as `recipe` there."""
     overrides: tuple[str, ...] = ()
     """`key.path=value` over the suite's recipe, as `--set` of the commands."""
     against: str | None = None
@@ -37,7 +40,8 @@ class ColumnSpec(Spec):
 
     title: str = Field(min_length=1)
     value: str = Field(pattern=rf"^({'|'.join(REPORTS)})(\.[A-Za-z0-9_]+)+$")
-    """Where it stands in the run's reports, e.g. `distill.student.test.accuracy`."""
+    """Where it stands in the run's reports, e.g. `distill.student.test.accuracy`; a number in it
+    counts the places of a list."""
 
 
 class SuiteSpec(Spec):
@@ -54,10 +58,20 @@ class SuiteSpec(Spec):
     rows: tuple[RowSpec, ...] = Field(min_length=1)
     columns: tuple[ColumnSpec, ...] = Field(min_length=1)
     """The first column is the one that rows are compared by."""
+    judge: str | None = None
+    """For columns of `quality`: the first row's name. Its run of the same seed lends the judge of
+    all rationales, and they are compared with those of its teacher."""
+    judged_examples: int | None = Field(default=None, ge=1)
+    """So many test examples, drawn by class, are enough for `quality`; null: all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SuiteSpec:
         names = [row.name for row in self.rows]
+        judged = [column for column in self.columns if column.value.startswith("quality.")]
+        if judged and self.judge is None:
+            raise ValueError(f"column {judged[0].title!r} needs `judge`, the name of a row")
+        if self.judge is not None and self.judge != names[0]:
+            raise ValueError(f"judge {self.judge!r} must be the first row, here {names[0]!r}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"rows with one name: {', '.join(twice)}")
@@ -103,11 +117,12 @@ def row_recipes(suite: SuiteSpec, folder: Path, overrides: Sequence[str] = ()) -
     Raises:
         RecipeError: lists what is wrong with any of them.
     """
-    beside = folder / suite.recipe
-    file = beside if beside.is_file() else find_recipe(suite.recipe)
     recipes: dict[str, Recipe] = {}
     problems: list[str] = []
     for row in suite.rows:
+        name = row.recipe or suite.recipe
+        beside = folder / name
+        file = beside if beside.is_file() else find_recipe(name)
         try:
             recipes[row.name] = load_recipe(file, [*suite.overrides, *overrides, *row.overrides])
         except InvalidRecipeError as error:

@@ -126,6 +126,56 @@ def test_a_column_that_no_run_reports_is_an_error(suite_file: Path, tmp_path: Pa
     assert (tmp_path / "out" / "suite.json").is_file()
 
 
+JUDGED = """schema_version: 1
+name: judged
+recipe: smoke/text
+overrides:
+  - "data.limit={train: 32, dev: 16, test: 16}"
+seeds: [0]
+judge: convolution
+judged_examples: 8
+columns:
+  - {title: accuracy, value: distill.student.test.accuracy}
+  - {title: shared, value: quality.stability.all_runs.jaccard}
+  - {title: sufficiency, value: quality.faithfulness.scores.sufficiency}
+  - {title: lexicon, value: quality.gold.0.scores.token_micro.f1}
+  - {title: share, value: flops.selector_share}
+rows:
+  - name: convolution
+    overrides: [student.selector.kind=convolution, student.selector.width=16]
+  - name: published
+    overrides:
+      - objective.name=paper
+      - teacher.objective.name=paper
+      - "student.train.warmup={predictor_epochs: 0, selector: none}"
+  - name: plain
+    overrides: [task=classify]
+"""
+
+
+def test_rationales_of_all_rows_are_judged_by_one_judge(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(JUDGED)
+    suite = load_suite(path)
+    output = tmp_path / "out"
+    result = run_suite(suite, row_recipes(suite, tmp_path), output, device="cpu").to_json()
+    convolution, published, plain = (row["values"] for row in result["rows"])
+    for values in (convolution, published):
+        assert all(summary is not None for summary in values.values())
+    assert [title for title, summary in plain.items() if summary] == ["accuracy"]
+    reports = [
+        json.loads((output / row / "seed-0" / "reports" / "quality.json").read_text())
+        for row in ("convolution", "published")
+    ]
+    assert [report["examples"] for report in reports] == [8, 8]
+    assert reports[0]["faithfulness"]["judge"] == reports[1]["faithfulness"]["judge"]
+    # Both are compared with the teacher of the first row, though the second has one of its own.
+    teachers = [report["stability"]["runs"][0]["run"] for report in reports]
+    assert teachers[0] == teachers[1]
+    assert convolution["share"]["mean"] != published["share"]["mean"]
+    assert not list(output.rglob("fuse.json"))
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rekd_edge", "suite", *words],

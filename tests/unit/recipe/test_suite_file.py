@@ -45,6 +45,13 @@ def test_a_recipe_beside_the_suite_is_found(tmp_path: Path) -> None:
     assert row_recipes(load_suite(path), tmp_path)["base"].name == "own"
 
 
+def test_a_row_can_have_another_recipe(tmp_path: Path) -> None:
+    text = WHOLE.replace("overrides: [objective", "recipe: smoke/image\n    overrides: [objective")
+    recipes = row_recipes(load_suite(write(tmp_path, text)), tmp_path)
+    assert [recipe.modality for recipe in recipes.values()] == ["text", "image"]
+    assert {recipe.data.limit.train for recipe in recipes.values()} == {32}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -53,6 +60,8 @@ def test_a_recipe_beside_the_suite_is_found(tmp_path: Path) -> None:
         ("seeds: [0, 1]", "seeds: [1, 1]", "distinct"),
         ("seeds: [0, 1]", "seeds: []", "suite.yaml:5: seeds"),
         ("distill.student", "elsewhere.student", "suite.yaml:7: columns[0].value"),
+        ("distill.student.test", "quality", "column 'accuracy' needs `judge`"),
+        ("rows:", "judge: sharp\nrows:", "judge 'sharp' must be the first row, here 'base'"),
         ("name: trial", "nme: trial", "Extra inputs"),
         ("schema_version: 1", "schema_version: [", "not valid YAML"),
     ],
