@@ -32,6 +32,7 @@ from rekd_edge.distill.loop import (
     FitReport,
     Phase,
     ProgressListener,
+    Rates,
     fit,
     make_accelerator,
     move_batch,
@@ -326,7 +327,11 @@ class _Trainer:
         # As many steps as a rationalist's predictor gets, warm-up included.
         epochs = train.classifier_epochs or train.epochs + train.warmup.predictor_epochs
         phase = Phase(
-            "classify", ClassifyObjective(model), epochs, {model.predictor: None}, select=True
+            "classify",
+            ClassifyObjective(model),
+            epochs,
+            {model.predictor: Rates.first_of(train)},
+            select=True,
         )
         report = self._fit(model, [phase], train, "student", self._dev_classifier)
         predictions = evaluate_classifier(model, self._loader(self.data.test))
@@ -465,16 +470,18 @@ class _Trainer:
                     "predictor warm-up",
                     PredictorWarmup(model, objective, judge),
                     warmup.predictor_epochs,
-                    {model.predictor: None},
+                    {model.predictor: Rates.first_of(train)},
                     judge=model.predictor,
                 )
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
             phases.append(self._selector_phase(model, train, objective, teacher, targets))
         joint = JointObjective(model, objective, teacher, targets, self._positions(objective))
-        trained: dict[nn.Module, float | None] = {model.predictor: None}
-        if train.selector_learning_rate != 0:
-            trained = {model.selector: train.selector_learning_rate} | trained
+        trained: dict[nn.Module, Rates] = {model.predictor: Rates.of(train)}
+        rate = train.selector_learning_rate
+        if rate != 0:
+            own = Rates.of(train) if rate is None else Rates(rate, rate)
+            trained = {model.selector: own} | trained
         phases.append(Phase("joint", joint, train.epochs, trained, select=True))
         return phases
 
@@ -501,8 +508,9 @@ class _Trainer:
             judge = teacher if source == "teacher_gradient" else None
             learned = AttributionWarmup(model, self._attributions(model, judge, train), both)
         title = f"selector warm-up ({source.replace('_', ' ')})"
-        rates: dict[nn.Module, float | None] = {model.selector: warmup.selector_learning_rate}
-        return Phase(title, learned, warmup.selector_epochs, rates)
+        rate = warmup.selector_learning_rate
+        rates = Rates.of(train) if rate is None else Rates(rate, rate)
+        return Phase(title, learned, warmup.selector_epochs, {model.selector: rates})
 
     def _attributions(
         self, model: Rationalist, judge: Teacher | None, train: TrainSpec

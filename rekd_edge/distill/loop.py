@@ -47,19 +47,38 @@ class BatchLoader(Sized, Iterable[Batch], Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Learning rates of a module's ``body`` and of its ``head``."""
+
+    body: float
+    head: float
+
+    @staticmethod
+    def of(train: TrainSpec) -> Rates:
+        """The recipe's."""
+        return Rates(train.learning_rate, train.head_learning_rate or train.learning_rate)
+
+    @staticmethod
+    def first_of(train: TrainSpec) -> Rates:
+        """The recipe's for a predictor that has never been trained (`warmup`)."""
+        own, first = Rates.of(train), train.warmup.predictor_learning_rate
+        return own if first is None else Rates(first, own.head * first / own.body)
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """One objective optimised for some epochs.
 
-    ``trained`` maps the submodules that get gradients to their learning rates (of their bodies;
-    None takes the recipe's); the rest of the model is frozen and in evaluation mode. ``select``
-    phases are evaluated before their first step and after each epoch, and may hold the best model.
-    ``judge`` is a submodule whose weights are kept (:data:`JUDGE_FILE`) when the phase ends.
+    ``trained`` maps the submodules that get gradients to their learning rates; the rest of the
+    model is frozen and in evaluation mode. ``select`` phases are evaluated before their first step
+    and after each epoch, and may hold the best model. ``judge`` is a submodule whose weights are
+    kept (:data:`JUDGE_FILE`) when the phase ends.
     """
 
     name: str
     objective: nn.Module
     epochs: float
-    trained: Mapping[nn.Module, float | None]
+    trained: Mapping[nn.Module, Rates]
     select: bool = False
     judge: nn.Module | None = None
 
@@ -519,27 +538,22 @@ def _precision(train: TrainSpec, *, on_cpu: bool) -> str:
 
 
 def make_optimizer(
-    modules: Mapping[nn.Module, float | None],
+    modules: Mapping[nn.Module, Rates],
     trained: set[nn.Parameter],
     train: TrainSpec,
     device: torch.device,
 ) -> torch.optim.AdamW:
     """AdamW with a group for each learning rate and weight decay.
 
-    ``modules`` maps modules to the learning rate of their bodies, None for the recipe's; their
-    heads take ``train.head_learning_rate``. Biases, norms and other one-dimensional parameters are
+    Biases, norms and other one-dimensional parameters are
     not decayed, unless ``train.decay_all``.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for module, own_rate in modules.items():
-        body_rate = train.learning_rate if own_rate is None else own_rate
-        head_rate = body_rate
-        if own_rate is None and train.head_learning_rate is not None:
-            head_rate = train.head_learning_rate
+    for module, rates in modules.items():
         for name, parameter in module.named_parameters():
             if parameter not in trained:
                 continue
-            rate = head_rate if name.startswith("head.") else body_rate
+            rate = rates.head if name.startswith("head.") else rates.body
             decay = train.weight_decay if train.decay_all or parameter.dim() > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
