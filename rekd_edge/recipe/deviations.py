@@ -154,6 +154,7 @@ DEVIATIONS = (
         "256 (text)",
         "null",
         "a linear head is cheaper; the published one for images is linear too",
+        "linear-head",
     ),
     Deviation(
         "start of the heads",
@@ -161,6 +162,7 @@ DEVIATIONS = (
         "xavier",
         "normal",
         "starts near zero: nothing is preferred",
+        "normal-heads",
     ),
     Deviation(
         "dropout",
@@ -168,6 +170,7 @@ DEVIATIONS = (
         "0.5 (text), 0.1 (images)",
         "null",
         "inside the encoder the published code keeps the backbone's own: 0.1 (text), 0 (images)",
+        "less-dropout",
     ),
     Deviation(
         "selector's word embeddings",
@@ -175,6 +178,7 @@ DEVIATIONS = (
         "false (text)",
         "true",
         "shipped recipes freeze those of both parts",
+        "train-embeddings",
     ),
     Deviation(
         "last norm of the predictor",
