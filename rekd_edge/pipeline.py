@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from rekd_edge.data import TaskData, load_data
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor
-from rekd_edge.data.split import Split
+from rekd_edge.data.split import JoinedSplit, Split
+from rekd_edge.data.transfer_set import load_transfer
 from rekd_edge.distill.attribution import (
     AttributionSource,
     CachedAttributions,
@@ -64,7 +65,13 @@ from rekd_edge.models.build import build_classifier, build_rationalist, same_tok
 from rekd_edge.models.candidates import ALL_CONTENT, Positions
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
-from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe, TrainSpec
+from rekd_edge.recipe.schema import (
+    ObjectiveSpec,
+    RationalistSpec,
+    Recipe,
+    TrainSpec,
+    TransferSpec,
+)
 from rekd_edge.run_folder import (
     LABELS_FILE,
     PREPROCESSOR_FOLDER,
@@ -106,8 +113,12 @@ def plan_run(recipe: Recipe) -> RunPlan:
         built = build(spec, recipe, classes)
         parameters[role] = sum(p.numel() for p in built.model.parameters())
         weights |= {f"{role}.{name}": source for name, source in built.weights.items()}
-    steps = -(-len(data.train) // recipe.student.train.batch_size)
     examples = {split.name: len(split) for split in (data.train, data.dev, data.test)}
+    trained = len(data.train)
+    if recipe.task == "distill" and recipe.transfer is not None:
+        examples["transfer"] = len(load_transfer(recipe, recipe.transfer, data).examples)
+        trained += examples["transfer"]
+    steps = -(-trained // recipe.student.train.batch_size)
     return RunPlan(examples, data.label_names, parameters, steps, weights)
 
 
@@ -204,6 +215,8 @@ class _Trainer:
     ) -> None:
         self.recipe = recipe
         self.data = data
+        self.training = data.train
+        """What is trained on next: for the student the transfer set comes in."""
         self.output = output
         self.device = device
         self.resume = resume
@@ -232,6 +245,8 @@ class _Trainer:
         teacher = None
         if recipe.task == "distill":
             teacher = self._teacher(results)
+            if recipe.transfer is not None:
+                results["transfer"] = self._add_transfer(recipe.transfer, teacher)
             torch.manual_seed(recipe.seed)
         built = build_rationalist(recipe.student, recipe, classes)
         self._adopt("student", built.weights, built.preprocessor)
@@ -286,6 +301,30 @@ class _Trainer:
         results["teacher"] = self._fit_rationalist(teacher, "teacher", spec, spec.objective, None)
         return teacher
 
+    @torch.no_grad()
+    def _add_transfer(self, spec: TransferSpec, teacher: Rationalist) -> dict[str, Any]:
+        """Adds the transfer set to the training split, labelled by the teacher's answers from the
+        whole input; what it is made of, for the report."""
+        found = load_transfer(self.recipe, spec, self.data)
+        device = self._device(self.recipe.student.train)
+        teacher.to(device).eval()
+        predictor = teacher.predictor
+        answers = np.zeros(len(found.examples), dtype=np.int64)
+        for raw in self._loader(found.examples):
+            view = predictor.encoder.view(move_batch(raw, device).inputs)
+            logits = predictor(view.content, view.position, view.selectable)
+            answers[raw.index.numpy()] = logits.argmax(dim=1).cpu().numpy()
+        labels = np.concatenate([self.data.train.labels, answers])
+        self.training = JoinedSplit("train", [self.data.train, found.examples], labels)
+        counts = np.bincount(answers, minlength=len(self.data.label_names))
+        return {
+            "source": spec.source,
+            "examples": len(answers),
+            "left_out_known": found.known,
+            "left_out_repeated": found.repeated,
+            "answers": dict(zip(self.data.label_names, map(int, counts), strict=True)),
+        }
+
     def _adopt(self, role: str, weights: Mapping[str, Any], preprocessor: Preprocessor) -> None:
         theirs = self.preprocessor
         if theirs is not None and not same_tokens(theirs, preprocessor):
@@ -306,7 +345,7 @@ class _Trainer:
     def _epoch_loader(self, train: TrainSpec, epoch: int) -> BatchLoader:
         assert self.preprocessor is not None
         return make_loader(
-            self.data.train,
+            self.training,
             self.preprocessor,
             batch_size=train.batch_size,
             shuffle=True,
@@ -530,7 +569,7 @@ class _Trainer:
         device = self._device(train)
 
         def batches() -> Iterator[Batch]:
-            loader = self._loader(self.data.train, self.teacher_preprocessor)
+            loader = self._loader(self.training, self.teacher_preprocessor)
             return (move_batch(batch, device) for batch in loader)
 
         return CachedAttributions(compute, batches)
@@ -548,7 +587,7 @@ class _Trainer:
             return teacher.targets
         device = self._device(train)
         teacher.student.to(device)
-        loader = self._loader(self.data.train, self.teacher_preprocessor)
+        loader = self._loader(self.training, self.teacher_preprocessor)
         return CachedTargets(teacher.targets, (move_batch(batch, device) for batch in loader))
 
     def _fit(

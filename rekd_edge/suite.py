@@ -152,13 +152,14 @@ def _with_shared_teacher(
             "description": "",
             "task": "extract",
             "data": data,
+            "transfer": None,
             "teacher": None,
             "student": RationalistSpec(**fields),
             "objective": teacher.objective,
         }
     )
     digest = hashlib.sha256(
-        alone.model_copy(update={"seed": 0}).model_dump_json().encode()
+        alone.model_copy(update={"seed": 0}).model_dump_json(exclude_defaults=True).encode()
     ).hexdigest()
     folder = (output / f"teacher-{digest[:8]}" / f"seed-{recipe.seed}").absolute()
     _forget_checkpoints(finished_run(alone, folder, device, listener))

@@ -134,6 +134,34 @@ class EncodedImageSplit(Split):
         )
 
 
+class JoinedSplit(Split):
+    """Splits one after another under one name. ``labels``, int64 ``[example]``, replaces theirs."""
+
+    def __init__(self, name: str, parts: Sequence[Split], labels: np.ndarray | None = None) -> None:
+        joined = np.concatenate([part.labels for part in parts])
+        if labels is not None and len(labels) != len(joined):
+            raise ValueError(f"{len(joined)} examples and {len(labels)} labels")
+        super().__init__(name, joined if labels is None else labels)
+        self.parts = tuple(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def raw(self, index: int) -> RawExample:
+        place = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.parts[place].raw(index - int(self._starts[place]))
+
+    def take(self, indices: np.ndarray, name: str | None = None) -> JoinedSplit:
+        place = np.searchsorted(self._starts, indices, side="right") - 1
+        # Runs of one part stay together, so that the order is that of ``indices``.
+        cuts = np.flatnonzero(np.diff(place)) + 1
+        runs = np.split(np.arange(len(indices)), cuts)
+        parts = [
+            self.parts[place[run[0]]].take(indices[run] - self._starts[place[run[0]]])
+            for run in runs
+            if len(run)
+        ]
+        return JoinedSplit(name or self.name, parts, self.labels[indices])
+
+
 def stratified_split(
     labels: np.ndarray, shares: Mapping[str, float], *, rest: str, seed: int
 ) -> dict[str, np.ndarray]:

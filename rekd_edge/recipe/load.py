@@ -20,7 +20,12 @@ from rekd_edge.resources import recipes_dir
 
 SUFFIXES = (".yaml", ".yml")
 EXTENDS = "extends"
-PATH_KEYS = (("data", "path"), ("data", "test_path"), ("teacher", "run"))
+PATH_KEYS = (
+    ("data", "path"),
+    ("data", "test_path"),
+    ("transfer", "path"),
+    ("teacher", "run"),
+)
 """Values that are paths, relative to the file that states them."""
 WEIGHTS_KEYS = tuple(
     (role, part, "weights") for role in ("teacher", "student") for part in ("selector", "predictor")

@@ -98,6 +98,21 @@ class DataSpec(Spec):
     augment: AugmentSpec = AugmentSpec()
 
 
+class TransferSpec(Spec):
+    """More examples for the student, without labels: the teacher answers for them. Of a source
+    with a test split of its own that split is never used, and neither is an example that is also
+    in the recipe's data."""
+
+    source: str
+    """As `data.source`; labels are not read."""
+    path: str | None = None
+    """File or folder, relative to the recipe, for own data."""
+    text_column: str = "text"
+    image_column: str = "image"
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many of them, drawn with `data.split.seed`; null takes all."""
+
+
 class BackboneSpec(Spec):
     """An encoder and where its weights come from."""
 
@@ -366,6 +381,8 @@ class Recipe(Spec):
     rationale_ratio: Ratio = 0.2
     """Share of valid tokens kept: k = clamp(ceil(ratio * n_valid), 1, n_valid)."""
     data: DataSpec
+    transfer: TransferSpec | None = None
+    """Task `distill`: unlabelled examples that the student trains on too."""
     teacher: TeacherSpec | None = None
     student: RationalistSpec
     objective: ObjectiveSpec = ObjectiveSpec()

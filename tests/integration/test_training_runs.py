@@ -17,7 +17,7 @@ from rekd_edge.data.preprocess import TextPreprocessor
 from rekd_edge.distill.loop import DevResult, DivergedError
 from rekd_edge.distill.monitor import TrainingWarning
 from rekd_edge.errors import IntegrityError, UsageError
-from rekd_edge.pipeline import train_run
+from rekd_edge.pipeline import plan_run, train_run
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.run_folder import open_run
@@ -330,3 +330,32 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
         train_run(smoke(), tmp_path / "run", device="cuda")
     with pytest.raises(UsageError, match="fp16 needs a CUDA device"):
         train_run(smoke("teacher.train.precision=fp16"), tmp_path / "other", device="cpu")
+
+
+def test_a_student_trains_on_a_transfer_set_that_its_teacher_answers_for(tmp_path: Path) -> None:
+    lines = [f"an unlabelled sentence about film {number}" for number in range(24)]
+    (tmp_path / "more.csv").write_text("text\n" + "\n".join(lines) + "\n")
+    changes = ["data.limit={train: 32, dev: 16, test: 16}"]
+    recipe = load_recipe(
+        "smoke/text", [*changes, f"transfer={{source: csv, path: {tmp_path / 'more.csv'}}}"]
+    )
+    assert plan_run(recipe).examples["transfer"] == 24
+    run = train_run(recipe, tmp_path / "run", device="cpu")
+    report = run.report("distill")
+    assert report is not None
+    assert report["transfer"]["examples"] == sum(report["transfer"]["answers"].values()) == 24
+    assert set(report["transfer"]["answers"]) == set(run.label_names)
+    # 32 labelled examples are 2 batches of 16; with 24 more there are 4. The teacher has no more.
+    steps = {role: _steps(run.path / role, "joint") for role in ("teacher", "student")}
+    assert steps == {"teacher": 2, "student": 4}
+    without = train_run(load_recipe("smoke/text", changes), tmp_path / "without", device="cpu")
+    teachers = [
+        load_file(folder.path / "teacher" / "best" / "model.safetensors")
+        for folder in (run, without)
+    ]
+    assert all(torch.equal(teachers[0][name], teachers[1][name]) for name in teachers[0])
+
+
+def _steps(folder: Path, phase: str) -> int:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return max(line["step"] for line in lines if line.get("phase", "").startswith(phase))
