@@ -86,3 +86,17 @@ def test_all_rows_without_a_valid_recipe_are_named(tmp_path: Path) -> None:
     assert "row wrong: --set objective.masking=blur" in str(error.value)
     assert "row worse: " in str(error.value)
     assert "base" not in str(error.value)
+
+
+SHIPPED = sorted((Path(__file__).parents[3] / "benchmarks" / "suites").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_suite_is_valid_and_judged_rows_are_about_the_same_data(path: Path) -> None:
+    suite = load_suite(path)
+    recipes = row_recipes(suite, path.parent)
+    assert suite.name == path.stem
+    assert len(suite.seeds) >= 3
+    if suite.judge is not None:
+        assert recipes[suite.judge].student.train.warmup.predictor_epochs > 0
+        assert {recipe.data == recipes[suite.judge].data for recipe in recipes.values()} == {True}
