@@ -1,6 +1,6 @@
 """From a trained run to a bundle: convert, check, and only then give it its name.
 
-    run --convert_to_onnx--> file --check_artefact--> CheckReport
+    run --convert_to_onnx--> fp32 --quantise--> file --check_artefact--> CheckReport
         passed: --write_bundle--> OUTPUT
         failed: OUTPUT/../rejected/NAME with the file, reports/check.json and reason.json
 
@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from rekd_edge.convert import (
     file_sha256,
     label_metadata,
     load_target,
+    quantise,
     weights_sha256,
 )
 from rekd_edge.data.loader import make_loader
@@ -55,7 +57,7 @@ from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_prepr
 from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.errors import GateError, IntegrityError, UsageError
-from rekd_edge.fuse import FusedRationalist, PlainClassifier
+from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
 from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
@@ -115,18 +117,10 @@ def export_bundle(
     gate_set = load_gates(gates or spec.gates)
     require_free(output, force=force)
     fused = run.fused()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.export.", dir=output.parent))
-    try:
+    with workplace(output) as work:
         file = work / "model.onnx"
         try:
-            convert_to_onnx(
-                fused,
-                fused.io_spec(),
-                file,
-                target=spec,
-                metadata=artefact_metadata(run, fused),
-            )
+            convert_run(run, fused, spec, file)
         except GateError as error:
             path = reject(work, output, (error.message,), None)
             return ExportResult(path, False, (error.message,), None, None, {})
@@ -134,11 +128,46 @@ def export_bundle(
         if not report.passed:
             path = reject(work, output, report.failures, report)
             return ExportResult(path, False, report.failures, report, None, {})
-        manifest = _bundle(run, fused, file, report, spec, output, force=force, work=work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        manifest = bundle_run(run, fused, file, report, spec, output, force=force, work=work)
     written = export_twins(run, fused=fused, target=spec) if twins else {}
     return ExportResult(output, True, (), report, manifest, written)
+
+
+@contextmanager
+def workplace(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that is gone afterwards."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.export.", dir=output.parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def convert_run(
+    run: Run,
+    model: FusedRationalist | PlainClassifier | MaskedRationalist,
+    target: TargetSpec,
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """``model`` as a file of the target's precision; a plain classifier has one part only."""
+    if metadata is None:
+        assert isinstance(model, FusedRationalist)
+        metadata = artefact_metadata(run, model)
+    exported = path if target.precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
+    convert_to_onnx(model, model.io_spec(), exported, target=target, metadata=metadata)
+    if target.precision == "fp32":
+        return
+    try:
+        calibration: list[dict[str, np.ndarray]] = []
+        if target.precision == "int8-static":
+            batches = test_batches(run.data().train, run.preprocessor)
+            calibration = examples_of(batches, target.calibration_examples)
+        parts = target.quantize if isinstance(model, FusedRationalist) else ("predictor",)
+        quantise(exported, path, precision=target.precision, parts=parts, calibration=calibration)
+    finally:
+        exported.unlink(missing_ok=True)
 
 
 def check_bundle(
@@ -233,8 +262,9 @@ def export_twins(
     run: Run, *, fused: FusedRationalist | None = None, target: TargetSpec | None = None
 ) -> dict[str, Path]:
     """Writes ``RUN/onnx/plain.onnx`` and ``masked.onnx``: the plain classifier of the student's
-    predictor backbone on all tokens, and the published two-pass form. For latency comparison;
-    they are not checked and not shipped."""
+    predictor backbone on all tokens, and the published two-pass form; for a target of lower
+    precision the plain classifier in that precision too. For latency comparison; they are not
+    checked and not shipped."""
     from rekd_edge.fuse.fused import masked_form
 
     fused = run.fused() if fused is None else fused
@@ -248,22 +278,28 @@ def export_twins(
     folder = run.path / TWINS_FOLDER
     folder.mkdir(exist_ok=True)
     student = student_sha256(run)
-    models: dict[str, tuple[nn.Module, str]] = {
+    models: dict[str, tuple[PlainClassifier | MaskedRationalist, str]] = {
         "plain": (plain, "trained" if trained else "the student predictor's weights"),
         "masked": (masked_form(fused), "the student's weights"),
     }
+    in_fp32 = spec.model_copy(update={"precision": "fp32"})
     written: dict[str, Path] = {}
     for name, (model, weights) in models.items():
-        path = folder / f"{name}.onnx"
         metadata = {"recipe": run.recipe.name, "weights": weights, "student_sha256": student}
-        convert_to_onnx(model, model.io_spec(), path, target=spec, metadata=metadata)  # type: ignore[operator]
-        written[name] = path
+        written[name] = folder / f"{name}.onnx"
+        convert_run(run, model, in_fp32, written[name], metadata)
+        if name == "plain" and spec.precision != "fp32":
+            written[f"plain-{spec.precision}"] = folder / f"plain-{spec.precision}.onnx"
+            convert_run(run, model, spec, written[f"plain-{spec.precision}"], metadata)
     return written
 
 
 def _existing_twins(run: Run, bundle: Bundle) -> dict[str, Path]:
     """The twins on disk, if all are there and belong to the bundle's student."""
-    found = {name: run.path / TWINS_FOLDER / f"{name}.onnx" for name in TWINS}
+    names = [*TWINS]
+    if bundle.config.precision != "fp32":
+        names.append(f"plain-{bundle.config.precision}")
+    found = {name: run.path / TWINS_FOLDER / f"{name}.onnx" for name in names}
     for path in found.values():
         if not path.is_file():
             return {}
@@ -431,7 +467,7 @@ def bundle_config(run: Run, fused: FusedRationalist, target: TargetSpec) -> Bund
     )
 
 
-def _bundle(
+def bundle_run(
     run: Run,
     fused: FusedRationalist,
     file: Path,
@@ -441,9 +477,11 @@ def _bundle(
     *,
     force: bool,
     work: Path,
+    more_reports: Mapping[str, dict[str, Any]] | None = None,
 ) -> BundleManifest:
+    """Writes the bundle of a checked file, by way of the folder ``work`` if one is replaced."""
     accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
-    reports = {"check": report.to_json()}
+    reports = {"check": report.to_json(), **(more_reports or {})}
     for name in ("distill", "fuse"):
         found = run.report(name)
         if found is not None:

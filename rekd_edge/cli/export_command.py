@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rekd_edge.cli.console import JsonOption, emit
-from rekd_edge.errors import GateError
+from rekd_edge.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from rekd_edge.precision_pipeline import PrecisionReport
+    from rekd_edge.run_folder import Run
+
+AUTO = "auto"
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +32,12 @@ def export_run(
     target: Annotated[
         str, typer.Option("--target", help="A target of export/targets by name, or a file.")
     ] = "onnx",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: the fastest of the target's precisions that holds its gates. [the target's]"
+        ),
+    ] = None,
     gates: Annotated[
         str | None,
         typer.Option("--gates", help="Gates of export/gates by name, or a file. [the target's]"),
@@ -55,6 +66,14 @@ def export_run(
     from rekd_edge.run_folder import open_run
 
     opened = open_run(run)
+    if precision is not None:
+        if precision != AUTO:
+            raise UsageError(
+                f"--precision {precision!r}: only 'auto' is searched for",
+                hint="a precision of its own is a target, e.g. --target onnx-int8",
+            )
+        _export_fastest(opened, output, target, gates, threads, force, twins, json_path)
+        return
     with status_console().status("converting and checking"):
         result = export_bundle(
             opened,
@@ -78,3 +97,70 @@ def export_run(
             "the export was refused:\n  " + "\n  ".join(result.reasons),
             hint=f"the file and the reason are in {result.path}",
         )
+
+
+def _export_fastest(
+    run: Run,
+    output: Path,
+    target: str,
+    gates: str | None,
+    threads: int | None,
+    force: bool,
+    twins: bool,
+    json_path: str | None,
+) -> None:
+    from rekd_edge.cli.console import status_console
+    from rekd_edge.precision_pipeline import export_fastest
+
+    with status_console().status("converting, checking and timing every precision"):
+        result, found = export_fastest(
+            run,
+            target=target,
+            output=output,
+            gates=gates,
+            force=force,
+            twins=twins,
+            threads=threads,
+        )
+
+    def render(console: Console) -> None:
+        show(console, found)
+        if result.passed:
+            console.print(f"bundle: {result.path} ({found.chosen})", markup=False)
+
+    content = result.to_json() | {"precision": found.to_json()}
+    emit(content, json_path=json_path, render=render)
+    if not result.passed:
+        raise GateError(
+            "no precision holds its gates:\n  " + "\n  ".join(result.reasons),
+            hint=f"the nearest file and the reasons are in {result.path}",
+        )
+
+
+def show(console: Console, report: PrecisionReport) -> None:
+    """The variants as a table."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"precision: {report.chosen or 'none'} (latency at 1 thread, batch 1, "
+        f"{report.validity or 'not measured'})",
+        title_justify="left",
+    )
+    for column in ("target", "accuracy", "labels", "rationale exact", "MB", "p50 ms", "to plain"):
+        table.add_column(column, justify="left" if column == "target" else "right")
+    table.add_column("")
+    for one in report.variants:
+        cells = (
+            _cell(one.accuracy, ".4f"),
+            _cell(one.label_agreement, ".4f"),
+            _cell(one.rationale_exact, ".4f"),
+            _cell(None if one.size_bytes is None else one.size_bytes / 1e6, ".1f"),
+            _cell(one.p50_ms, ".2f"),
+            _cell(one.ratio_to_plain, ".2f"),
+        )
+        table.add_row(one.target, *cells, one.why_not or "chosen")
+    console.print(table)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

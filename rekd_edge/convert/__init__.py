@@ -11,7 +11,8 @@ from rekd_edge.convert.io_spec import (
     read_io,
     validate_io,
 )
-from rekd_edge.convert.targets import TargetSpec, load_target
+from rekd_edge.convert.quantize import PrecisionError, matrix_products, quantise
+from rekd_edge.convert.targets import TargetSpec, load_target, variants_of
 from rekd_edge.convert.to_onnx import (
     ConversionError,
     OnnxArtefact,
@@ -30,14 +31,18 @@ __all__ = [
     "IoNameError",
     "IoSpecError",
     "OnnxArtefact",
+    "PrecisionError",
     "TargetSpec",
     "convert_to_onnx",
     "file_sha256",
     "label_metadata",
     "load_target",
+    "matrix_products",
     "predictor_graph",
+    "quantise",
     "read_io",
     "validate_io",
+    "variants_of",
     "weights_sha256",
     "with_cut_outputs",
 ]

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rekd_edge.convert.spec_file import find_spec, read_spec
+from rekd_edge.convert.types import Part, Precision
 from rekd_edge.resources import export_dir
 
 
@@ -29,8 +30,14 @@ class TargetSpec(BaseModel):
     """ONNX operator set of the file."""
     ir_version: int = Field(ge=8, le=13)
     """ONNX file format version; ONNX Runtime 1.31 reads up to 13."""
-    precision: Literal["fp32"] = "fp32"
-    """Type of weights and activations; the file's actual type must match."""
+    precision: Precision = "fp32"
+    """Of matrix products with weights; the file's actual precision must match. `int8-dynamic`
+    takes the ranges of activations from each query, `int8-static` from calibration data."""
+    quantize: tuple[Part, ...] = Field(default=("selector", "predictor"), min_length=1)
+    """Parts in that precision; the other stays in fp32. With the predictor alone the rationale
+    is exactly that of the fp32 file."""
+    calibration_examples: int = Field(default=128, ge=1)
+    """`int8-static`: training examples, drawn evenly over the split."""
     dynamic_batch: bool = True
     """Whether one file serves every batch size."""
     dynamic_tokens: bool = True
@@ -41,6 +48,23 @@ class TargetSpec(BaseModel):
 
 def targets_dir() -> Path:
     return export_dir() / "targets"
+
+
+def variants_of(name: str) -> tuple[TargetSpec, ...]:
+    """The shipped target ``name`` and those named ``name-...`` that differ from it in precision
+    alone, the target itself first."""
+    base = load_target(name)
+    found = [base]
+    for path in sorted(targets_dir().glob(f"{base.name}-*.yaml"), key=lambda path: path.stem):
+        other = load_target(path.stem)
+        if _but_precision(other) == _but_precision(base):
+            found.append(other)
+    return tuple(found)
+
+
+def _but_precision(target: TargetSpec) -> dict[str, object]:
+    differs = {"name", "description", "precision", "quantize", "calibration_examples", "gates"}
+    return target.model_dump(exclude=differs)
 
 
 def load_target(name_or_path: str) -> TargetSpec:

@@ -69,7 +69,8 @@ def convert_to_onnx(
     target: TargetSpec,
     metadata: Mapping[str, str],
 ) -> OnnxArtefact:
-    """Exports ``model`` to ``path`` (written under a temporary name first).
+    """Exports ``model`` to ``path`` in fp32 (written under a temporary name first); the target's
+    precision comes afterwards (:mod:`rekd_edge.convert.quantize`).
 
     ``model(*inputs)`` answers a tuple whose first values are ``io_spec.outputs``. Values after
     those, which must be ``rationale_index`` and ``rationale_valid``, keep their names inside the
@@ -101,11 +102,11 @@ def convert_to_onnx(
     validate_io(proto, io_spec)
     declare_axes(proto, io_spec)
     _validate_versions(proto, target)
-    precision = _precision(proto, target)
+    precision = _precision(proto)
     written = _fill_metadata(proto, target, metadata, hidden)
     _refuse_external_data(proto)
     _check(proto)
-    _write(proto, path)
+    write_model(proto, path)
     return OnnxArtefact(
         path=path,
         io_spec=io_spec,
@@ -248,7 +249,7 @@ def _validate_versions(proto: onnx.ModelProto, target: TargetSpec) -> None:
     proto.ir_version = target.ir_version
 
 
-def _precision(proto: onnx.ModelProto, target: TargetSpec) -> str:
+def _precision(proto: onnx.ModelProto) -> str:
     kinds: dict[int, str] = {
         onnx.TensorProto.FLOAT: "fp32",
         onnx.TensorProto.FLOAT16: "fp16",
@@ -256,17 +257,17 @@ def _precision(proto: onnx.ModelProto, target: TargetSpec) -> str:
         onnx.TensorProto.DOUBLE: "fp64",
     }
     found = {kinds[t.data_type] for t in proto.graph.initializer if t.data_type in kinds}
-    if found != {target.precision}:
+    if found != {"fp32"}:
         raise ConversionError(
-            f"asked for {target.precision}, the file's weights are {', '.join(sorted(found))}"
+            f"the exporter's weights are {', '.join(sorted(found))}, expected fp32"
         )
-    return target.precision
+    return "fp32"
 
 
 def _fill_metadata(
     proto: onnx.ModelProto, target: TargetSpec, metadata: Mapping[str, str], hidden: Sequence[str]
 ) -> dict[str, str]:
-    values = {"version": __version__, "target": target.name, "precision": target.precision}
+    values = {"version": __version__, "target": target.name, "precision": "fp32"}
     if hidden:
         values["cut"] = ",".join(hidden)
     values.update(metadata)
@@ -295,7 +296,8 @@ def _check(proto: onnx.ModelProto) -> None:
         raise ConversionError(f"onnx.checker refuses the file: {error}") from error
 
 
-def _write(proto: onnx.ModelProto, path: Path) -> None:
+def write_model(proto: onnx.ModelProto, path: Path) -> None:
+    """Writes a model in one file, deterministically, first under a temporary name."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,0 +1,237 @@
+"""`rekd-edge export --precision auto`: the fastest precision that keeps what the gates ask for.
+
+Every target that differs from the named one in precision alone is made, checked on the whole test
+split and, if it passes its gates, timed beside the others and the plain classifier in one
+interleaved run. The fastest is bundled; the others are listed with the reason why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rekd_edge.bench import BenchSettings, bench_files
+from rekd_edge.check import CheckReport, load_gates
+from rekd_edge.check.inputs import examples_of
+from rekd_edge.convert import TargetSpec, variants_of
+from rekd_edge.errors import GateError
+from rekd_edge.export_pipeline import (
+    BENCH_EXAMPLES,
+    ExportResult,
+    bundle_run,
+    check_file,
+    convert_run,
+    export_twins,
+    reject,
+    require_free,
+    test_batches,
+    workplace,
+)
+from rekd_edge.run_folder import Run
+
+AUTO = "auto"
+REPORT = "precision"
+"""Name of the report in the bundle."""
+SETTINGS = BenchSettings(min_duration_s=3.0, min_count=200, cold_starts=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One precision. Shares of the whole test split, against the torch model; ``p50_ms`` and
+    ``ratio_to_plain`` only where the gates hold. ``why_not`` is empty for the one chosen."""
+
+    target: str
+    precision: str
+    quantized: tuple[str, ...]
+    accuracy: float | None
+    label_agreement: float | None
+    rationale_exact: float | None
+    rationale_jaccard: float | None
+    size_bytes: int | None
+    failed_gates: tuple[str, ...]
+    p50_ms: float | None = None
+    ratio_to_plain: float | None = None
+    on_front: bool = False
+    why_not: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed_gates
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionReport:
+    """``chosen`` names the target that was bundled, None if no variant holds its gates."""
+
+    variants: tuple[Variant, ...]
+    chosen: str | None
+    threads: int | None
+    validity: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema_version": 1, **asdict(self)}
+
+
+def export_fastest(
+    run: Run,
+    *,
+    target: str = "onnx",
+    output: Path,
+    gates: str | None = None,
+    force: bool = False,
+    twins: bool = True,
+    threads: int | None = None,
+    settings: BenchSettings = SETTINGS,
+) -> tuple[ExportResult, PrecisionReport]:
+    """Exports the fastest variant of ``target`` that holds its gates; arguments as
+    :func:`~rekd_edge.export_pipeline.export_bundle`, latency at one thread.
+
+    Without any, the one that fails the fewest gates goes to ``rejected/``.
+    """
+    require_free(output, force=force)
+    fused = run.fused()
+    specs = {spec.name: spec for spec in variants_of(target)}
+    with workplace(output) as work:
+        variants: dict[str, Variant] = {}
+        files: dict[str, Path] = {}
+        checks: dict[str, CheckReport] = {}
+        for name, spec in specs.items():
+            file = work / name / "model.onnx"
+            file.parent.mkdir()
+            try:
+                convert_run(run, fused, spec, file)
+            except GateError as error:
+                variants[name] = _refused(spec, error.message)
+                continue
+            files[name] = file
+            checks[name] = check_file(
+                run,
+                file,
+                fused=fused,
+                gates=load_gates(gates or spec.gates),
+                target=spec,
+                threads=threads,
+            )
+            variants[name] = _variant(spec, checks[name])
+        written = export_twins(run, fused=fused, target=specs[target]) if twins else {}
+        passing = {name: files[name] for name in files if variants[name].passed}
+        validity = None
+        if passing:
+            validity = _time(run, passing, written, variants, specs[target], settings)
+        chosen = choose(tuple(variants.values()))
+        report = PrecisionReport(chosen, _best(chosen), 1, validity)
+        if report.chosen is None:
+            nearest = min(files, key=lambda name: len(variants[name].failed_gates), default=None)
+            reasons = tuple(f"{v.target}: {v.why_not}" for v in report.variants)
+            place = reject(
+                work if nearest is None else files[nearest].parent,
+                output,
+                reasons,
+                None if nearest is None else checks[nearest],
+            )
+            found = None if nearest is None else checks[nearest]
+            return ExportResult(place, False, reasons, found, None, {}), report
+        best = report.chosen
+        manifest = bundle_run(
+            run,
+            fused,
+            files[best],
+            checks[best],
+            specs[best],
+            output,
+            force=force,
+            work=work,
+            more_reports={REPORT: report.to_json()},
+        )
+    return ExportResult(output, True, (), checks[best], manifest, written), report
+
+
+def choose(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Marks the front (no other variant is at least as fast, as accurate and as true to the
+    rationale, and better in one of them) and says of each but the fastest why it was not taken."""
+    timed = [one for one in variants if one.passed and one.p50_ms is not None]
+    fastest = min(timed, key=lambda one: _milliseconds(one), default=None)
+    marked = []
+    for one in variants:
+        if not one.passed:
+            marked.append(replace(one, why_not="; ".join(one.failed_gates)))
+            continue
+        if one not in timed:
+            marked.append(replace(one, why_not="not timed"))
+            continue
+        better = next((other for other in timed if _dominates(other, one)), None)
+        why_not = ""
+        if better is not None:
+            why_not = f"off the front: {better.target} is as good in everything, and better"
+        elif one is not fastest and fastest is not None:
+            why_not = f"slower than {fastest.target}"
+        marked.append(replace(one, on_front=better is None, why_not=why_not))
+    return tuple(marked)
+
+
+def _milliseconds(variant: Variant) -> float:
+    return float("inf") if variant.p50_ms is None else variant.p50_ms
+
+
+def _dominates(left: Variant, right: Variant) -> bool:
+    mine, theirs = (
+        (-_milliseconds(one), one.accuracy or 0.0, one.rationale_exact or 0.0)
+        for one in (left, right)
+    )
+    return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+
+
+def _best(variants: Sequence[Variant]) -> str | None:
+    return next((one.target for one in variants if one.passed and not one.why_not), None)
+
+
+def _time(
+    run: Run,
+    passing: Mapping[str, Path],
+    twins: Mapping[str, Path],
+    variants: dict[str, Variant],
+    target: TargetSpec,
+    settings: BenchSettings,
+) -> str:
+    """Latency of the passing files in one interleaved run; whether the run is valid."""
+    files = dict(passing)
+    if "plain" in twins:
+        files["plain"] = twins["plain"]
+    examples = examples_of(test_batches(run.data().test, run.preprocessor), BENCH_EXAMPLES)
+    measured = bench_files(
+        files,
+        examples,
+        settings=settings,
+        threads=1,
+        provider=target.execution_provider,
+        reference="plain" if "plain" in files else None,
+    )
+    for name in passing:
+        candidate = measured.candidates[name]
+        variants[name] = replace(
+            variants[name],
+            p50_ms=candidate.latency_ns["50"] / 1e6,
+            ratio_to_plain=None if candidate.ratio is None else candidate.ratio.value,
+        )
+    return "VALID" if measured.valid else "INVALID"
+
+
+def _variant(spec: TargetSpec, report: CheckReport) -> Variant:
+    found = report.metrics
+    return Variant(
+        target=spec.name,
+        precision=spec.precision,
+        quantized=() if spec.precision == "fp32" else spec.quantize,
+        accuracy=found.get("accuracy"),
+        label_agreement=found.get("label_agreement"),
+        rationale_exact=found.get("rationale_exact"),
+        rationale_jaccard=found.get("rationale_jaccard"),
+        size_bytes=report.size_bytes,
+        failed_gates=report.failures,
+    )
+
+
+def _refused(spec: TargetSpec, why: str) -> Variant:
+    return Variant(spec.name, spec.precision, spec.quantize, None, None, None, None, None, (why,))
