@@ -140,7 +140,7 @@ def _product_kind(
         before = by_output.get(weight)
     if before is not None and before.op_type == "DequantizeLinear":
         return "int8"
-    names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
+    names: dict[int, str] = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
     return names.get(kinds.get(weight, 0))
 
 
