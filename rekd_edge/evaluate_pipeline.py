@@ -29,7 +29,7 @@ from rekd_edge.evaluate.quality import AOPC_SHARES, Faithfulness, judge_rational
 from rekd_edge.evaluate.rationales import Rationales, collect_rationales
 from rekd_edge.evaluate.stability import Overlap, mean_overlap, overlap
 from rekd_edge.models.build import same_tokens
-from rekd_edge.models.encoder import PatchGrid
+from rekd_edge.models.encoder import patch_grid
 from rekd_edge.models.rationalist import Predictor, Rationalist
 from rekd_edge.run_folder import Run
 
@@ -207,7 +207,7 @@ def _loader(run: Run, split: Split) -> Any:
 
 def _grid(predictor: Predictor | Rationalist) -> tuple[int, int] | None:
     reader = (predictor.predictor if isinstance(predictor, Rationalist) else predictor).encoder
-    return reader.grid if isinstance(reader, PatchGrid) else None
+    return patch_grid(reader)
 
 
 def _judge(

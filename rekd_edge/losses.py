@@ -2,7 +2,7 @@
 
 The whole: L = alpha * [CE + lambda_select * L_sel]
              + (1 - alpha) * [lambda_rationale * KL_R + tau^2 * KL_Y]      (arXiv 2601.22531)
-and, where a recipe asks, (1 - alpha) * lambda_feature * SP + lambda_contiguity * TV.
+and, where a recipe asks, lambda_contiguity * TV.
 
 All KL terms are forward KL(teacher || student). See docs/adr/0005 for the direction, the
 reduction, and where T^2 applies.
@@ -97,20 +97,6 @@ def contiguity(probability: Tensor, valid: Tensor, grid: tuple[int, int] | None 
         change = (values.narrow(axis, 1, count) - values.narrow(axis, 0, count)).abs()
         total, pairs = total + (change * both).sum(), pairs + both.sum()
     return total / pairs.clamp_min(1)
-
-
-def similarity_preserving(teacher_features: Tensor, student_features: Tensor) -> Tensor:
-    """SP = ||norm(F_T F_T') - norm(F_S F_S')||^2 / b^2, norm dividing each row by its length (Tung
-    & Mori 2019, arXiv 1907.09682): examples alike to the teacher should be alike to the student.
-
-    ``*_features`` float ``[batch, channel]``, of any two widths.
-    """
-
-    def similarity(features: Tensor) -> Tensor:
-        return F.normalize(features.float() @ features.float().T, dim=1)
-
-    difference = similarity(teacher_features) - similarity(student_features)
-    return difference.pow(2).sum() / len(difference) ** 2
 
 
 def attribution_cross_entropy(

@@ -416,7 +416,6 @@ class _Trainer:
                 teacher.to(self._device(spec.train)),
                 model,
                 self.teacher_objective.form.masking,
-                features=objective.lambda_feature > 0,
                 full_input=objective.form.teacher_prediction == "full_input",
             )
         phases = self._phases(model, spec.train, objective, met)
@@ -497,8 +496,7 @@ class _Trainer:
         targets = None
         if teacher is not None:
             self._refuse_foreign_positions(objective)
-            learned = warmup.selector.startswith("teacher") or objective.lambda_feature > 0
-            if learned or objective.form.uses_teacher_targets:
+            if warmup.selector.startswith("teacher") or objective.form.uses_teacher_targets:
                 targets = self._targets(teacher, train)
         # A published-style teacher never saw random subsets, so it cannot judge them.
         excludes = objective.form.masking == "exclude"

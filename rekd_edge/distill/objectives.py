@@ -19,7 +19,6 @@ from rekd_edge.distill.attribution import (
     class_margin,
     normalise_attribution,
 )
-from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.candidates import (
@@ -29,7 +28,7 @@ from rekd_edge.models.candidates import (
     candidates,
     classify,
 )
-from rekd_edge.models.encoder import TokenView
+from rekd_edge.models.encoder import TokenView, patch_grid
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
 from rekd_edge.schedules import (
@@ -266,8 +265,8 @@ class Draw:
 class JointObjective(nn.Module):
     """Joint training of selector and predictor, in the form that the objective's keys give it.
 
-    L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y
-    + lambda_feature * SP] + lambda_contiguity * TV; without a teacher, L = CE + lambda_select *
+    L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y]
+    + lambda_contiguity * TV; without a teacher, L = CE + lambda_select *
     L_sel + lambda_contiguity * TV. Only Bernoulli selection has L_sel; TV is noiseless and
     threshold-centred. The preset `deploy` trains exactly what is exported: exactly k kept, all
     other keys excluded, and noise only perturbs which tokens are tried. The preset `paper` is
@@ -297,8 +296,7 @@ class JointObjective(nn.Module):
         found = candidates(self.model, batch.inputs, self.positions)
         fraction = self._ratio_fraction(progress)
         chosen = self._choose(found, tau, fraction)
-        with pooled_features(self.model.predictor) as pooled:
-            logits = self._classify(found.scores.view, chosen, fraction)
+        logits = self._classify(found.scores.view, chosen, fraction)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if form.selection == "bernoulli":
@@ -318,18 +316,13 @@ class JointObjective(nn.Module):
                 spec.lambda_rationale * terms["kl_rationale"]
                 + temperature**2 * terms["kl_prediction"]
             )
-            if spec.lambda_feature > 0:
-                assert targets is not None
-                assert targets.features is not None
-                terms["feature"] = losses.similarity_preserving(targets.features, pooled[0])
-                distilled = distilled + spec.lambda_feature * terms["feature"]
             alpha = alpha_at(progress.step, progress.total_steps, spec)
             loss = alpha * loss + (1 - alpha) * distilled
         if spec.lambda_contiguity > 0:
             probability = torch.sigmoid(
                 _own_margin(self.model, found.scores) / spec.rationale_temperature
             )
-            grid = patch_grid(self.model.predictor)
+            grid = patch_grid(self.model.predictor.encoder)
             terms["contiguity"] = losses.contiguity(probability, found.scores.view.selectable, grid)
             loss = loss + spec.lambda_contiguity * terms["contiguity"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}

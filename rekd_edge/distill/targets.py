@@ -19,14 +19,11 @@ from rekd_edge.types import Batch
 class TeacherTargets:
     """On the student's tokens. ``margin`` float ``[batch, token]``: the teacher's score minus its
     k-th threshold; ``keep`` bool ``[batch, token]``: its rationale; ``logits`` float
-    ``[batch, class]``: its prediction from its own rationale alone; ``features`` float
-    ``[batch, channel]``: its predictor's pooled representation of that rationale, where a recipe
-    transfers features."""
+    ``[batch, class]``: its prediction from its own rationale alone, or from the whole input."""
 
     margin: Tensor
     keep: Tensor
     logits: Tensor
-    features: Tensor | None = None
 
 
 TargetSource = Callable[[Batch], TeacherTargets]
@@ -56,23 +53,16 @@ class CachedTargets:
 
     def __init__(self, source: TargetSource, loader: Iterable[Batch]) -> None:
         self._rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._features: dict[int, Tensor] = {}
         for batch in loader:
             targets = source(batch)
             for row, index in enumerate(batch.index.tolist()):
                 self._rows[index] = (targets.margin[row], targets.keep[row], targets.logits[row])
-                if targets.features is not None:
-                    self._features[index] = targets.features[row]
 
     def __call__(self, batch: Batch) -> TeacherTargets:
         rows = [self._rows[index] for index in batch.index.tolist()]
         width = content_width(batch)
-        features = None
-        if self._features:
-            features = torch.stack([self._features[index] for index in batch.index.tolist()])
         return TeacherTargets(
             pad_rows([margin for margin, _, _ in rows], width),
             pad_rows([keep for _, keep, _ in rows], width),
             torch.stack([logits for _, _, logits in rows]),
-            features,
         )

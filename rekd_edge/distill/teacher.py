@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rekd_edge.distill import attribution
-from rekd_edge.distill.features import pooled_features
 from rekd_edge.distill.targets import TeacherTargets, rationale_and_answer
 from rekd_edge.distill.transfer import (
     Quantity,
@@ -43,7 +42,6 @@ class Teacher:
         student: Rationalist,
         masking: Masking = "exclude",
         *,
-        features: bool = False,
         full_input: bool = False,
     ) -> None:
         self.masking: Masking = masking
@@ -51,8 +49,6 @@ class Teacher:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.student = student
-        self.features = features
-        """Whether targets hold the predictor's pooled features."""
         self.full_input = full_input
         """Whether targets hold the predictor's answer from the whole input."""
 
@@ -60,20 +56,16 @@ class Teacher:
     def targets(self, batch: Batch) -> TeacherTargets:
         """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
         its prediction from its own rationale, or from the whole input."""
-        with pooled_features(self.model.predictor) as pooled:
-            if self.full_input:
-                scores = self.model.selector(self._inputs(batch))
-                logits = self._full_answer(batch)
-            else:
-                scores, _, logits = rationale_and_answer(
-                    self.model, self._inputs(batch), self.masking
-                )
+        if self.full_input:
+            scores = self.model.selector(self._inputs(batch))
+            logits = self._full_answer(batch)
+        else:
+            scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
         mine = self._student_view(batch)
         score = self._carried_score(scores.score, batch, scores.view, mine)
         keep = keep_top_k(score, mine.selectable, self.student.budget(mine))
         threshold = selection_threshold(score, mine.selectable, keep)
-        features = pooled[-1] if self.features else None
-        return TeacherTargets(score - threshold, keep, logits, features)
+        return TeacherTargets(score - threshold, keep, logits)
 
     def _full_answer(self, batch: Batch) -> Tensor:
         view = self._view(batch)

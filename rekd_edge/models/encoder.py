@@ -137,6 +137,11 @@ class PatchGrid:
         return TokenView(content, position, valid, valid)
 
 
+def patch_grid(reader: TokenReader) -> tuple[int, int] | None:
+    """Rows and columns of the patches that images are read in; None for texts."""
+    return reader.grid if isinstance(reader, PatchGrid) else None
+
+
 class Encoder(TokenReader):
     """A transformer that encodes prefix tokens and any subset of content tokens."""
 

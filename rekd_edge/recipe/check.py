@@ -16,7 +16,7 @@ WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
 """Values of ``data.source`` that read ``data.path``."""
 
-EXACTLY_K_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity", "lambda_feature")
+EXACTLY_K_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity")
 """Keys of an objective that only ``selection: exactly_k`` reads."""
 
 Location = tuple[int | str, ...]
@@ -39,10 +39,6 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
                 ("teacher", "train", "warmup", "selector"),
                 "a teacher has no teacher to learn from (use 'mask_gradient' or 'occlusion')",
             )
-        yield from _objective_problems(("teacher", "objective"), recipe.teacher.objective, recipe)
-        if recipe.teacher.objective.lambda_feature > 0:
-            where = ("teacher", "objective", "lambda_feature")
-            yield where, "a teacher has no teacher whose features it could learn"
     yield from _rationalist_problems(
         ("student",), recipe.student, recipe.modality, recipe.data.image_size
     )

@@ -198,8 +198,7 @@ class RatioScheduleSpec(Spec):
 
 class ObjectiveSpec(Spec):
     """L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R +
-    T^2 * KL_Y + lambda_feature * SP] + lambda_contiguity * TV; see rekd_edge/losses.py and
-    docs/deviations.md.
+    T^2 * KL_Y] + lambda_contiguity * TV; see rekd_edge/losses.py and docs/deviations.md.
 
     `name` chooses a preset of the keys that are null; a key that is stated overrides it."""
 
@@ -264,10 +263,6 @@ class ObjectiveSpec(Spec):
     lambda_contiguity: float = Field(default=0.0, ge=0)
     """exactly_k: weight of the total variation of the keep probabilities between neighbouring
     tokens or patches, so that rationales come in fewer pieces."""
-    lambda_feature: float = Field(default=0.0, ge=0)
-    """exactly_k, with a teacher: weight of the feature transfer, which compares which examples of a
-    batch the two predictors find alike (no projection, any two widths). The term is small, at most
-    4 / batch size: Tung & Mori (2019) weigh it by 3000."""
 
     @property
     def form(self) -> ObjectiveForm:

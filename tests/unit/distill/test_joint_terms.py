@@ -7,10 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from rekd_edge import losses
-from rekd_edge.distill.features import patch_grid, pooled_features
 from rekd_edge.distill.objectives import JointObjective, Progress, random_subset
-from rekd_edge.distill.targets import CachedTargets
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.encoder import BertEncoder
 from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
@@ -51,31 +48,6 @@ def batch(rows: list[int]) -> Batch:
     return Batch(inputs, torch.tensor(rows) % 3, torch.tensor(rows))
 
 
-def test_cached_features_are_the_head_inputs_of_the_teachers_rationale() -> None:
-    teacher = rationalist(16, seed=0)
-    student = rationalist(24, seed=1)
-    live = Teacher(teacher, student, features=True)
-    cached = CachedTargets(live.targets, [batch([0, 1]), batch([2, 3])])
-    mixed = batch([3, 0, 2])
-    found, direct = cached(mixed), live.targets(mixed)
-    assert found.features is not None
-    assert direct.features is not None
-    assert torch.allclose(found.features, direct.features, atol=1e-5)
-    assert torch.allclose(teacher.predictor.head(found.features), found.logits, atol=1e-5)
-    assert Teacher(teacher, student).targets(mixed).features is None
-
-
-def test_features_are_collected_with_gradient_and_only_inside_the_block() -> None:
-    model = rationalist(16, seed=0)
-    view = model.predictor.encoder.view(batch([0, 1]).inputs)
-    with pooled_features(model.predictor) as found:
-        model.classify_masked(view, view.selectable)
-    model.classify_masked(view, view.selectable)
-    assert [tuple(each.shape) for each in found] == [(2, 16)]
-    assert found[0].requires_grad
-    assert patch_grid(model.predictor) is None
-
-
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_falling_budget_starts_with_everything_and_ends_with_the_rationale(frozen: bool) -> None:
     model = rationalist(16, seed=0)
@@ -102,27 +74,19 @@ def test_the_loss_is_the_documented_sum() -> None:
         alpha=0.2,
         alpha_end=0.6,
         lambda_rationale=0.7,
-        lambda_feature=30.0,
         lambda_contiguity=0.9,
         selection_noise=0,
     )
     examples = batch([0, 1, 2, 3])
 
-    taught_by = Teacher(teacher, student, features=True)
+    taught_by = Teacher(teacher, student)
     targets = taught_by.targets
     objective = JointObjective(student, spec, taught_by, targets)
     terms = objective(examples, Progress(1, 3))
     alpha, kd = 0.4, spec.kd_temperature**2
-    distilled = 0.7 * terms["kl_rationale"] + kd * terms["kl_prediction"] + 30 * terms["feature"]
+    distilled = 0.7 * terms["kl_rationale"] + kd * terms["kl_prediction"]
     total = alpha * terms["ce"] + (1 - alpha) * distilled + 0.9 * terms["contiguity"]
     assert float(terms["loss"].detach()) == pytest.approx(float(total))
-    theirs = targets(examples).features
-    with pooled_features(student.predictor) as ours:
-        student(examples.inputs)
-    assert theirs is not None
-    similar = losses.similarity_preserving(theirs, ours[0])
-    assert float(terms["feature"]) == pytest.approx(float(similar.detach()), rel=1e-4)
-    assert float(terms["feature"]) > 0
     assert float(terms["contiguity"]) > 0
     terms["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())

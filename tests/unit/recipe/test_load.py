@@ -130,7 +130,7 @@ def test_wrong_kinds_of_values(tmp_path: Path) -> None:
         (["task=distill"], "needs a `teacher` section"),
         (["objective.ratio_schedule.start=0.1"], "start: is below rationale_ratio (0.2)"),
         (["objective={name: paper, estimator: perturbed}"], "estimator: has no meaning where"),
-        (["objective={name: paper, lambda_feature: 1}"], "lambda_feature: has no meaning where"),
+        (["objective={name: paper, lambda_contiguity: 1}"], "lambda_contiguity: has no meaning"),
         (["objective.estimator=perturbd"], "did you mean 'perturbed'?"),
         (["extends=other"], "can only be stated in a recipe file"),
         (["data.source.deeper=1"], "data.source: holds a value, not keys"),
@@ -161,12 +161,6 @@ def test_patches_that_cannot_be(name: str, override: str, message: str) -> None:
     found = problems_of(name, override)
     assert len(found) == 1
     assert message in found[0]
-
-
-def test_a_teacher_has_no_features_to_learn() -> None:
-    found = problems_of("smoke/text", "teacher.objective.lambda_feature=1")
-    assert len(found) == 1
-    assert "teacher.objective.lambda_feature: a teacher has no teacher" in found[0]
 
 
 def test_a_teacher_cannot_warm_up_from_a_teacher() -> None:
