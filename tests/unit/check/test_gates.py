@@ -130,4 +130,4 @@ def test_a_wrong_gate_file_says_where(tmp_path: Path) -> None:
 def test_an_unknown_gate_set_lists_the_shipped_ones() -> None:
     with pytest.raises(UsageError, match="did you mean 'strict'") as raised:
         load_gates("strickt")
-    assert "default, strict" in str(raised.value.hint)
+    assert "default, low-precision, strict" in str(raised.value.hint)
