@@ -114,8 +114,9 @@ def evaluate_run(
     lexicon: bool | None = None,
     limit: int | None = None,
     device: str = "auto",
+    save: bool = True,
 ) -> QualityReport:
-    """Measures the rationales of the run's student and writes :func:`report_file`.
+    """Measures the rationales of the run's student and writes :func:`report_file` if ``save``.
 
     ``judge_run`` lends its judge where the run's own is not wanted. ``lexicon`` adds the lexicon
     proxy, by default for English sentiment sets. ``limit`` measures that many examples, drawn by
@@ -168,7 +169,8 @@ def evaluate_run(
         notes=tuple(notes),
         wall_s=round(time.monotonic() - started, 1),
     )
-    write_json(report_file(run, split), report.to_json())
+    if save:
+        write_json(report_file(run, split), report.to_json())
     return report
 
 

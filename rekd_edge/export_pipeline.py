@@ -1,6 +1,6 @@
 """From a trained run to a bundle: convert, check, and only then give it its name.
 
-    run --convert_to_onnx--> fp32 --quantise--> file --check_artefact--> CheckReport
+    run --convert_to_onnx--> fp32 --quantize--> file --check_artefact--> CheckReport
         passed: --write_bundle--> OUTPUT
         failed: OUTPUT/../rejected/NAME with the file, reports/check.json and reason.json
 
@@ -49,7 +49,7 @@ from rekd_edge.convert import (
     file_sha256,
     label_metadata,
     load_target,
-    quantise,
+    quantize,
     weights_sha256,
 )
 from rekd_edge.data.loader import make_loader
@@ -150,13 +150,19 @@ def convert_run(
     target: TargetSpec,
     path: Path,
     metadata: Mapping[str, str] | None = None,
+    *,
+    fp32: Path | None = None,
 ) -> None:
-    """``model`` as a file of the target's precision; a plain classifier has one part only."""
-    if metadata is None:
-        assert isinstance(model, FusedRationalist)
-        metadata = artefact_metadata(run, model)
-    exported = path if target.precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
-    convert_to_onnx(model, model.io_spec(), exported, target=target, metadata=metadata)
+    """``model`` as a file of the target's precision; a plain classifier has one part only.
+    ``fp32`` is the same model's file in fp32, where there is one already."""
+    if target.precision == "fp32" or fp32 is None:
+        if metadata is None:
+            assert isinstance(model, FusedRationalist)
+            metadata = artefact_metadata(run, model)
+        exported = path if target.precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
+        convert_to_onnx(model, model.io_spec(), exported, target=target, metadata=metadata)
+    else:
+        exported = fp32
     if target.precision == "fp32":
         return
     try:
@@ -165,9 +171,17 @@ def convert_run(
             batches = test_batches(run.data().train, run.preprocessor)
             calibration = examples_of(batches, target.calibration_examples)
         parts = target.quantize if isinstance(model, FusedRationalist) else ("predictor",)
-        quantise(exported, path, precision=target.precision, parts=parts, calibration=calibration)
+        quantize(
+            exported,
+            path,
+            precision=target.precision,
+            parts=parts,
+            calibration=calibration,
+            target=target.name,
+        )
     finally:
-        exported.unlink(missing_ok=True)
+        if exported != fp32:
+            exported.unlink(missing_ok=True)
 
 
 def check_bundle(

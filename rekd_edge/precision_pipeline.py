@@ -92,8 +92,11 @@ def export_fastest(
     """
     require_free(output, force=force)
     fused = run.fused()
-    specs = {spec.name: spec for spec in variants_of(target)}
+    found_targets = variants_of(target)
+    base = found_targets[0]
+    specs = {spec.name: spec for spec in found_targets}
     with workplace(output) as work:
+        fp32: Path | None = None
         variants: dict[str, Variant] = {}
         files: dict[str, Path] = {}
         checks: dict[str, CheckReport] = {}
@@ -101,11 +104,13 @@ def export_fastest(
             file = work / name / "model.onnx"
             file.parent.mkdir()
             try:
-                convert_run(run, fused, spec, file)
+                convert_run(run, fused, spec, file, fp32=fp32)
             except GateError as error:
                 variants[name] = _refused(spec, error.message)
                 continue
             files[name] = file
+            if spec.precision == "fp32":
+                fp32 = file  # exported once; the others are made from it
             checks[name] = check_file(
                 run,
                 file,
@@ -115,11 +120,11 @@ def export_fastest(
                 threads=threads,
             )
             variants[name] = _variant(spec, checks[name])
-        written = export_twins(run, fused=fused, target=specs[target]) if twins else {}
+        written = export_twins(run, fused=fused, target=base) if twins else {}
         passing = {name: files[name] for name in files if variants[name].passed}
         validity = None
         if passing:
-            validity = _time(run, passing, written, variants, specs[target], settings)
+            validity = _time(run, passing, written, variants, base, settings)
         chosen = choose(tuple(variants.values()))
         report = PrecisionReport(chosen, _best(chosen), 1, validity)
         if report.chosen is None:

@@ -26,6 +26,8 @@ from rekd_edge.run_folder import Run, open_run
 
 RESULT_FILE = "suite.json"
 TABLE_FILE = "suite.md"
+JUDGED = "judged"
+"""Report of a run's rationales under the suite's judge; `quality` may be under another one."""
 
 
 @dataclass(slots=True)
@@ -175,17 +177,23 @@ def _report_on(run: Run, suite: SuiteSpec, output: Path, device: str) -> None:
     if "flops" in wanted and run.report("flops") is None:
         flops = count_flops(run.fused(), mean_tokens(run.loader("test")))
         write_json(run.path / "reports" / "flops.json", flops.to_json())
-    if "quality" in wanted and run.report("quality") is None:
+    if "quality" in wanted and run.report(JUDGED) is None:
         judge = open_run(output / str(suite.judge) / f"seed-{run.recipe.seed}")
         teacher = judge.recipe.teacher
         against = [] if teacher is None or teacher.run is None else [open_run(Path(teacher.run))]
-        evaluate_run(
-            run, against=against, judge_run=judge, limit=suite.judged_examples, device=device
+        found = evaluate_run(
+            run,
+            against=against,
+            judge_run=judge,
+            limit=suite.judged_examples,
+            device=device,
+            save=False,
         )
+        write_json(run.path / "reports" / f"{JUDGED}.json", found.to_json())
 
 
 def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:
-    reports = {name: run.report(name) for name in REPORTS}
+    reports = {name: run.report(JUDGED if name == "quality" else name) for name in REPORTS}
     for column in result.suite.columns:
         value = _at(reports, column.value)
         if value is not None:

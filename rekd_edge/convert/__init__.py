@@ -11,7 +11,7 @@ from rekd_edge.convert.io_spec import (
     read_io,
     validate_io,
 )
-from rekd_edge.convert.quantize import PrecisionError, matrix_products, quantise
+from rekd_edge.convert.quantize import PrecisionError, matrix_products, quantize
 from rekd_edge.convert.targets import TargetSpec, load_target, variants_of
 from rekd_edge.convert.to_onnx import (
     ConversionError,
@@ -39,7 +39,7 @@ __all__ = [
     "load_target",
     "matrix_products",
     "predictor_graph",
-    "quantise",
+    "quantize",
     "read_io",
     "validate_io",
     "variants_of",

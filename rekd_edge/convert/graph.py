@@ -114,15 +114,9 @@ def _cut_info(name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, CUT_DTYPES[name], ["batch", "slot"])
 
 
-def predictor_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The part of the graph between a held rationale and ``logits``.
-
-    Inputs: the model's data inputs that this part still reads, then ``rationale_index`` and
-    ``rationale_valid``. Output: ``logits``. Nodes and weights are those of ``model``, unchanged.
-    """
-    model = flat(model)
-    require_cut(model)
-    graph = model.graph
+def beyond_cut(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
+    """Positions in ``graph.node`` of all nodes between the cut and ``logits``, and the names of all
+    values that they read or make, those of the cut included."""
     made = producers(graph)
     needed: set[int] = set()
     values: set[str] = set()
@@ -137,6 +131,19 @@ def predictor_graph(model: onnx.ModelProto) -> onnx.ModelProto:
         if made[name] not in needed:
             needed.add(made[name])
             pending += node_inputs(graph.node[made[name]])
+    return needed, values
+
+
+def predictor_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The part of the graph between a held rationale and ``logits``.
+
+    Inputs: the model's data inputs that this part still reads, then ``rationale_index`` and
+    ``rationale_valid``. Output: ``logits``. Nodes and weights are those of ``model``, unchanged.
+    """
+    model = flat(model)
+    require_cut(model)
+    graph = model.graph
+    needed, values = beyond_cut(graph)
     inputs = [value for value in data_inputs(graph) if value.name in values]
     inputs += [_cut_info(name) for name in CUT_NAMES]
     cut = helper.make_graph(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rekd_edge.convert.graph import CUT_NAMES, node_inputs, producers
+from rekd_edge.convert.graph import CUT_NAMES, beyond_cut, producers
 from rekd_edge.convert.to_onnx import write_model
 from rekd_edge.convert.types import Int8, Part
 from rekd_edge.errors import BackendError, GateError, UsageError
@@ -30,7 +30,7 @@ Inputs = Mapping[str, np.ndarray]
 
 PRODUCTS = ("MatMul", "Gemm")
 TABLES = ("Gather",)
-"""Tables of embeddings: a fifth of the file is enough for them."""
+"""Tables of embeddings, most of the file of a small text model."""
 
 
 class PrecisionError(GateError):
@@ -43,30 +43,25 @@ def node_parts(model: onnx.ModelProto) -> list[Part]:
     made = producers(graph)
     if any(name not in made for name in CUT_NAMES):
         return ["predictor"] * len(graph.node)
-    needed: set[int] = set()
-    pending = ["logits"]
-    while pending:
-        name = pending.pop()
-        if name in CUT_NAMES or name not in made or made[name] in needed:
-            continue
-        needed.add(made[name])
-        pending += node_inputs(graph.node[made[name]])
+    needed, _ = beyond_cut(graph)
     return ["predictor" if index in needed else "selector" for index in range(len(graph.node))]
 
 
-def quantise(
+def quantize(
     source: Path,
     path: Path,
     *,
     precision: Int8,
     parts: Sequence[Part] = ("selector", "predictor"),
     calibration: Sequence[Inputs] = (),
+    target: str | None = None,
 ) -> dict[str, dict[str, int]]:
     """Writes the fp32 file ``source`` to ``path`` in ``precision`` and answers what it became
     (:func:`matrix_products`).
 
     ``calibration`` are real examples (``[1, ...]`` each) from which `int8-static` takes the ranges
-    of activations; nothing is ever calibrated on made-up data.
+    of activations; nothing is ever calibrated on made-up data. ``target`` is what the file's
+    metadata say it is for; None leaves what ``source`` says.
 
     Raises :class:`PrecisionError` where the result is not what was asked for,
     :class:`UsageError` without calibration data that is needed, :class:`BackendError` without
@@ -106,7 +101,7 @@ def quantise(
         result = onnx.load(str(made))
     found = matrix_products(result)
     _require(found, parts)
-    _describe(result, model, precision, parts)
+    _describe(result, model, precision, parts, target)
     write_model(result, path)
     return found
 
@@ -238,10 +233,16 @@ def _require(found: Mapping[str, Mapping[str, int]], parts: Sequence[Part]) -> N
 
 
 def _describe(
-    result: onnx.ModelProto, source: onnx.ModelProto, precision: Int8, parts: Sequence[Part]
+    result: onnx.ModelProto,
+    source: onnx.ModelProto,
+    precision: Int8,
+    parts: Sequence[Part],
+    target: str | None,
 ) -> None:
     stated = {item.key: item.value for item in source.metadata_props}
     stated |= {"rekd_edge.precision": precision, "rekd_edge.quantized": ",".join(parts)}
+    if target is not None:
+        stated["rekd_edge.target"] = target
     onnx.helper.set_model_props(result, dict(sorted(stated.items())))
     result.producer_name, result.producer_version = source.producer_name, source.producer_version
     result.graph.name = source.graph.name

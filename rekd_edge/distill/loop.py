@@ -545,8 +545,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with a group for each learning rate and weight decay.
 
-    Biases, norms and other one-dimensional parameters are
-    not decayed, unless ``train.decay_all``.
+    Biases, norms and other one-dimensional parameters are not decayed, unless
+    ``train.decay_all``.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module, rates in modules.items():

@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rekd_edge.recipe.form import form_problems
-from rekd_edge.recipe.schema import BackboneSpec, DataSpec, ObjectiveSpec, RationalistSpec, Recipe
+from rekd_edge.recipe.schema import (
+    BackboneSpec,
+    DataSpec,
+    ObjectiveSpec,
+    RationalistSpec,
+    Recipe,
+    TransferSpec,
+)
 
 WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
@@ -25,6 +32,8 @@ Location = tuple[int | str, ...]
 def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     """Every contradiction as (where, what)."""
     yield from _data_problems(recipe.data, recipe.modality)
+    if recipe.transfer is not None:
+        yield from _transfer_problems(recipe.transfer, recipe.modality)
     if recipe.teacher is not None:
         image_size = recipe.teacher.image_size or recipe.data.image_size
         yield from _rationalist_problems(("teacher",), recipe.teacher, recipe.modality, image_size)
@@ -99,6 +108,18 @@ def _data_problems(data: DataSpec, modality: str) -> Iterator[tuple[Location, st
             yield ("data", "labels"), "names a class twice"
         if len(data.labels) < 2:
             yield ("data", "labels"), "needs at least two classes"
+
+
+def _transfer_problems(transfer: TransferSpec, modality: str) -> Iterator[tuple[Location, str]]:
+    source = transfer.source
+    if source in {"huggingface", "eraser"}:
+        yield ("transfer", "source"), f"{source!r} cannot be a transfer set; name a table or folder"
+    elif source in FILE_SOURCES and not transfer.path:
+        yield ("transfer", "path"), f"is needed where transfer.source is {source!r}"
+    elif source not in FILE_SOURCES and transfer.path:
+        yield ("transfer", "path"), f"has no meaning where transfer.source is {source!r}"
+    if source == "image-folder" and modality != "image":
+        yield ("transfer", "source"), "'image-folder' needs modality: image"
 
 
 def _rationalist_problems(

@@ -104,7 +104,7 @@ class TransferSpec(Spec):
     in the recipe's data."""
 
     source: str
-    """As `data.source`; labels are not read."""
+    """A bundled set, `image-folder`, `csv`, `jsonl` or `parquet`; labels are not used."""
     path: str | None = None
     """File or folder, relative to the recipe, for own data."""
     text_column: str = "text"

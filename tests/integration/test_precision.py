@@ -13,6 +13,7 @@ import pytest
 from rekd_edge.bench import BenchSettings
 from rekd_edge.bundle import verify_bundle
 from rekd_edge.convert import load_target, matrix_products
+from rekd_edge.convert.targets import targets_dir
 from rekd_edge.export_pipeline import bench_bundle, check_bundle, export_bundle
 from rekd_edge.pipeline import train_run
 from rekd_edge.precision_pipeline import Variant, choose, export_fastest
@@ -61,13 +62,12 @@ def test_the_fastest_precision_that_holds_its_gates_is_bundled(run: Run, tmp_pat
 
     manifest = verify_bundle(output)
     assert manifest.target == report.chosen
+    model = onnx.load(str(output / "model.onnx"))
     stored = json.loads((output / "reports" / "precision.json").read_text())
     assert stored["chosen"] == report.chosen
-    kinds = {
-        kind
-        for counts in matrix_products(onnx.load(str(output / "model.onnx"))).values()
-        for kind in counts
-    }
+    stated = {item.key: item.value for item in model.metadata_props}
+    assert stated["rekd_edge.target"] == report.chosen
+    kinds = {kind for counts in matrix_products(model).values() for kind in counts}
     assert ("int8" in kinds) == (load_target(report.chosen or "").precision != "fp32")
     assert not list(run.path.glob(".bundle*"))
 
@@ -76,6 +76,12 @@ def test_an_int8_bundle_is_checked_and_measured_like_any_other(run: Run, tmp_pat
     gates = tmp_path / "lenient.yaml"
     gates.write_text(LENIENT)
     output = run.path / "int8"
+    named = targets_dir() / "onnx.yaml"  # a target can be named by its file, too
+    _, search = export_fastest(
+        run, target=str(named), output=tmp_path / "b", gates=str(gates), threads=1, settings=QUICK
+    )
+    assert search.variants[0].target == "onnx"
+    assert search.chosen is not None
     result = export_bundle(
         run, target="onnx-int8-static", output=output, gates=str(gates), threads=1
     )

@@ -164,7 +164,7 @@ def test_rationales_of_all_rows_are_judged_by_one_judge(tmp_path: Path) -> None:
         assert all(summary is not None for summary in values.values())
     assert [title for title, summary in plain.items() if summary] == ["accuracy"]
     reports = [
-        json.loads((output / row / "seed-0" / "reports" / "quality.json").read_text())
+        json.loads((output / row / "seed-0" / "reports" / "judged.json").read_text())
         for row in ("convolution", "published")
     ]
     assert [report["examples"] for report in reports] == [8, 8]

@@ -16,7 +16,7 @@ from rekd_edge.convert import (
     PrecisionError,
     load_target,
     matrix_products,
-    quantise,
+    quantize,
     variants_of,
 )
 from rekd_edge.convert.quantize import node_parts
@@ -52,7 +52,7 @@ def test_only_the_chosen_parts_change_and_all_of_their_products_do(
 ) -> None:
     path = tmp_path / "low.onnx"
     before = matrix_products(onnx.load(str(tiny_text_onnx.path)))
-    found = quantise(
+    found = quantize(
         tiny_text_onnx.path, path, precision=precision, parts=parts, calibration=calibration
     )
     assert set(before["selector"]) == set(before["predictor"]) == {"fp32"}
@@ -79,14 +79,14 @@ def test_only_the_chosen_parts_change_and_all_of_their_products_do(
 
 
 def test_dynamic_int8_is_smaller(tiny_text_onnx: OnnxArtefact, tmp_path: Path) -> None:
-    quantise(tiny_text_onnx.path, tmp_path / "dynamic.onnx", precision="int8-dynamic")
+    quantize(tiny_text_onnx.path, tmp_path / "dynamic.onnx", precision="int8-dynamic")
     assert (tmp_path / "dynamic.onnx").stat().st_size < 0.6 * tiny_text_onnx.size_bytes
 
 
-def test_images_and_plain_classifiers_can_be_quantised(
+def test_images_and_plain_classifiers_can_be_quantized(
     tiny_image_onnx: OnnxArtefact, image_batches: list[LabelledBatch], tmp_path: Path
 ) -> None:
-    found = quantise(tiny_image_onnx.path, tmp_path / "low.onnx", precision="int8-dynamic")
+    found = quantize(tiny_image_onnx.path, tmp_path / "low.onnx", precision="int8-dynamic")
     assert all(set(counts) == {"int8"} for counts in found.values())
     with OnnxRunner(tmp_path / "low.onnx", threads=1) as low:
         assert np.isfinite(low.run(image_batches[0].inputs).logits).all()
@@ -95,18 +95,18 @@ def test_images_and_plain_classifiers_can_be_quantised(
 
 def test_nothing_is_calibrated_on_nothing(tiny_text_onnx: OnnxArtefact, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs calibration data"):
-        quantise(tiny_text_onnx.path, tmp_path / "low.onnx", precision="int8-static")
+        quantize(tiny_text_onnx.path, tmp_path / "low.onnx", precision="int8-static")
     with pytest.raises(UsageError, match="no part"):
-        quantise(tiny_text_onnx.path, tmp_path / "low.onnx", precision="int8-dynamic", parts=())
+        quantize(tiny_text_onnx.path, tmp_path / "low.onnx", precision="int8-dynamic", parts=())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_already_int8_is_refused(
     tiny_text_onnx: OnnxArtefact, tmp_path: Path
 ) -> None:
-    quantise(tiny_text_onnx.path, tmp_path / "low.onnx", precision="int8-dynamic")
+    quantize(tiny_text_onnx.path, tmp_path / "low.onnx", precision="int8-dynamic")
     with pytest.raises(PrecisionError):
-        quantise(tmp_path / "low.onnx", tmp_path / "lower.onnx", precision="int8-dynamic")
+        quantize(tmp_path / "low.onnx", tmp_path / "lower.onnx", precision="int8-dynamic")
     assert not (tmp_path / "lower.onnx").exists()
 
 
