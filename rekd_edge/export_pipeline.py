@@ -287,7 +287,10 @@ def export_twins(
     trained = plain is not None
     if plain is None:
         plain = PlainClassifier(
-            fused.predictor, label_names=fused.label_names, max_length=fused.max_length
+            fused.predictor,
+            label_names=fused.label_names,
+            max_length=fused.max_length,
+            reads_pixels=fused.reads_pixels,
         ).eval()
     folder = run.path / TWINS_FOLDER
     folder.mkdir(exist_ok=True)
@@ -370,13 +373,12 @@ def test_batches(
     preprocessor: Preprocessor,
     teacher: Preprocessor | None = None,  # noqa: PT028
 ) -> Iterator[LabelledBatch]:
-    """The whole split as numpy batches, in an order that never changes; ``teacher`` adds the
-    inputs of a teacher that reads otherwise."""
-    if teacher is not None and same_tokens(teacher, preprocessor):
+    """The whole split as deployed models read it, as numpy batches in an order that never
+    changes; ``teacher`` adds the inputs of a teacher that reads otherwise."""
+    deployed = preprocessor.deployed()
+    if teacher is not None and deployed is preprocessor and same_tokens(teacher, preprocessor):
         teacher = None
-    loader = make_loader(
-        split, preprocessor, batch_size=CHECK_BATCH, shuffle=False, teacher=teacher
-    )
+    loader = make_loader(split, deployed, batch_size=CHECK_BATCH, shuffle=False, teacher=teacher)
     for batch in loader:
         others = {} if batch.teacher is None else {"teacher": _arrays(batch.teacher.inputs)}
         yield LabelledBatch(_arrays(batch.inputs), batch.labels.numpy(), others)
@@ -505,7 +507,7 @@ def bundle_run(
     manifest = write_bundle(
         place,
         onnx=file,
-        preprocessor=run.preprocessor,
+        preprocessor=run.preprocessor.deployed(),
         label_names=run.label_names,
         config=bundle_config(run, fused, target),
         recipe_yaml=dump_recipe(run.recipe),

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rekd_edge.types import IoSpec, Modality, TensorSpec
+from rekd_edge.types import DType, IoSpec, Modality, TensorSpec
 
 FORMAT = "rekd-edge-bundle"
 SCHEMA_VERSION = 1
@@ -118,7 +118,7 @@ class AxisRecord(Record):
 
 class TensorRecord(Record):
     name: str
-    dtype: Literal["int64", "float32", "bool"]
+    dtype: DType
     axes: tuple[AxisRecord, ...]
 
 

@@ -25,7 +25,7 @@ from rekd_edge.selection import (
     selection_margin,
     slot_count,
 )
-from rekd_edge.types import AxisSpec, IoSpec, Modality, TensorSpec, input_names
+from rekd_edge.types import AxisSpec, IoSpec, Modality, PixelScale, TensorSpec, input_names
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -39,9 +39,11 @@ class DeployModel(nn.Module):
         *,
         label_names: tuple[str, ...],
         max_length: int | None,
+        reads_pixels: bool = False,
     ) -> None:
         super().__init__()
         self.predictor = predictor
+        self.reads_pixels = reads_pixels
         self.label_names = label_names
         encoder = predictor.encoder
         self.modality: Modality = encoder.modality
@@ -72,7 +74,8 @@ class DeployModel(nn.Module):
             return tuple(TensorSpec(name, "int64", axes) for name in names)
         size = self.image_size
         axes = (batch, AxisSpec("channel", 3), AxisSpec("height", size), AxisSpec("width", size))
-        return tuple(TensorSpec(name, "float32", axes) for name in names)
+        dtype = "uint8" if self.reads_pixels else "float32"
+        return tuple(TensorSpec(name, dtype, axes) for name in names)
 
     def example_inputs(self, batch: int = 2, tokens: int = 16) -> tuple[Tensor, ...]:
         """Valid inputs of the given size, for tracing; deterministic."""
@@ -88,6 +91,8 @@ class DeployModel(nn.Module):
             return ids, torch.ones_like(ids)
         assert self.image_size is not None
         shape = (batch, 3, self.image_size, self.image_size)
+        if self.reads_pixels:
+            return (torch.randint(256, shape, generator=generator, dtype=torch.uint8),)
         return (torch.randn(shape, generator=generator),)
 
 
@@ -103,8 +108,14 @@ class _SelectingModel(DeployModel):
         rationale_ratio_fraction: tuple[int, int],
         label_names: tuple[str, ...],
         max_length: int | None,
+        reads_pixels: bool = False,
     ) -> None:
-        super().__init__(predictor, label_names=label_names, max_length=max_length)
+        super().__init__(
+            predictor,
+            label_names=label_names,
+            max_length=max_length,
+            reads_pixels=reads_pixels,
+        )
         self.selector = selector
         self.rationale_ratio = rationale_ratio
         self.rationale_ratio_fraction = rationale_ratio_fraction
@@ -196,14 +207,21 @@ class PlainClassifier(DeployModel):
 
 
 def fuse(
-    model: Rationalist, *, label_names: tuple[str, ...], max_length: int | None
+    model: Rationalist,
+    *,
+    label_names: tuple[str, ...],
+    max_length: int | None,
+    pixel_scale: PixelScale | None = None,
 ) -> FusedRationalist:
     """The deterministic, gathered form of a trained rationalist, on the CPU, in float32.
 
-    The weights are copied: training may go on with ``model``.
+    ``pixel_scale`` is how the images of training are normalised: the fused model then reads 8-bit
+    pixels, of which only the selected ones are ever turned into numbers of the predictor. None
+    leaves normalised input. The weights are copied: training may go on with ``model``.
     """
     source = copy.deepcopy(model).cpu().float()
     source.selector.fold()
+    _fold_pixels(source, pixel_scale)
     fused = FusedRationalist(
         source.selector,
         source.predictor,
@@ -211,8 +229,16 @@ def fuse(
         rationale_ratio_fraction=source.ratio_fraction,
         label_names=label_names,
         max_length=max_length,
+        reads_pixels=pixel_scale is not None,
     )
     return _frozen(fused)
+
+
+def _fold_pixels(source: nn.Module, scale: PixelScale | None) -> None:
+    if scale is not None:
+        for module in source.modules():
+            if isinstance(module, PatchGrid):
+                module.fold_pixels(scale)
 
 
 def masked_form(fused: FusedRationalist) -> MaskedRationalist:
@@ -224,18 +250,28 @@ def masked_form(fused: FusedRationalist) -> MaskedRationalist:
         rationale_ratio_fraction=fused.rationale_ratio_fraction,
         label_names=fused.label_names,
         max_length=fused.max_length,
+        reads_pixels=fused.reads_pixels,
     )
     return _frozen(model)
 
 
 def plain_form(
-    classifier: Classifier, *, label_names: tuple[str, ...], max_length: int | None
+    classifier: Classifier,
+    *,
+    label_names: tuple[str, ...],
+    max_length: int | None,
+    pixel_scale: PixelScale | None = None,
 ) -> PlainClassifier:
-    """A trained plain classifier as a deploy model."""
+    """A trained plain classifier as a deploy model; ``pixel_scale`` as in :func:`fuse`."""
     source = copy.deepcopy(classifier).cpu().float()
-    return _frozen(
-        PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
+    _fold_pixels(source, pixel_scale)
+    model = PlainClassifier(
+        source.predictor,
+        label_names=label_names,
+        max_length=max_length,
+        reads_pixels=pixel_scale is not None,
     )
+    return _frozen(model)
 
 
 def _frozen(model: ModelT) -> ModelT:

@@ -86,11 +86,13 @@ def fuse_report(
     fused: FusedRationalist,
     make_loader: Callable[[], Iterable[Batch]],
     *,
+    deployed_loader: Callable[[], Iterable[Batch]] | None = None,
     draws: int = SAMPLED_DRAWS,
 ) -> FuseReport:
     """Evaluates ``model`` under every selection mode and compares it with ``fused``.
 
-    ``make_loader`` gives the evaluation batches anew each time. Accuracy spreads are sample
+    ``make_loader`` gives the evaluation batches anew each time, ``deployed_loader`` the same as
+    ``fused`` reads them, where that differs. Accuracy spreads are sample
     standard deviations over the draws.
     """
     modes: dict[str, ModeResult] = {}
@@ -119,7 +121,9 @@ def fuse_report(
         flops=count_flops(fused, mean_tokens(make_loader())),
         examples=len(gathered.labels),
         masked_gathered_difference=float((masked.logits - gathered.logits).abs().max()),
-        fused_difference=_fused_difference(fused, gathered.logits, make_loader()),
+        fused_difference=_fused_difference(
+            fused, gathered.logits, (deployed_loader or make_loader)()
+        ),
     )
 
 
