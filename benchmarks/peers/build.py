@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers.bert import PowerBert, Truncated
 from benchmarks.peers.peer import Peer
@@ -16,6 +15,7 @@ from benchmarks.peers.shallow import Shallow
 from benchmarks.peers.vit import DynamicVit, EVit, ToMe
 from rekd_edge.errors import UsageError
 from rekd_edge.fuse.fused import DeployModel, PlainClassifier
+from rekd_edge.fuse.report import model_flops
 from rekd_edge.models.encoder import BertEncoder, Encoder, VitEncoder
 from rekd_edge.models.rationalist import Predictor
 from rekd_edge.recipe.latency_file import STAGED_PEERS, PeerSpec
@@ -70,7 +70,7 @@ def build_peer(
             return _peer(source, spec, strength, blocks, label_names, max_length).eval()
 
     plain = PlainClassifier(source, label_names=label_names, max_length=max_length).eval()
-    whole = flops(plain, tokens)
+    whole = model_flops(plain, tokens)
     strength = spec.strength
     if strength is None:
         assert spec.share is not None
@@ -78,7 +78,7 @@ def build_peer(
             make, ladder(spec, encoder), wanted=spec.share * whole, tokens=tokens
         )
     model = make(strength)
-    return BuiltPeer(model, strength, flops(model, tokens) / whole)
+    return BuiltPeer(model, strength, model_flops(model, tokens) / whole)
 
 
 def chosen_blocks(spec: PeerSpec, count: int) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ def strength_for(
 
     def at(index: int) -> int:
         if index not in cost:
-            cost[index] = flops(make(strengths[index]), tokens)
+            cost[index] = model_flops(make(strengths[index]), tokens)
         return cost[index]
 
     low, high = 0, len(strengths) - 1
@@ -125,14 +125,6 @@ def strength_for(
     near = [index for index in (low - 1, low) if index >= 0]
     best = min(near, key=lambda index: (abs(at(index) - wanted), index))
     return strengths[best]
-
-
-@torch.no_grad()
-def flops(model: DeployModel, tokens: int) -> int:
-    """Operations on one example, as :class:`rekd_edge.fuse.report.Flops` counts them."""
-    with FlopCounterMode(display=False) as counter:
-        model(*model.example_inputs(1, max(tokens, 3)))
-    return counter.get_total_flops()
 
 
 def _peer(

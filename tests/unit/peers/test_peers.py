@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from benchmarks.peers.bert import PowerBert, Truncated, most_attended
-from benchmarks.peers.build import KINDS, build_peer, chosen_blocks, flops, strength_for
+from benchmarks.peers.build import KINDS, build_peer, chosen_blocks, strength_for
 from benchmarks.peers.peer import Peer, kept
 from benchmarks.peers.shallow import Shallow
 from benchmarks.peers.vit import DynamicVit, EVit, ToMe, keep_and_fuse, match, merge
 from rekd_edge.convert import convert_to_onnx, load_target
 from rekd_edge.errors import UsageError
 from rekd_edge.fuse import PlainClassifier
+from rekd_edge.fuse.report import model_flops
 from rekd_edge.models.encoder import BertEncoder, VitEncoder
 from rekd_edge.models.rationalist import Predictor
 from rekd_edge.recipe.latency_file import PeerSpec
@@ -116,7 +117,7 @@ def test_with_nothing_reduced_it_is_the_plain_classifier(
     assert float((peer(*inputs)[0] - expected).abs().max()) < 1e-5
     reduced, _ = make(modality, kind, off=False, pooling=pooling)
     assert float((reduced(*inputs)[0] - expected).abs().max()) > 1e-3
-    assert flops(reduced, 14) < flops(peer, 14)
+    assert model_flops(reduced, 14) < model_flops(peer, 14)
 
 
 @pytest.mark.parametrize(("modality", "kind"), ALL)
@@ -300,7 +301,7 @@ def test_of_a_ladder_the_nearest_rung_is_taken() -> None:
     def make(depth: float) -> Peer:
         return Shallow(predictor, depth=int(depth), label_names=LABELS).eval()
 
-    costs = {depth: flops(make(depth), 3) for depth in (4, 3, 2, 1)}
+    costs = {depth: model_flops(make(depth), 3) for depth in (4, 3, 2, 1)}
     for depth, cost in costs.items():
         assert strength_for(make, (4, 3, 2, 1), wanted=cost * 1.01, tokens=3) == depth
     assert strength_for(make, (4, 3, 2, 1), wanted=0, tokens=3) == 1
