@@ -156,6 +156,14 @@ class PartsSpec(Spec):
     description: str = ""
     parts: tuple[PartSpec, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _distinct(self) -> PartsSpec:
+        folders = [part.folder for part in self.parts]
+        twice = sorted({folder for folder in folders if folders.count(folder) > 1})
+        if twice:
+            raise ValueError(f"parts in one folder: {', '.join(twice)}")
+        return self
+
 
 def load_latency(path: Path) -> dict[str, tuple[LatencySpec, Path]]:
     """The suites of a file with their own files, by folder below the output; a file that is itself
