@@ -34,6 +34,10 @@ class BertPeer(Peer):
         assert isinstance(self.predictor.encoder, BertEncoder)
         return self.predictor.encoder
 
+    @property
+    def layers(self) -> list[Any]:
+        return list(self.encoder.backbone.encoder.layer)
+
 
 class Truncated(BertPeer):
     """A shorter input: the first ceil(``keep`` * n) of a text's n word pieces, and its special
@@ -87,7 +91,7 @@ class PowerBert(BertPeer):
         tokens = torch.cat([self.encoder.embed_prefix(content.shape[0]), content], dim=1)
         valid, length = view.attended, view.attended.sum(dim=1)
         before = DENOMINATOR
-        for layer, share in zip(self.encoder.backbone.encoder.layer, self.shares, strict=True):
+        for layer, share in zip(self.layers, self.shares, strict=True):
             always = torch.ones_like(valid[:, :1])
             everyone = torch.cat([always, valid], dim=1)
             attended, weight = _self_attention(layer, tokens, everyone)

@@ -203,7 +203,7 @@ class TokenScorer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
+        self.own_channels = channels // 2
         self.own = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU())
         self.join = nn.Sequential(
             nn.Linear(channels, channels // 2),
@@ -216,7 +216,7 @@ class TokenScorer(nn.Module):
     def forward(self, content: Tensor, left: Tensor) -> Tensor:
         """``left`` float ``[batch, token]`` is 0 where a token was dropped before."""
         features = self.own(content)
-        own, shared = features[..., : self.half], features[..., self.half :]
+        own, shared = features[..., : self.own_channels], features[..., self.own_channels :]
         weight = (left / left.sum(dim=1, keepdim=True)).unsqueeze(2)
         everywhere = (shared * weight).sum(dim=1, keepdim=True).expand_as(shared)
         return F.log_softmax(self.join(torch.cat([own, everywhere], dim=2)), dim=2)

@@ -113,7 +113,7 @@ def bench(
             run=opened,
             inputs_file=inputs,
             settings=settings,
-            threads=1 if counts is None else counts[0],
+            threads=counts[0] if counts else 1,
         )
     emit(report.to_json(), json_path=json_path, render=report.render)
 

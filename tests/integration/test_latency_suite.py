@@ -220,8 +220,10 @@ def test_without_a_checkout_peers_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert resources.benchmarks_dir() == ROOT / "benchmarks"
-    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "site-packages" / "rekd_edge")
-    monkeypatch.setattr(latency_suite, "benchmarks_dir", resources.benchmarks_dir)
+    with monkeypatch.context() as installed:
+        installed.setattr(resources, "_PACKAGE", tmp_path / "site-packages" / "rekd_edge")
+        found = resources.benchmarks_dir()
+    monkeypatch.setattr(latency_suite, "benchmarks_dir", lambda: found)
     path = tmp_path / "suite.yaml"
     path.write_text(SUITE)
     with pytest.raises(UsageError, match="not part of the installed package"):

@@ -176,13 +176,11 @@ def test_padding_is_never_kept_before_content() -> None:
 
 def test_word_vectors_stay_that_received_most_attention() -> None:
     predictor = bert()
-    encoder = predictor.encoder
-    assert isinstance(encoder, BertEncoder)
-    ids, attended = texts((8, 5))
+    peer = PowerBert(predictor, shares=(1, 0.5, 0.2), label_names=LABELS)
     widths: list[int] = []
-    for layer in encoder.backbone.encoder.layer:
+    for layer in peer.layers:
         layer.intermediate.register_forward_pre_hook(lambda _, x: widths.append(x[0].shape[1]))
-    PowerBert(predictor, shares=(1, 0.5, 0.2), label_names=LABELS)(ids, attended)
+    peer(*texts((8, 5)))
     # 7 content tokens: ceil(.5 * 7) = 4, ceil(.2 * 7) = 2; and `[CLS]`.
     assert widths == [8, 5, 3]
     with pytest.raises(UsageError, match="must not rise"):
@@ -229,7 +227,8 @@ def test_evit_keeps_and_fuses_as_by_hand() -> None:
     rng = np.random.default_rng(3)
     content, score = rng.standard_normal((2, 6, 4)), rng.random((2, 6)) + 0.01
     size = rng.integers(1, 4, (2, 6)).astype(np.float64)
-    found, sizes = keep_and_fuse(*map(torch.from_numpy, (content, size, score)), 3)
+    given = [torch.from_numpy(values) for values in (content, size, score)]
+    found, sizes = keep_and_fuse(given[0], given[1], given[2], 3)
     for row in range(2):
         order = sorted(range(6), key=lambda i: -score[row, i])
         total = sum(score[row, i] for i in order[3:])

@@ -80,7 +80,8 @@ def test_the_objective_is_the_stated_formula() -> None:
     plain = built.model
     assert isinstance(plain, Classifier)
     assert isinstance(teacher, Rationalist)
-    plain.eval(), teacher.eval()
+    plain.eval()
+    teacher.eval()
     peer = build_peer(
         plain.predictor,
         PeerSpec(kind="power", strength=1.0),
