@@ -23,21 +23,28 @@ TUNE = FineTuneSpec(epochs=1, learning_rate=1e-3, alpha=0.25, temperature=3.0)
 FROZEN = "student.predictor.train_embeddings=false"
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize(
-    ("recipe_name", "kind"), [("smoke/image", "dynamicvit"), ("smoke/text", "truncate")]
+    ("recipe_name", "kind", "strength"),
+    [
+        ("smoke/image", "dynamicvit", 0.6),
+        ("smoke/image", "evit", 0.6),
+        ("smoke/image", "tome", 3),
+        ("smoke/text", "power", 0.6),
+        ("smoke/text", "truncate", 0.6),
+    ],
 )
 def test_a_peer_is_trained_and_a_finished_training_is_not_repeated(
-    recipe_name: str, kind: str, tmp_path: Path
+    recipe_name: str, kind: str, strength: float, precision: str, tmp_path: Path
 ) -> None:
-    limit = "data.limit={train: 24, dev: 12, test: 12}"
-    depth = ["student.predictor.depth=2", FROZEN] if kind == "dynamicvit" else [FROZEN]
-    recipe = load_recipe(recipe_name, [limit, *depth])
+    changes = ["data.limit={train: 20, dev: 10, test: 10}", "student.predictor.depth=2", FROZEN]
+    recipe = load_recipe(recipe_name, [*changes, f"student.train.precision='{precision}'"])
     data = load_data(recipe)
     torch.manual_seed(0)
     built = build_classifier(recipe.student, recipe, len(data.label_names))
     plain = built.model
     assert isinstance(plain, Classifier)
-    stated = {"kind": kind, "strength": 0.6, "fine_tune": TUNE.model_dump()}
+    stated = {"kind": kind, "strength": strength, "fine_tune": TUNE.model_dump()}
     spec = PeerSpec.model_validate(stated)
     peer = build_peer(
         plain.predictor, spec, label_names=data.label_names, max_length=32, tokens=20
