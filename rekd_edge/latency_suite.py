@@ -266,8 +266,7 @@ class _Table:
             size_bytes=file.stat().st_size,
             flops_share=model_flops(model, tokens) / self._whole_flops(tokens),
             strength=strength,
-            trained=candidate.form in {"plain", "gathered"}
-            or (candidate.peer is not None and candidate.peer.fine_tune is not None),
+            trained=_trained_as(candidate, run.recipe),
             **answered,
         )
         write_json(known, {"source": source, "file": asdict(made)})
@@ -497,6 +496,15 @@ class _Table:
                 }
             )
         return rows
+
+
+def _trained_as(candidate: CandidateSpec, recipe: Recipe) -> bool:
+    """Whether the weights were trained for the candidate's form."""
+    if candidate.peer is not None:
+        return candidate.peer.fine_tune is not None
+    masking = recipe.objective.form.masking
+    wanted = {"gathered": "exclude", "masked": "zero"}.get(candidate.form, masking)
+    return masking == wanted
 
 
 def _teacher_sha256(run: Run) -> str:
