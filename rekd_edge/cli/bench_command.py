@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="A bundle folder.")
+        Path | None, typer.Argument(metavar="BUNDLE", help="A bundle folder.")
     ] = None,
     suite: Annotated[
         str | None,
