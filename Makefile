@@ -20,6 +20,10 @@ help: ## list the targets
 demo: $(INSTALLED) ## train, distill, export, check and measure on real text (minutes, 2 cores)
 	$(BIN)/rekd-edge compare recipes/text/movie-review-snippets.yaml --output runs/demo --export
 
+.PHONY: bench
+bench: $(INSTALLED) ## the latency table against every alternative, into runs/ (hours, 2 cores)
+	$(BIN)/rekd-edge bench --suite latency --output runs
+
 .PHONY: test
 test: lint ## lint, types, import rules and all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,8 +1,11 @@
-"""Turns a comparison's or a suite's result into a recorded one: NAME.json and its table NAME.md.
+"""Turns the result of a comparison, a suite or a latency suite into a recorded one: NAME.json and
+its table NAME.md.
 
 python benchmarks/record.py movie-review-snippets runs/demo/summary.json --command "make demo"
 python benchmarks/record.py accuracy runs/text/suite.json runs/cifar10/suite.json \\
     --command "rekd-edge suite ..." --command "rekd-edge suite ..."
+python benchmarks/record.py latency runs/accuracy-text/latency.json \\
+    runs/accuracy-cifar10-cpu/latency.json --command "make bench" --command "make bench"
 
 Several results make one record: NAME.json then holds them as `tables`.
 """
@@ -25,6 +28,10 @@ ROWS = {
 
 def table(summary: dict[str, Any]) -> str:
     """The result as Markdown; every figure is read from ``summary``."""
+    if "latency_suite" in summary:
+        from rekd_edge.latency_suite import latency_table
+
+        return f"{latency_table(summary)}\n{summary['date']}. `{summary['command']}`\n"
     if "suite" in summary:
         from rekd_edge.suite import suite_table
 

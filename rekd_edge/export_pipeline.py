@@ -58,6 +58,7 @@ from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
+from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
@@ -146,14 +147,14 @@ def workplace(output: Path) -> Iterator[Path]:
 
 def convert_run(
     run: Run,
-    model: FusedRationalist | PlainClassifier | MaskedRationalist,
+    model: DeployModel,
     target: TargetSpec,
     path: Path,
     metadata: Mapping[str, str] | None = None,
     *,
     fp32: Path | None = None,
 ) -> None:
-    """``model`` as a file of the target's precision; a plain classifier has one part only.
+    """``model`` as a file of the target's precision; what is no student has one part only.
     ``fp32`` is the same model's file in fp32, where there is one already."""
     if target.precision == "fp32" or fp32 is None:
         if metadata is None:
@@ -287,11 +288,9 @@ def export_twins(
     trained = plain is not None
     if plain is None:
         plain = PlainClassifier(
-            fused.predictor,
-            label_names=fused.label_names,
-            max_length=fused.max_length,
-            reads_pixels=fused.reads_pixels,
+            fused.predictor, label_names=fused.label_names, max_length=fused.max_length
         ).eval()
+        plain.reads_pixels = fused.reads_pixels
     folder = run.path / TWINS_FOLDER
     folder.mkdir(exist_ok=True)
     student = student_sha256(run)

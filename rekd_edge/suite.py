@@ -117,14 +117,7 @@ def run_suite(
                 listener.retitle(f"seed {seed}, {row.name}")
             recipe = recipes[row.name].model_copy(update={"seed": seed})
             try:
-                recipe = _with_shared_teacher(recipe, output, device, listener)
-                run = finished_run(
-                    recipe,
-                    output / row.name / f"seed-{seed}",
-                    device,
-                    listener,
-                    with_fuse_report=fusing and recipe.task != "classify",
-                )
+                run = row_run(recipe, row.name, output, device, listener, with_fuse_report=fusing)
                 _report_on(run, suite, output, device)
             except DivergedError as error:
                 result.failures[row.name][seed] = error.message
@@ -135,6 +128,29 @@ def run_suite(
     selecting = [name for name, recipe in recipes.items() if recipe.task != "classify"]
     _refuse_empty_columns(result, selecting)
     return result
+
+
+def row_run(
+    recipe: Recipe,
+    row: str,
+    output: Path,
+    device: str,
+    listener: TitledListener | None,
+    *,
+    with_fuse_report: bool = False,
+) -> Run:
+    """The finished run OUTPUT/ROW/seed-S with the recipe's seed, trained if it is not there. A
+    student gets a fuse report where one is asked for."""
+    recipe = _with_shared_teacher(recipe, output, device, listener)
+    run = finished_run(
+        recipe,
+        output / row / f"seed-{recipe.seed}",
+        device,
+        listener,
+        with_fuse_report=with_fuse_report and recipe.task != "classify",
+    )
+    _forget_checkpoints(run)
+    return run
 
 
 def _with_shared_teacher(
@@ -201,7 +217,6 @@ def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:
     examples = _at(reports, "distill.student.test.examples")
     result.facts |= {"data": run.info.get("data", {}), "test_examples": examples}
     result.facts["rationale_ratio"] = run.recipe.rationale_ratio
-    _forget_checkpoints(run)
 
 
 def _at(reports: Mapping[str, Any], path: str) -> float | None:

@@ -45,10 +45,11 @@ def bench_files(
 ) -> BenchReport:
     """Latency, cold start, memory and size of each file.
 
-    ``inputs`` are single examples, ``[1, ...]`` each, used in turn. ``reference`` names the file
+    ``inputs`` are queries of one and the same number of examples, ``[batch, ...]`` each, used in
+    turn. ``reference`` names the file
     that ratios are to; by default there are none. A file may take fewer inputs than given.
 
-    Raises :class:`UsageError` for no files, no inputs or an unknown reference, and
+    Raises :class:`UsageError` for no files, no inputs, unequal ones or an unknown reference, and
     :class:`BackendError` where a file does not load or run.
     """
     settings = settings or BenchSettings()
@@ -56,6 +57,9 @@ def bench_files(
         raise UsageError("a benchmark needs at least one file and one input")
     if reference is not None and reference not in files:
         raise UsageError(f"the reference {reference!r} is none of {', '.join(files)}")
+    sizes = {len(value) for query in inputs for value in query.values()}
+    if len(sizes) != 1:
+        raise UsageError(f"queries of one size are needed, not of {sorted(sizes)} examples")
     threads = resolve_threads(threads)
     names = list(files)
     rng = np.random.default_rng(settings.seed)
@@ -96,6 +100,7 @@ def bench_files(
         candidates=reports,
         reference=reference,
         threads=threads,
+        batch=sizes.pop(),
         provider=provider,
         settings=settings,
         inputs=inputs_source,

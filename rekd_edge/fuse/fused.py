@@ -39,11 +39,10 @@ class DeployModel(nn.Module):
         *,
         label_names: tuple[str, ...],
         max_length: int | None,
-        reads_pixels: bool = False,
     ) -> None:
         super().__init__()
         self.predictor = predictor
-        self.reads_pixels = reads_pixels
+        self.reads_pixels = False
         self.label_names = label_names
         encoder = predictor.encoder
         self.modality: Modality = encoder.modality
@@ -55,6 +54,16 @@ class DeployModel(nn.Module):
             self.grid = encoder.grid
             self.patch_size = encoder.patch_size[0]
             self.image_size = encoder.grid[0] * encoder.patch_size[0]
+
+    def read_pixels(self, scale: PixelScale | None) -> None:
+        """From here on the images are 8-bit pixels instead of normalised ones, by other weights of
+        the first projections; None (texts) changes nothing."""
+        if scale is None:
+            return
+        for module in self.modules():
+            if isinstance(module, PatchGrid):
+                module.fold_pixels(scale)
+        self.reads_pixels = True
 
     def named_inputs(self, inputs: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         return dict(zip(input_names(self.modality), inputs, strict=True))
@@ -108,14 +117,8 @@ class _SelectingModel(DeployModel):
         rationale_ratio_fraction: tuple[int, int],
         label_names: tuple[str, ...],
         max_length: int | None,
-        reads_pixels: bool = False,
     ) -> None:
-        super().__init__(
-            predictor,
-            label_names=label_names,
-            max_length=max_length,
-            reads_pixels=reads_pixels,
-        )
+        super().__init__(predictor, label_names=label_names, max_length=max_length)
         self.selector = selector
         self.rationale_ratio = rationale_ratio
         self.rationale_ratio_fraction = rationale_ratio_fraction
@@ -221,7 +224,6 @@ def fuse(
     """
     source = copy.deepcopy(model).cpu().float()
     source.selector.fold()
-    _fold_pixels(source, pixel_scale)
     fused = FusedRationalist(
         source.selector,
         source.predictor,
@@ -229,16 +231,9 @@ def fuse(
         rationale_ratio_fraction=source.ratio_fraction,
         label_names=label_names,
         max_length=max_length,
-        reads_pixels=pixel_scale is not None,
     )
+    fused.read_pixels(pixel_scale)
     return _frozen(fused)
-
-
-def _fold_pixels(source: nn.Module, scale: PixelScale | None) -> None:
-    if scale is not None:
-        for module in source.modules():
-            if isinstance(module, PatchGrid):
-                module.fold_pixels(scale)
 
 
 def masked_form(fused: FusedRationalist) -> MaskedRationalist:
@@ -250,8 +245,8 @@ def masked_form(fused: FusedRationalist) -> MaskedRationalist:
         rationale_ratio_fraction=fused.rationale_ratio_fraction,
         label_names=fused.label_names,
         max_length=fused.max_length,
-        reads_pixels=fused.reads_pixels,
     )
+    model.reads_pixels = fused.reads_pixels
     return _frozen(model)
 
 
@@ -264,13 +259,8 @@ def plain_form(
 ) -> PlainClassifier:
     """A trained plain classifier as a deploy model; ``pixel_scale`` as in :func:`fuse`."""
     source = copy.deepcopy(classifier).cpu().float()
-    _fold_pixels(source, pixel_scale)
-    model = PlainClassifier(
-        source.predictor,
-        label_names=label_names,
-        max_length=max_length,
-        reads_pixels=pixel_scale is not None,
-    )
+    model = PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
+    model.read_pixels(pixel_scale)
     return _frozen(model)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rekd_edge.evaluate.accuracy import SelectionMode, evaluate_rationalist
-from rekd_edge.fuse.fused import FusedRationalist
+from rekd_edge.fuse.fused import DeployModel, FusedRationalist
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.types import Batch
 
@@ -147,6 +147,14 @@ def mean_tokens(loader: Iterable[Batch]) -> int:
         total += int(batch.inputs["attention_mask"].sum())
         examples += len(batch.labels)
     return round(total / max(1, examples))
+
+
+@torch.no_grad()
+def model_flops(model: DeployModel, tokens: int) -> int:
+    """Operations of an exportable model on one example, counted as :class:`Flops` does."""
+    with FlopCounterMode(display=False) as counter:
+        model(*model.example_inputs(1, max(tokens, 3)))
+    return counter.get_total_flops()
 
 
 @torch.no_grad()
