@@ -111,15 +111,18 @@ def show(out: Console, content: dict[str, Any], output: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from rekd_edge.sweep.report import COLUMNS, setting, table_rows
+    from rekd_edge.sweep.report import COLUMNS, failures, setting, table_rows
 
+    hidden = ("operations", "MB")  # they stand in sweep.md
     table = Table(title=f"sweep of {content['recipe']}", title_justify="left")
     for name in COLUMNS:
-        words = name in ("overrides", "front")
-        table.add_column(name, justify="left" if words else "right", overflow="fold")
-    for cells in table_rows(content):
-        style = "bold" if cells[-1] == "yes" else None
-        table.add_row(*(escape(cell) for cell in cells), style=style)
+        if name not in hidden:
+            table.add_column(name, justify="left" if name == "point" else "right", overflow="fold")
+    for cells in table_rows(content, short=True):
+        shown = [cell for name, cell in zip(COLUMNS, cells, strict=True) if name not in hidden]
+        table.add_row(*map(escape, shown), style="bold" if cells[-1] else None)
     out.print(table)
+    for failure in failures(content):
+        out.print(failure, markup=False)
     out.print(setting(content), markup=False)
     out.print(f"front: {output / 'front.svg'}", markup=False, soft_wrap=True)

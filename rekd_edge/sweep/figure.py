@@ -68,7 +68,7 @@ def _draw_trials(figure: Figure, axes: Any, rows: Sequence[Mapping[str, Any]]) -
         color=LINE_COLOUR,
         linewidth=1.2,
         zorder=2,
-        label="accuracy and latency: front",
+        label="front of accuracy and latency",
     )
     axes.vlines(
         [row["p50_ms"] for row in front],
@@ -86,7 +86,7 @@ def _draw_trials(figure: Figure, axes: Any, rows: Sequence[Mapping[str, Any]]) -
         s=50,
         color=LINE_COLOUR,
         zorder=3,
-        label="test accuracy of the front",
+        label="its test accuracy",
     )
     points = axes.scatter(
         x,
@@ -102,15 +102,21 @@ def _draw_trials(figure: Figure, axes: Any, rows: Sequence[Mapping[str, Any]]) -
         zorder=4,
     )
     axes.scatter(
-        [], [], s=80, facecolors="none", edgecolors="black", linewidths=1.4, label="on the front"
+        [],
+        [],
+        s=80,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=1.4,
+        label="on the front of all three",
     )
     for row in rows:
         axes.annotate(
             str(row["trial"]),
             (row["p50_ms"], row["dev_accuracy"]),
-            xytext=(0, 9),
+            xytext=(-7, 4),
             textcoords="offset points",
-            ha="center",
+            ha="right",
             fontsize=8,
             zorder=5,
         )

@@ -110,18 +110,24 @@ def make_plan(
     file = find_recipe(recipe)
     words = tuple(overrides)
     plan = SweepPlan(file, words, load_recipe(file, words), space, chosen, trials, target, gates)
-    problems: list[str] = []
+    problems: dict[str, list[Overrides]] = {}
     for point in points:
         try:
             plan.recipe_of(point)
         except InvalidRecipeError as error:
-            problems += [f"{' '.join(point)}: {problem}" for problem in error.problems]
+            for problem in error.problems:
+                problems.setdefault(str(problem), []).append(point)
         except RecipeError as error:
-            problems.append(f"{' '.join(point)}: {error}")
+            hint = f" ({error.hint})" if error.hint else ""
+            problems.setdefault(f"{error.message}{hint}", []).append(point)
     if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        shown = problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise RecipeError("\n  ".join(["points without a valid recipe:", *shown]))
+        lines = ["points without a valid recipe:"]
+        for problem, bad in list(problems.items())[:SHOWN_PROBLEMS]:
+            others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            lines.append(f"{' '.join(bad[0])}{others}: {problem}")
+        if len(problems) > SHOWN_PROBLEMS:
+            lines.append(f"and {len(problems) - SHOWN_PROBLEMS} more problems")
+        raise RecipeError("\n  ".join(lines))
     return plan
 
 
@@ -151,6 +157,14 @@ def open_points(plan: SweepPlan) -> Iterator[tuple[Overrides, Recipe]]:
 def _models(recipe: Recipe) -> str:
     """What decides whether a recipe's data and models can be built."""
     training = {"train": True, "objective": True}
-    return recipe.model_copy(update={"seed": 0, "name": "any", "description": ""}).model_dump_json(
-        exclude={"objective": True, "student": {"train": True}, "teacher": training}
+    return recipe.model_dump_json(
+        exclude={
+            "name": True,
+            "description": True,
+            "seed": True,
+            "rationale_ratio": True,
+            "objective": True,
+            "student": {"train": True},
+            "teacher": training,
+        }
     )

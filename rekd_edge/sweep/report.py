@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -78,55 +79,72 @@ def _without_candidates(latency: BenchReport) -> dict[str, Any]:
 
 COLUMNS = (
     "trial",
-    "overrides",
-    "dev accuracy",
-    "test accuracy",
+    "point",
+    "dev",
+    "test",
     "p50 ms",
     "to plain",
-    "operations",
     "kept",
+    "operations",
     "MB",
     "front",
 )
 
 
-def table_rows(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The cells under :data:`COLUMNS`: passed trials from the fastest to the slowest, the plain
-    classifiers, and the trials that failed with the reason in the last cell."""
-    rows = content["rows"]
+def table_rows(content: Mapping[str, Any], *, short: bool = False) -> list[tuple[str, ...]]:
+    """The cells under :data:`COLUMNS`: passed trials from the fastest to the slowest, then the
+    plain classifiers. ``short`` leaves out of each key what is not needed to tell it apart."""
+    rows, names = content["rows"], _short_names([axis["key"] for axis in content["grid"]])
     cells = []
     for row in sorted((row for row in rows if not row["failed"]), key=lambda row: row["p50_ms"]):
         ratio = row["ratio_to_plain"]
+        pairs = (override.split("=", 1) for override in row["overrides"])
         cells.append(
             (
                 str(row["trial"]),
-                " ".join(row["overrides"]),
+                " ".join(f"{names[key] if short else key}={value}" for key, value in pairs),
                 f"{row['dev_accuracy']:.3f}",
                 f"{row['test_accuracy']:.3f}",
                 f"{row['p50_ms']:.3f}",
                 "" if ratio is None else f"{ratio['value']:.2f}",
-                f"{row['flops_share']:.2f}",
                 f"{row['kept_share']:.2f}",
+                f"{row['flops_share']:.2f}",
                 f"{row['size_bytes'] / 1e6:.1f}",
                 "yes" if row["on_front"] else "",
             )
         )
     for plain in content["plain"]:
-        users = [str(row["trial"]) for row in rows if row.get("plain") == plain["name"]]
-        title = f"plain classifier of {', '.join(users)}"
         if plain["failed"]:
-            cells.append(("", title, *[""] * 7, plain["failed"]))
             continue
-        figures = (f"{plain['dev_accuracy']:.3f}", f"{plain['test_accuracy']:.3f}")
-        cells.append(
-            ("", title, *figures, f"{plain['p50_ms']:.3f}", "1.00", "1.00", "1.00", "", "")
-        )
-    for row in rows:
-        if row["failed"]:
-            blank = [""] * (len(COLUMNS) - 3)
-            failed = f"failed: {row['failed']}"
-            cells.append((str(row["trial"]), " ".join(row["overrides"]), *blank, failed))
+        figures = (f"{plain[name]:.3f}" for name in ("dev_accuracy", "test_accuracy", "p50_ms"))
+        title = f"plain classifier of {_users(content, plain['name'])}"
+        cells.append(("", title, *figures, "1.00", "1.00", "1.00", "", ""))
     return cells
+
+
+def failures(content: Mapping[str, Any]) -> list[str]:
+    """What failed and why, a line each."""
+    found = [
+        f"trial {row['trial']} ({' '.join(row['overrides'])}) failed: {row['failed']}"
+        for row in content["rows"]
+        if row["failed"]
+    ]
+    return found + [
+        f"plain classifier of {_users(content, plain['name'])} failed: {plain['failed']}"
+        for plain in content["plain"]
+        if plain["failed"]
+    ]
+
+
+def _users(content: Mapping[str, Any], plain: str) -> str:
+    return ", ".join(str(row["trial"]) for row in content["rows"] if row.get("plain") == plain)
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """For each dotted key its shortest end that no other key has."""
+    ends = {key: [key.split(".", cut)[-1] for cut in range(key.count("."), -1, -1)] for key in keys}
+    counted = Counter(end for some in ends.values() for end in some)
+    return {key: next(end for end in some if counted[end] == 1) for key, some in ends.items()}
 
 
 def sweep_table(content: Mapping[str, Any]) -> str:
@@ -134,7 +152,8 @@ def sweep_table(content: Mapping[str, Any]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     for cells in table_rows(content):
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    return "\n".join(lines) + "\n\n" + setting(content) + "\n"
+    lines += ["", *(f"- {failure}" for failure in failures(content))]
+    return "\n".join(lines).rstrip() + "\n\n" + setting(content) + "\n"
 
 
 def setting(content: Mapping[str, Any]) -> str:
@@ -144,9 +163,9 @@ def setting(content: Mapping[str, Any]) -> str:
     words = [f"Recipe `{content['recipe']}`, target `{content['target']}`"]
     if passed and latency is not None:
         words.append(
-            f"{passed[0]['dev_examples']} development and {passed[0]['test_examples']} test "
-            "examples, measured on the exported files; the front is that of development accuracy, "
-            "latency and share of tokens kept"
+            f"Accuracy of the exported files on {passed[0]['dev_examples']} development and "
+            f"{passed[0]['test_examples']} test examples; the front is that of development accuracy, "
+            "latency and share of tokens kept, so the test accuracy is the one to quote"
         )
         validity = latency["result_validity"]
         if latency["result_invalid_reason"]:
