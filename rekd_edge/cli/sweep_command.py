@@ -108,13 +108,14 @@ def _show_plan(out: Console, plan: SweepPlan) -> None:
 
 def show(out: Console, content: dict[str, Any], output: Path) -> None:
     """The trials as a table."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     from rekd_edge.sweep.report import COLUMNS, failures, setting, table_rows
 
     hidden = ("operations", "MB")  # they stand in sweep.md
-    table = Table(title=f"sweep of {content['recipe']}", title_justify="left")
+    table = Table(title=f"sweep of {content['recipe']}", title_justify="left", box=SIMPLE_HEAD)
     for name in COLUMNS:
         if name not in hidden:
             table.add_column(name, justify="left" if name == "point" else "right", overflow="fold")

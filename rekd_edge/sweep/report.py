@@ -93,16 +93,19 @@ COLUMNS = (
 
 def table_rows(content: Mapping[str, Any], *, short: bool = False) -> list[tuple[str, ...]]:
     """The cells under :data:`COLUMNS`: passed trials from the fastest to the slowest, then the
-    plain classifiers. ``short`` leaves out of each key what is not needed to tell it apart."""
+    plain classifiers. ``short`` writes a value a line, and of its key what tells it apart."""
     rows, names = content["rows"], _short_names([axis["key"] for axis in content["grid"]])
     cells = []
     for row in sorted((row for row in rows if not row["failed"]), key=lambda row: row["p50_ms"]):
         ratio = row["ratio_to_plain"]
         pairs = (override.split("=", 1) for override in row["overrides"])
+        point = " ".join(row["overrides"])
+        if short:
+            point = "\n".join(f"{names[key]}={value}" for key, value in pairs)
         cells.append(
             (
                 str(row["trial"]),
-                " ".join(f"{names[key] if short else key}={value}" for key, value in pairs),
+                point,
                 f"{row['dev_accuracy']:.3f}",
                 f"{row['test_accuracy']:.3f}",
                 f"{row['p50_ms']:.3f}",
@@ -164,8 +167,8 @@ def setting(content: Mapping[str, Any]) -> str:
     if passed and latency is not None:
         words.append(
             f"Accuracy of the exported files on {passed[0]['dev_examples']} development and "
-            f"{passed[0]['test_examples']} test examples; the front is that of development accuracy, "
-            "latency and share of tokens kept, so the test accuracy is the one to quote"
+            f"{passed[0]['test_examples']} test examples; the front is that of development "
+            "accuracy, latency and share of tokens kept, so the test accuracy is the one to quote"
         )
         validity = latency["result_validity"]
         if latency["result_invalid_reason"]:

@@ -105,12 +105,12 @@ class SweepStudy:
         with self._alone():
             _drop_half_written(journal)
             self._storage = JournalStorage(JournalFileBackend(str(journal)))
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=STUDY,
-                directions=list(DIRECTIONS),
-                load_if_exists=True,
-            )
+            if any(study.study_name == STUDY for study in self._storage.get_all_studies()):
+                self._study = optuna.load_study(study_name=STUDY, storage=self._storage)
+            else:
+                self._study = optuna.create_study(
+                    study_name=STUDY, storage=self._storage, directions=list(DIRECTIONS)
+                )
             self._agree()
             resolved = folder / RECIPE_FILE
             if not resolved.is_file():

@@ -102,7 +102,7 @@ def test_files_take_turns_on_the_same_input_in_rotating_order() -> None:
     asked: list[tuple[str, int]] = []
     runners = {name: _Runner(name, asked) for name in "abc"}
     outputs: dict[str, tuple[str, ...]] = dict.fromkeys("abc", ())
-    inputs = dict.fromkeys("abc", [{"id": 0}, {"id": 1}])
+    inputs = {name: [{"id": 0}, {"id": 1}] for name in "abc"}
     settings = BenchSettings(min_duration_s=0.0, min_count=4)
     samples = _measure(runners, outputs, inputs, settings)  # type: ignore[arg-type]
     rounds = [asked[start : start + 3] for start in range(0, 12, 3)]
