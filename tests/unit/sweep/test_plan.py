@@ -48,7 +48,6 @@ def test_inputs_may_be_prepared_otherwise() -> None:
         ("seed=1,2", "rationale_ratio=0.1..0.5", None, None, "tpe needs a number of trials"),
         ("seed=1,2", None, "random", 0, "random needs a number of trials"),
         ("seed=1,2", None, "annealing", 3, "no sampler 'annealing'"),
-        (f"seed={','.join(map(str, range(10_001)))}", None, None, None, "10,001 points"),
     ],
 )
 def test_sampler_ranges_and_trials_must_fit(
@@ -57,6 +56,13 @@ def test_sampler_ranges_and_trials_must_fit(
     space = parse_space([grid], [] if search is None else [search])
     with pytest.raises(UsageError, match=message):
         make_plan("smoke/text", space, sampler=sampler, trials=trials)
+
+
+def test_a_space_has_a_largest_size() -> None:
+    hundred = ",".join(map(str, range(1, 102)))
+    space = parse_space([f"seed={hundred}", f"student.train.epochs={hundred}"], [])
+    with pytest.raises(UsageError, match="10,201 points are too many"):
+        make_plan("smoke/text", space)
 
 
 def test_corners_of_ranges_are_checked() -> None:
