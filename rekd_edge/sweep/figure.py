@@ -21,7 +21,7 @@ except ImportError as error:
         "drawing a front needs the package matplotlib", hint="pip install 'rekd-edge[sweep]'"
     ) from error
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "rekd-edge",
     "font.size": 10,
     "axes.spines.top": False,
@@ -35,7 +35,9 @@ def draw_front(content: Mapping[str, Any]) -> bytes:
     passed = sorted(
         (row for row in content["rows"] if not row["failed"]), key=lambda row: row["p50_ms"]
     )
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own style would change the bytes
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.add_subplot()
         _draw_trials(figure, axes, passed)

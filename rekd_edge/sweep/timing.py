@@ -175,10 +175,8 @@ def time_trials(
 
 def architecture(recipe: Recipe) -> str:
     """Equal for recipes whose students are exported to the same graph with other weights."""
-    hidden = dict.fromkeys(TRAINED_ONLY, True)
-    student = recipe.student.model_dump(
-        mode="json", exclude={"train": True, "selector": hidden, "predictor": hidden}
-    )
+    hidden: Any = {"train": True, "selector": set(TRAINED_ONLY), "predictor": set(TRAINED_ONLY)}
+    student = recipe.student.model_dump(mode="json", exclude=hidden)
     data = recipe.data.model_dump(mode="json", exclude={"augment": True})
     return json.dumps([student, data, recipe.rationale_ratio], sort_keys=True)
 
