@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,27 +174,23 @@ def test_workers_stop_at_an_interrupt_and_a_second_command_joins_in(tmp_path: Pa
     words += ["--grid", "student.train.learning_rate=1e-4,2e-4,3e-4,4e-4"]
     command = [sys.executable, "-m", "rekd_edge", *words]
 
-    def start(*more: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*command, *more], stdout=pipe, stderr=pipe, text=True)
+    def start(name: str, *more: str) -> tuple[subprocess.Popen[bytes], Path, Path]:
+        out, errors = tmp_path / f"{name}.out", tmp_path / f"{name}.err"
+        with out.open("wb") as stdout, errors.open("wb") as stderr:
+            return subprocess.Popen([*command, *more], stdout=stdout, stderr=stderr), out, errors
 
-    first = start("--workers", "2")
-    assert first.stderr is not None
-    for line in first.stderr:
-        if "joint" in line:
-            break
+    first, _, errors = start("first", "--workers", "2")
+    while first.poll() is None and "joint" not in errors.read_text():
+        time.sleep(0.1)
     first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=120)
-    assert first.returncode == 130
-    assert errors.endswith("interrupted\n")
-    assert "Traceback" not in errors
+    assert first.wait(timeout=120) == 130
+    assert "Traceback" not in errors.read_text()
     assert not (output / "sweep.json").exists()
 
-    both = [start("--workers", "2"), start()]
-    for process in both:
-        out, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-        assert "plain classifier of 0, 1, 2, 3" in " ".join(out.split())
+    both = [start("second", "--workers", "2"), start("third")]
+    for process, out, errors in both:
+        assert process.wait(timeout=600) == 0, errors.read_text()
+        assert "0, 1, 2, 3" in " ".join(out.read_text().split())  # users of the plain classifier
     log = [json.loads(line) for line in (output / "study.journal").read_text().splitlines()]
     told = [entry["trial_id"] for entry in log if entry.get("values")]
     assert sorted(told) == [0, 1, 2, 3]
