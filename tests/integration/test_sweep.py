@@ -171,7 +171,7 @@ def test_a_dry_run_checks_every_point_and_writes_nothing(
 def test_workers_stop_at_an_interrupt_and_a_second_command_joins_in(tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     words = ["sweep", "smoke/text", "--output", str(output), "--device", "cpu", "--set", LIMIT]
-    words += ["--grid", "student.train.learning_rate=1e-4,2e-4,3e-4,4e-4"]
+    words += ["--grid", "student.train.learning_rate=1e-4,2e-4"]
     command = [sys.executable, "-m", "rekd_edge", *words]
 
     def start(name: str, *more: str) -> tuple[subprocess.Popen[bytes], Path, Path]:
@@ -187,13 +187,13 @@ def test_workers_stop_at_an_interrupt_and_a_second_command_joins_in(tmp_path: Pa
     assert "Traceback" not in errors.read_text()
     assert not (output / "sweep.json").exists()
 
-    both = [start("second", "--workers", "2"), start("third")]
+    both = [start("second"), start("third")]
     for process, out, errors in both:
         assert process.wait(timeout=600) == 0, errors.read_text()
-        assert "0, 1, 2, 3" in " ".join(out.read_text().split())  # users of the plain classifier
+        assert "0, 1" in " ".join(out.read_text().split())  # users of the plain classifier
     log = [json.loads(line) for line in (output / "study.journal").read_text().splitlines()]
     told = [entry["trial_id"] for entry in log if entry.get("values")]
-    assert sorted(told) == [0, 1, 2, 3]
+    assert sorted(told) == [0, 1]
     content = json.loads((output / "sweep.json").read_text())
     assert {row["timed_as"] for row in content["rows"]} == {0}  # one architecture, timed once
     assert len(list(output.glob("teacher-*/seed-0"))) == 1
