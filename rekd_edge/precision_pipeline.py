@@ -29,6 +29,7 @@ from rekd_edge.export_pipeline import (
     test_batches,
     workplace,
 )
+from rekd_edge.pareto import dominates
 from rekd_edge.run_folder import Run
 
 AUTO = "auto"
@@ -185,7 +186,7 @@ def _dominates(left: Variant, right: Variant) -> bool:
         (-_milliseconds(one), one.accuracy or 0.0, one.rationale_exact or 0.0)
         for one in (left, right)
     )
-    return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+    return dominates(mine, theirs)
 
 
 def _best(variants: Sequence[Variant]) -> str | None:

@@ -34,7 +34,7 @@ COLD_START_TIMEOUT_S = 120
 
 def bench_files(
     files: Mapping[str, Path],
-    inputs: Sequence[Inputs],
+    inputs: Sequence[Inputs] | Mapping[str, Sequence[Inputs]],
     *,
     settings: BenchSettings | None = None,
     threads: int | None = 1,
@@ -46,24 +46,29 @@ def bench_files(
     """Latency, cold start, memory and size of each file.
 
     ``inputs`` are queries of one and the same number of examples, ``[batch, ...]`` each, used in
-    turn. ``reference`` names the file
-    that ratios are to; by default there are none. A file may take fewer inputs than given.
+    turn; a mapping holds those of each file, the same examples prepared in different ways.
+    ``reference`` names the file that ratios are to; by default there are none. A file may take
+    fewer inputs than given.
 
     Raises :class:`UsageError` for no files, no inputs, unequal ones or an unknown reference, and
     :class:`BackendError` where a file does not load or run.
     """
     settings = settings or BenchSettings()
-    if not files or not inputs:
+    examples = inputs if isinstance(inputs, Mapping) else dict.fromkeys(files, inputs)
+    counts = {len(examples.get(name, ())) for name in files}
+    if not files or 0 in counts:
         raise UsageError("a benchmark needs at least one file and one input")
+    if len(counts) > 1:
+        raise UsageError("every file of a benchmark needs the same number of inputs")
     if reference is not None and reference not in files:
         raise UsageError(f"the reference {reference!r} is none of {', '.join(files)}")
-    sizes = {len(value) for query in inputs for value in query.values()}
+    sizes = {len(v) for queries in examples.values() for query in queries for v in query.values()}
     if len(sizes) != 1:
         raise UsageError(f"queries of one size are needed, not of {sorted(sizes)} examples")
     threads = resolve_threads(threads)
     names = list(files)
     rng = np.random.default_rng(settings.seed)
-    order = rng.permutation(len(inputs))
+    order = rng.permutation(counts.pop())
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(OnnxRunner(path, threads=threads, provider=provider))
@@ -73,9 +78,11 @@ def bench_files(
         providers = {name: tuple(runner.providers) for name, runner in runners.items()}
         for i in range(settings.warmup_count):
             for name in names:
-                runners[name].run_named(inputs[order[i % len(order)]], outputs[name])
-        samples = _measure(runners, outputs, [inputs[i] for i in order], settings)
-    cold = _cold_starts(files, inputs[order[0]], settings, threads, provider)
+                runners[name].run_named(examples[name][order[i % len(order)]], outputs[name])
+        shuffled = {name: [examples[name][i] for i in order] for name in names}
+        samples = _measure(runners, outputs, shuffled, settings)
+    first = {name: shuffled[name][0] for name in names}
+    cold = _cold_starts(files, first, settings, threads, provider)
     reports: dict[str, CandidateReport] = {}
     for name in names:
         mine = samples[name]
@@ -104,7 +111,7 @@ def bench_files(
         provider=provider,
         settings=settings,
         inputs=inputs_source,
-        input_count=len(inputs),
+        input_count=len(order),
         invalid_reasons=_invalid_reasons(reports, settings),
         machine=describe_machine(),
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -115,7 +122,7 @@ def bench_files(
 def _measure(
     runners: Mapping[str, OnnxRunner],
     outputs: Mapping[str, tuple[str, ...]],
-    inputs: Sequence[Inputs],
+    inputs: Mapping[str, Sequence[Inputs]],
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:
     names = list(runners)
@@ -124,9 +131,9 @@ def _measure(
     need_ns = settings.min_duration_s * 1e9
     round_number = 0
     while round_number < settings.min_count or min(spent.values()) < need_ns:
-        query = inputs[round_number % len(inputs)]
         shift = round_number % len(names)
         for name in names[shift:] + names[:shift]:
+            query = inputs[name][round_number % len(inputs[name])]
             start = time.perf_counter_ns()
             runners[name].run_named(query, outputs[name])
             elapsed = time.perf_counter_ns() - start
@@ -150,7 +157,7 @@ def _invalid_reasons(
 
 def _cold_starts(
     files: Mapping[str, Path],
-    inputs: Inputs,
+    inputs: Mapping[str, Inputs],
     settings: BenchSettings,
     threads: int,
     provider: str,
@@ -159,12 +166,13 @@ def _cold_starts(
         return {}
     runs: dict[str, list[dict[str, int]]] = {name: [] for name in files}
     with tempfile.TemporaryDirectory(prefix="rekd-edge-bench-") as folder:
-        stored = Path(folder) / "inputs.npz"
-        np.savez(stored, allow_pickle=False, **inputs)
+        stored = {name: Path(folder) / f"{i}.npz" for i, name in enumerate(files)}
+        for name, place in stored.items():
+            np.savez(place, allow_pickle=False, **inputs[name])
         for _ in range(settings.cold_starts):
             for name, path in files.items():
                 runs[name].append(
-                    _first_answer(path, stored, threads, provider, settings.rss_queries)
+                    _first_answer(path, stored[name], threads, provider, settings.rss_queries)
                 )
 
     def column(name: str, key: str) -> tuple[int, ...]:

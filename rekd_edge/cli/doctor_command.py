@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 REQUIRED = ("torch", "torchvision", "transformers", "timm", "tokenizers", "safetensors", "numpy")
 EXPORTING = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 OPTIONAL = {
+    "optuna": "pip install 'rekd-edge[sweep]' (sweeps)",
+    "matplotlib": "pip install 'rekd-edge[sweep]' (sweeps)",
     "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to run)",
     "tensorrt-rtx-cu13": "pip install 'rekd-edge[trt-rtx]' (builds engines without a GPU)",
     "torch-tensorrt": "pip install torch-tensorrt, in the version made for this torch",
