@@ -23,7 +23,7 @@ class FileLock:
         try:
             import fcntl
         except ImportError as error:
-            raise BackendError("sweeps need the file locks of Linux or macOS") from error
+            raise BackendError("sweeps need POSIX file locks, which this system lacks") from error
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
