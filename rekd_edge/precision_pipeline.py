@@ -26,7 +26,9 @@ from rekd_edge.export_pipeline import (
     export_twins,
     reject,
     require_free,
+    require_tunable,
     test_batches,
+    tune_file,
     workplace,
 )
 from rekd_edge.run_folder import Run
@@ -83,6 +85,7 @@ def export_fastest(
     force: bool = False,
     twins: bool = True,
     threads: int | None = None,
+    tune: bool = False,
     settings: BenchSettings = SETTINGS,
 ) -> tuple[ExportResult, PrecisionReport]:
     """Exports the fastest variant of ``target`` that holds its gates; arguments as
@@ -91,9 +94,11 @@ def export_fastest(
     Without any, the one that fails the fewest gates goes to ``rejected/``.
     """
     require_free(output, force=force)
-    fused = run.fused()
     found_targets = variants_of(target)
     base = found_targets[0]
+    if tune:
+        require_tunable(base)
+    fused = run.fused()
     specs = {spec.name: spec for spec in found_targets}
     with workplace(output) as work:
         fp32: Path | None = None
@@ -139,6 +144,17 @@ def export_fastest(
             found = None if nearest is None else checks[nearest]
             return ExportResult(place, False, reasons, found, None, {}), report
         best = report.chosen
+        tuning = None
+        if tune:
+            checks[best], tuning = tune_file(
+                run,
+                files[best],
+                checks[best],
+                fused=fused,
+                gates=load_gates(gates or specs[best].gates),
+                target=specs[best],
+                threads=threads,
+            )
         manifest = bundle_run(
             run,
             fused,
@@ -149,8 +165,9 @@ def export_fastest(
             force=force,
             work=work,
             more_reports={REPORT: report.to_json()},
+            tuning=tuning,
         )
-    return ExportResult(output, True, (), checks[best], manifest, written), report
+    return ExportResult(output, True, (), checks[best], manifest, written, tuning), report
 
 
 def choose(variants: Sequence[Variant]) -> tuple[Variant, ...]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 Modality = Literal["text", "image"]
+RuntimeName = Literal["onnxruntime", "openvino"]
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """Model inputs for text: int64 ``[batch, token]`` each."""

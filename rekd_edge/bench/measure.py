@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +27,11 @@ from rekd_edge.bench.timing import (
     ratio_of_medians,
 )
 from rekd_edge.errors import BackendError, UsageError
-from rekd_edge.runners import OnnxRunner, resolve_threads
+from rekd_edge.runners import FileRunner, file_runner, resolve_threads
+from rekd_edge.types import RuntimeName
+
+if TYPE_CHECKING:
+    from rekd_edge.runners.settings import RuntimeSettings
 
 Inputs = Mapping[str, np.ndarray]
 COLD_START_TIMEOUT_S = 120
@@ -39,6 +44,8 @@ def bench_files(
     settings: BenchSettings | None = None,
     threads: int | None = 1,
     provider: str = "CPUExecutionProvider",
+    runtime: RuntimeName = "onnxruntime",
+    runtime_settings: RuntimeSettings | None = None,
     reference: str | None = None,
     inputs_source: str = "given by the caller",
     notes: Sequence[str] = (),
@@ -47,6 +54,7 @@ def bench_files(
 
     ``inputs`` are single examples, ``[1, ...]`` each, used in turn. ``reference`` names the file
     that ratios are to; by default there are none. A file may take fewer inputs than given.
+    ``threads`` None takes those of ``runtime_settings``, which hold for every file.
 
     Raises :class:`UsageError` for no files, no inputs or an unknown reference, and
     :class:`BackendError` where a file does not load or run.
@@ -56,13 +64,22 @@ def bench_files(
         raise UsageError("a benchmark needs at least one file and one input")
     if reference is not None and reference not in files:
         raise UsageError(f"the reference {reference!r} is none of {', '.join(files)}")
-    threads = resolve_threads(threads)
+    stored = None if runtime_settings is None else runtime_settings.threads
+    threads = resolve_threads(threads, stored)
     names = list(files)
     rng = np.random.default_rng(settings.seed)
     order = rng.permutation(len(inputs))
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(OnnxRunner(path, threads=threads, provider=provider))
+            name: stack.enter_context(
+                file_runner(
+                    path,
+                    runtime=runtime,
+                    threads=threads,
+                    provider=provider,
+                    settings=runtime_settings,
+                )
+            )
             for name, path in files.items()
         }
         outputs = {name: tuple(runner.output_names) for name, runner in runners.items()}
@@ -70,8 +87,15 @@ def bench_files(
         for i in range(settings.warmup_count):
             for name in names:
                 runners[name].run_named(inputs[order[i % len(order)]], outputs[name])
-        samples = _measure(runners, outputs, [inputs[i] for i in order], settings)
-    cold = _cold_starts(files, inputs[order[0]], settings, threads, provider)
+        samples = measure_in_turn(runners, outputs, [inputs[i] for i in order], settings)
+    request = {
+        "runtime": runtime,
+        "threads": threads,
+        "provider": provider,
+        "settings": None if runtime_settings is None else runtime_settings.model_dump(),
+        "queries": max(1, settings.rss_queries),
+    }
+    cold = cold_starts(files, inputs[order[0]], settings.cold_starts, request)
     reports: dict[str, CandidateReport] = {}
     for name in names:
         mine = samples[name]
@@ -97,6 +121,8 @@ def bench_files(
         reference=reference,
         threads=threads,
         provider=provider,
+        runtime=runtime,
+        runtime_settings={} if runtime_settings is None else runtime_settings.differences(),
         settings=settings,
         inputs=inputs_source,
         input_count=len(inputs),
@@ -107,12 +133,13 @@ def bench_files(
     )
 
 
-def _measure(
-    runners: Mapping[str, OnnxRunner],
+def measure_in_turn(
+    runners: Mapping[str, FileRunner],
     outputs: Mapping[str, tuple[str, ...]],
     inputs: Sequence[Inputs],
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:
+    """Nanoseconds of each query by name, ``[round]``; sample i of all is the same input."""
     names = list(runners)
     samples: dict[str, list[int]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0)
@@ -143,24 +170,20 @@ def _invalid_reasons(
     return tuple(reasons)
 
 
-def _cold_starts(
-    files: Mapping[str, Path],
-    inputs: Inputs,
-    settings: BenchSettings,
-    threads: int,
-    provider: str,
+def cold_starts(
+    files: Mapping[str, Path], inputs: Inputs, repetitions: int, request: Mapping[str, Any]
 ) -> dict[str, ColdStart]:
-    if settings.cold_starts < 1:
+    """Each file in fresh processes, in turn. ``request`` is that of
+    :mod:`rekd_edge.bench.first_answer`."""
+    if repetitions < 1:
         return {}
     runs: dict[str, list[dict[str, int]]] = {name: [] for name in files}
     with tempfile.TemporaryDirectory(prefix="rekd-edge-bench-") as folder:
         stored = Path(folder) / "inputs.npz"
         np.savez(stored, allow_pickle=False, **inputs)
-        for _ in range(settings.cold_starts):
+        for _ in range(repetitions):
             for name, path in files.items():
-                runs[name].append(
-                    _first_answer(path, stored, threads, provider, settings.rss_queries)
-                )
+                runs[name].append(_first_answer(path, stored, request))
 
     def column(name: str, key: str) -> tuple[int, ...]:
         return tuple(run[key] for run in runs[name])
@@ -178,18 +201,14 @@ def _cold_starts(
     }
 
 
-def _first_answer(
-    model: Path, stored: Path, threads: int, provider: str, queries: int
-) -> dict[str, int]:
+def _first_answer(model: Path, stored: Path, request: Mapping[str, Any]) -> dict[str, int]:
     command = [
         sys.executable,
         "-m",
         "rekd_edge.bench.first_answer",
         str(model.resolve()),
         str(stored),
-        str(threads),
-        provider,
-        str(max(1, queries)),
+        json.dumps(request),
     ]
     root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)

@@ -101,6 +101,9 @@ class BenchReport:
     invalid_reasons: tuple[str, ...]
     machine: Mapping[str, object]
     date: str
+    runtime: str = "onnxruntime"
+    runtime_settings: Mapping[str, object] = field(default_factory=dict)
+    """Of every file; those that are not the default's (``RuntimeSettings``)."""
     notes: tuple[str, ...] = ()
     scenario: str = "SingleStream"
     mode: str = "PerformanceOnly"
@@ -131,7 +134,9 @@ class BenchReport:
             "result_min_queries_met": met_count,
             "reference": self.reference,
             "threads": self.threads,
+            "runtime": self.runtime,
             "provider": self.provider,
+            "runtime_settings": dict(self.runtime_settings),
             "settings": asdict(self.settings),
             "inputs": self.inputs,
             "input_count": self.input_count,
@@ -145,7 +150,10 @@ class BenchReport:
         from rich.table import Table
 
         verdict = "VALID" if self.valid else f"INVALID: {'; '.join(self.invalid_reasons)}"
-        title = f"bench: {self.threads} thread(s), {self.provider}, {self.scenario}, {verdict}"
+        title = (
+            f"bench: {self.threads} thread(s), {self.runtime} {self.provider}, {self.scenario}, "
+            f"{verdict}"
+        )
         table = Table(title=title, title_justify="left")
         table.add_column("file")
         for column in ("p50 ms", "p90 ms", "p99 ms", f"ratio to {self.reference or '-'}"):
@@ -175,5 +183,8 @@ class BenchReport:
             )
         console.print(table)
         console.print(f"inputs: {self.inputs} ({self.input_count})", markup=False)
+        if self.runtime_settings:
+            stated = ", ".join(f"{name} {value}" for name, value in self.runtime_settings.items())
+            console.print(f"runtime settings: {stated}", markup=False)
         for note in self.notes:
             console.print(f"note: {note}", markup=False)

@@ -84,6 +84,7 @@ def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
             f"{config.patch_size}x{config.patch_size}",
         ),
         ("file", f"ONNX opset {config.opset}, IR {config.ir_version}, {config.precision}"),
+        ("runtime", _runtime(config)),
         ("recipe", f"{_code(lineage.recipe_name)} (task `{lineage.task}`)"),
         ("seed", "not recorded" if lineage.seed is None else str(lineage.seed)),
         *((f"data: {key}", _code(value)) for key, value in lineage.data.items()),
@@ -91,6 +92,14 @@ def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
         ("made with", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
     ]
     return "## What it is\n\n" + _table(("", ""), rows)
+
+
+def _runtime(config: BundleConfig) -> str:
+    settings = config.runtime_settings
+    if settings is None:
+        return f"{config.runtime}, default settings"
+    changed = ", ".join(f"{name} {value}" for name, value in settings.differences().items())
+    return f"{config.runtime}, {changed} (never more threads than cores)"
 
 
 def _accuracy(manifest: BundleManifest, config: BundleConfig) -> str:

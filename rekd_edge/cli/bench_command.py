@@ -16,7 +16,10 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads per operator.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Threads. [those of the bundle's settings, or 1]"),
+    ] = None,
     run: Annotated[
         Path | None,
         typer.Option("--run", help="The run it was made from. [looked for in the folders above]"),

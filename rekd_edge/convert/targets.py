@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rekd_edge.convert.spec_file import find_spec, read_spec
 from rekd_edge.convert.types import Part, Precision
 from rekd_edge.resources import export_dir
+from rekd_edge.types import RuntimeName
 
 
 class TargetSpec(BaseModel):
@@ -20,7 +21,7 @@ class TargetSpec(BaseModel):
     schema_version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
-    runtime: Literal["onnxruntime"]
+    runtime: RuntimeName
     """What runs the artefact."""
     execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"] = (
         "CPUExecutionProvider"
