@@ -2,8 +2,9 @@
 
 A greedy search: one setting after the other, each value timed beside the best so far in interleaved
 rounds over real inputs. A value is taken only if the whole 95 % interval of its ratio lies below 1
-and its answers are those of the default. What the search has put together must then win once more
-against the default, in rounds of its own: of many noisy trials the luckiest would win too.
+and its answers are those of the default. Of many noisy trials the luckiest would win too, so what
+the search has put together is tried again in rounds of its own: without each of its settings (one
+that is not needed for certain is given back), and at last against the default.
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ def tune(
     for name in SETTINGS:
         near = choices(found, available_cores(), search_threads=threads is None).get(name, ())
         found = search.better(name, found, near)
+    found = search.without_needless(start, found)
     confirmation, why_not = None, "nothing was faster"
     if found != start:
         confirmation = search.time(start, (found,), search.plan.confirm_rounds)[found]
@@ -186,6 +188,10 @@ def tune(
         machine=describe_machine(),
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _changed(start: RuntimeSettings, found: RuntimeSettings) -> list[str]:
+    return [name for name in SETTINGS if getattr(start, name) != getattr(found, name)]
 
 
 class _Search:
@@ -228,6 +234,29 @@ class _Search:
             rounds = self.plan.rounds if one in left else self.plan.first_rounds
             self.trials.append(Trial(name, getattr(one, name), rounds, ratio, why_not))
         return taken
+
+    def without_needless(self, start: RuntimeSettings, found: RuntimeSettings) -> RuntimeSettings:
+        """``found`` without the settings that it is not faster with, for certain, in new rounds."""
+        while len(changed := _changed(start, found)) > 1:
+            without = {
+                found.model_copy(update={name: getattr(start, name)}): name for name in changed
+            }
+            ratios = self.time(found, tuple(without), self.plan.confirm_rounds)
+            least = min(without, key=lambda settings: ratios[settings].low)
+            if ratios[least].low > 1.0:
+                break
+            name = without[least]
+            self.trials.append(
+                Trial(
+                    name,
+                    getattr(start, name),
+                    self.plan.confirm_rounds,
+                    ratios[least],
+                    "",
+                )
+            )
+            found = least
+        return found
 
     def time(
         self, reference: RuntimeSettings, others: Sequence[RuntimeSettings], rounds: int
