@@ -62,6 +62,7 @@ from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import RuntimeSettings
+from rekd_edge.types import RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.bench.tune import TunePlan, TuneReport
@@ -344,6 +345,10 @@ def bench_bundle(
         assert run is not None
         examples = examples_of(test_batches(run.data().test, run.preprocessor), BENCH_EXAMPLES)
         source = f"test split of {run.data().source.get('name', run.recipe.data.source)}"
+    elsewhere: dict[str, tuple[RuntimeName, str]] = {}
+    if bundle.config.runtime == "openvino":
+        files["gathered-onnxruntime"] = bundle.model_path
+        elsewhere["gathered-onnxruntime"] = ("onnxruntime", "CPUExecutionProvider")
     return bench_files(
         files,
         examples,
@@ -352,6 +357,7 @@ def bench_bundle(
         provider=load_target(bundle.manifest.target).execution_provider,
         runtime=bundle.config.runtime,
         runtime_settings=stored,
+        elsewhere=elsewhere,
         reference="plain" if "plain" in files else None,
         inputs_source=source,
         notes=notes,

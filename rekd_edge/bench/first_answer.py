@@ -53,7 +53,7 @@ def open_openvino(model: str, asked: dict[str, Any]) -> tuple[list[str], Answer,
     core = openvino.Core()
     options = compile_options(asked["threads"])
     compiled = core.compile_model(core.read_model(model), asked["provider"], options)
-    names = [value.get_any_name() for value in compiled.inputs]
+    names = [value.get_node().get_friendly_name() for value in compiled.inputs]
     devices = list(compiled.get_property("EXECUTION_DEVICES"))
     return names, compiled.create_infer_request().infer, devices
 

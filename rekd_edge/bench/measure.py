@@ -46,6 +46,7 @@ def bench_files(
     provider: str = "CPUExecutionProvider",
     runtime: RuntimeName = "onnxruntime",
     runtime_settings: RuntimeSettings | None = None,
+    elsewhere: Mapping[str, tuple[RuntimeName, str]] | None = None,
     reference: str | None = None,
     inputs_source: str = "given by the caller",
     notes: Sequence[str] = (),
@@ -54,7 +55,8 @@ def bench_files(
 
     ``inputs`` are single examples, ``[1, ...]`` each, used in turn. ``reference`` names the file
     that ratios are to; by default there are none. A file may take fewer inputs than given.
-    ``threads`` None takes those of ``runtime_settings``, which hold for every file.
+    ``threads`` None takes those of ``runtime_settings``, which hold for every file. ``elsewhere``
+    names files that another runtime and provider run.
 
     Raises :class:`UsageError` for no files, no inputs or an unknown reference, and
     :class:`BackendError` where a file does not load or run.
@@ -67,6 +69,7 @@ def bench_files(
     stored = None if runtime_settings is None else runtime_settings.threads
     threads = resolve_threads(threads, stored)
     names = list(files)
+    engines = dict.fromkeys(names, (runtime, provider)) | dict(elsewhere or {})
     rng = np.random.default_rng(settings.seed)
     order = rng.permutation(len(inputs))
     with ExitStack() as stack:
@@ -74,9 +77,9 @@ def bench_files(
             name: stack.enter_context(
                 file_runner(
                     path,
-                    runtime=runtime,
+                    runtime=engines[name][0],
                     threads=threads,
-                    provider=provider,
+                    provider=engines[name][1],
                     settings=runtime_settings,
                 )
             )
@@ -88,14 +91,17 @@ def bench_files(
             for name in names:
                 runners[name].run_named(inputs[order[i % len(order)]], outputs[name])
         samples = measure_in_turn(runners, outputs, [inputs[i] for i in order], settings)
-    request = {
-        "runtime": runtime,
-        "threads": threads,
-        "provider": provider,
-        "settings": None if runtime_settings is None else runtime_settings.model_dump(),
-        "queries": max(1, settings.rss_queries),
+    requests = {
+        name: {
+            "runtime": engines[name][0],
+            "threads": threads,
+            "provider": engines[name][1],
+            "settings": None if runtime_settings is None else runtime_settings.model_dump(),
+            "queries": max(1, settings.rss_queries),
+        }
+        for name in names
     }
-    cold = cold_starts(files, inputs[order[0]], settings.cold_starts, request)
+    cold = cold_starts(files, inputs[order[0]], settings.cold_starts, requests)
     reports: dict[str, CandidateReport] = {}
     for name in names:
         mine = samples[name]
@@ -171,9 +177,12 @@ def _invalid_reasons(
 
 
 def cold_starts(
-    files: Mapping[str, Path], inputs: Inputs, repetitions: int, request: Mapping[str, Any]
+    files: Mapping[str, Path],
+    inputs: Inputs,
+    repetitions: int,
+    requests: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, ColdStart]:
-    """Each file in fresh processes, in turn. ``request`` is that of
+    """Each file in fresh processes, in turn. ``requests`` by name are those of
     :mod:`rekd_edge.bench.first_answer`."""
     if repetitions < 1:
         return {}
@@ -183,7 +192,7 @@ def cold_starts(
         np.savez(stored, allow_pickle=False, **inputs)
         for _ in range(repetitions):
             for name, path in files.items():
-                runs[name].append(_first_answer(path, stored, request))
+                runs[name].append(_first_answer(path, stored, requests[name]))
 
     def column(name: str, key: str) -> tuple[int, ...]:
         return tuple(run[key] for run in runs[name])

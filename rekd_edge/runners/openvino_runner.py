@@ -17,6 +17,7 @@ from rekd_edge.errors import BackendError
 from rekd_edge.runners.file_runner import FileRunner, first_line
 from rekd_edge.runners.threads import resolve_threads
 from rekd_edge.runtime_options import compile_options
+from rekd_edge.types import OUTPUTS
 
 if TYPE_CHECKING:
     from rekd_edge.runners.settings import RuntimeSettings
@@ -30,7 +31,8 @@ class OpenVinoRunner(FileRunner):
 
     Arguments and errors as of :class:`~rekd_edge.runners.OnnxRunner`; of ``settings`` only the
     threads mean anything here. Raises :class:`BackendError` too where the compiled model would
-    compute in another precision, or on other devices or threads, than asked for.
+    compute in another precision, or on other devices or threads, than asked for. A token or a
+    position that the embeddings do not have is read as zeros, without an error.
     """
 
     runtime = "openvino"
@@ -46,6 +48,7 @@ class OpenVinoRunner(FileRunner):
         super().__init__(model, resolve_threads(threads, settings.threads if settings else None))
         self.provider = provider
         self._compiled: Any = None
+        self._sizes: dict[str, tuple[int, ...]] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -71,6 +74,13 @@ class OpenVinoRunner(FileRunner):
             ) from error
         self._require(compiled)
         self._compiled = compiled
+        # Named by the node: one tensor may have gathered several names.
+        self._sizes = {
+            port.get_node().get_friendly_name(): tuple(
+                -1 if axis.is_dynamic else axis.get_length() for axis in port.partial_shape
+            )
+            for port in compiled.inputs
+        }
         self._session = compiled.create_infer_request()
         return self
 
@@ -96,15 +106,21 @@ class OpenVinoRunner(FileRunner):
     @property
     def input_names(self) -> list[str]:
         self._opened()
-        return [value.get_any_name() for value in self._compiled.inputs]
+        return list(self._sizes)
 
     @property
     def output_names(self) -> list[str]:
         self._opened()
-        return [value.get_any_name() for value in self._compiled.outputs]
+        names = [value.get_names() for value in self._compiled.outputs]
+        return [min(found, key=lambda name: (name not in OUTPUTS, name)) for found in names]
 
     def _answer(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> Sequence[np.ndarray]:
+        for name, sizes in self._sizes.items():  # OpenVINO itself would take any shape
+            given = feeds[name].shape
+            fits = len(given) == len(sizes)
+            if not fits or any(b not in (-1, a) for a, b in zip(given, sizes, strict=True)):
+                raise ValueError(f"{name} must be {list(sizes)} (-1: any size)")
         answers = self._opened().infer(dict(feeds))
         return [answers[name] for name in outputs]

@@ -1,6 +1,7 @@
 """Answer from a rekd-edge bundle, with the evidence, without torch.
 
-Needs Python 3.10 or newer, numpy and onnxruntime; for texts also tokenizers, for images Pillow:
+Needs Python 3.10 or newer, numpy and onnxruntime (or openvino, where the bundle was made for it);
+for texts also tokenizers, for images Pillow:
 
     python BUNDLE/runtime/rekd_runtime.py "a text"           words, or @FILE, or - for lines
     python BUNDLE/runtime/rekd_runtime.py photo.jpg          an image
@@ -278,6 +279,8 @@ class Config:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    runtime: str
+    """``onnxruntime`` or ``openvino``."""
     settings: SessionSettings
 
 
@@ -302,6 +305,7 @@ def read_config(folder: Path) -> Config:
             mean=() if is_text else tuple(float(value) for value in preprocessing["mean"]),
             std=() if is_text else tuple(float(value) for value in preprocessing["std"]),
             interpolation="" if is_text else str(preprocessing["interpolation"]),
+            runtime=_known_runtime(document.get("runtime", "onnxruntime")),
             settings=SessionSettings.of(document.get("runtime_settings")),
         )
         if not is_text and not (
@@ -314,6 +318,12 @@ def read_config(folder: Path) -> Config:
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(f"{path} or {PREPROCESSOR_FILE} is malformed: {error!r}") from error
     return config
+
+
+def _known_runtime(name: Any) -> str:
+    if name not in ("onnxruntime", "openvino"):
+        raise ValueError(f"runtime {name!r} is not known")
+    return name
 
 
 # --- answers ----------------------------------------------------------------------------------
@@ -565,10 +575,11 @@ class Rationalist:
         bundle: str | os.PathLike[str],
         *,
         threads: int | None = None,
-        provider: str = CPU_PROVIDER,
+        provider: str | None = None,
     ) -> Rationalist:
         """Verify every byte of the bundle, then open its model.
 
+        ``provider`` is onnxruntime's, or OpenVINO's device; by default the CPU.
         ``threads`` defaults to those of the bundle's settings or all, but never to more than the
         cores open to this process. Raises :class:`IntegrityError`, :class:`BackendError` or
         :class:`InputError`.
@@ -581,7 +592,12 @@ class Rationalist:
             raise _broken(f"bundle {folder} has no {', '.join(sorted(needed - listed))}")
         config = read_config(folder)
         cores = resolve_threads(threads, config.settings.threads)
-        session = _open_session(folder / MODEL_FILE, cores, provider, config.settings)
+        if config.runtime == "openvino":
+            session: Any = _OpenVinoSession(folder / MODEL_FILE, cores, provider or "CPU")
+        else:
+            session = _open_session(
+                folder / MODEL_FILE, cores, provider or CPU_PROVIDER, config.settings
+            )
         model = cls(folder, manifest, config, session)
         model._require_interface()
         return model
@@ -729,7 +745,7 @@ def _open_session(path: Path, threads: int, provider: str, settings: SessionSett
     try:
         import onnxruntime
     except ImportError as error:
-        raise _missing("onnxruntime", "every bundle", error) from error
+        raise _missing("onnxruntime", "this bundle", error) from error
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise BackendError(
@@ -750,6 +766,67 @@ def _open_session(path: Path, threads: int, provider: str, settings: SessionSett
             f"{provider} was asked for and onnxruntime fell back to {session.get_providers()[0]}"
         )
     return session
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    name: str
+
+
+class _OpenVinoSession:
+    """OpenVINO with the three methods of an onnxruntime session that are used here. It computes in
+    fp32 on the device and the threads asked for, or refuses."""
+
+    def __init__(self, path: Path, threads: int, device: str) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise _missing("openvino", "this bundle", error) from error
+        asked = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        core = openvino.Core()
+        try:
+            compiled = core.compile_model(
+                core.read_model(str(path)),
+                device,
+                {
+                    **asked,
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "NUM_STREAMS": "1",
+                    "EXECUTION_MODE_HINT": "ACCURACY",
+                },
+            )
+        except Exception as error:  # openvino raises bare RuntimeError
+            reason = " ".join(str(error).split())
+            raise BackendError(
+                f"openvino {openvino.__version__} cannot open {path}: {reason}",
+                hint="python -m pip install --upgrade openvino",
+            ) from error
+        found = {
+            "INFERENCE_PRECISION_HINT": compiled.get_property(
+                "INFERENCE_PRECISION_HINT"
+            ).to_string(),
+            "INFERENCE_NUM_THREADS": compiled.get_property("INFERENCE_NUM_THREADS"),
+        }
+        devices = list(compiled.get_property("EXECUTION_DEVICES"))
+        if found != asked or devices != [device]:
+            raise BackendError(
+                f"asked openvino for {asked} on {device}, it would run with {found} on {devices}"
+            )
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def get_inputs(self) -> list[_Port]:
+        return [_Port(port.get_node().get_friendly_name()) for port in self._compiled.inputs]
+
+    def get_outputs(self) -> list[_Port]:
+        return [_Port(name) for port in self._compiled.outputs for name in port.get_names()]
+
+    def run(self, outputs: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        answers = self._request.infer(feeds)
+        return [answers[name] for name in outputs]
 
 
 def resolve_threads(
