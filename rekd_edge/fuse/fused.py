@@ -127,7 +127,8 @@ class _SelectingModel(DeployModel):
         scores = self.selector(inputs)
         selectable = scores.view.selectable
         budget = rationale_budget(selectable.sum(dim=1), *self.rationale_ratio_fraction)
-        return scores, keep_top_k(scores.score, selectable, budget)
+        slots = slot_count(selectable.shape[1], *self.rationale_ratio_fraction)
+        return scores, keep_top_k(scores.score, selectable, budget, slots=slots)
 
     def _rationale_outputs(self, scores: Scores, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         selectable = scores.view.selectable

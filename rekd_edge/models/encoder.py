@@ -73,14 +73,18 @@ def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Te
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor | None, dropout: float
 ) -> Tensor:
-    if key_weight is None:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    if key_weight.dtype == torch.bool:
-        allowed = key_weight[:, None, None, :]
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, dropout_p=dropout
-        )
-    return weighted_attention(query, key, value, key_weight)
+    if key_weight is not None and key_weight.dtype != torch.bool:
+        return weighted_attention(query, key, value, key_weight)
+    allowed = None if key_weight is None else key_weight[:, None, None, :]
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        # PyTorch 2.15's fused attention for the CPU has a backward pass that is several times
+        # slower in bfloat16 than in float32 (benchmarks/results/attention.md).
+        with torch.autocast("cpu", enabled=False):
+            attended = F.scaled_dot_product_attention(
+                query.float(), key.float(), value.float(), attn_mask=allowed, dropout_p=dropout
+            )
+        return attended.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
 
 
 class TokenReader(nn.Module, ABC):

@@ -1,10 +1,9 @@
 """Exactly-k selection with one tie rule for every runtime.
 
-Runtimes break ties in TopK differently (onnxruntime#19759). Here a token's rank is the number
-of valid tokens that beat it, where equal scores are won by the lower index; a token is kept if
-its rank is below k. The kept positions are then found by one TopK over keys that are unique,
-so no runtime is left a choice. Ranks take O(N^2) comparisons: cheap up to about a thousand
-tokens.
+Runtimes break ties in TopK differently (onnxruntime#19759), but agree on the *values* of the k
+best. So the k-th best value is the threshold: what lies above it is kept, and of the tokens that
+equal it the earliest fill what room is left. The kept positions are then found by one TopK over
+keys that are unique, so no runtime is left a choice (docs/adr/0004-ties.md).
 """
 
 from __future__ import annotations
@@ -16,22 +15,24 @@ LOWEST_SCORE = torch.finfo(torch.float32).min
 """Reported as the score of positions that can never be selected."""
 
 
-def _rank(score: Tensor, selectable: Tensor) -> Tensor:
-    """Number of selectable tokens that beat each token; int64 ``[batch, token]``."""
-    position = torch.arange(score.shape[1], device=score.device)
-    mine, other = score.unsqueeze(2), score.unsqueeze(1)
-    earlier = position.unsqueeze(0) < position.unsqueeze(1)  # [mine, other]
-    beats = (other > mine) | ((other == mine) & earlier)
-    return (beats & selectable.unsqueeze(1)).sum(dim=2)
-
-
-def keep_top_k(score: Tensor, selectable: Tensor, budget: Tensor) -> Tensor:
+def keep_top_k(
+    score: Tensor, selectable: Tensor, budget: Tensor, *, slots: int | None = None
+) -> Tensor:
     """The ``budget`` best selectable tokens of each example; ties go to the lower index.
 
-    ``score`` float ``[batch, token]``, ``selectable`` bool ``[batch, token]``, ``budget`` int64
-    ``[batch]``; returns bool ``[batch, token]`` with exactly ``min(budget, selectable)`` kept.
+    ``score`` float ``[batch, token]`` without NaN, ``selectable`` bool ``[batch, token]``,
+    ``budget`` int64 ``[batch]``, at most ``slots`` where that is given: fewer tokens are then
+    sorted. Returns bool ``[batch, token]`` with exactly ``min(budget, selectable)`` kept.
     """
-    return (_rank(score, selectable) < budget.unsqueeze(1)) & selectable
+    masked = torch.where(selectable, score, -torch.inf)
+    best = torch.topk(masked, score.shape[1] if slots is None else slots, dim=1).values
+    last = (budget - 1).clamp(min=0, max=best.shape[1] - 1)
+    threshold = torch.gather(best, 1, last.unsqueeze(1))
+    above = masked > threshold
+    equal = (masked == threshold) & selectable
+    room = budget - above.sum(dim=1)
+    earliest = torch.cumsum(equal.to(torch.int64), dim=1) <= room.unsqueeze(1)
+    return above | (equal & earliest)
 
 
 def gather_slots(keep: Tensor, slots: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,9 @@ def test_keeps_exactly_the_budget_by_score_then_index(
     expected = sorted(int(i) for i in order[: int(budget[0])])
     assert keep[0].nonzero().flatten().tolist() == expected
 
-    index, valid = gather_slots(keep, slot_count(score.shape[1], *fraction))
+    slots = slot_count(score.shape[1], *fraction)
+    assert torch.equal(keep_top_k(score, selectable, budget, slots=slots), keep)
+    index, valid = gather_slots(keep, slots)
     assert index[0][valid[0]].tolist() == expected
     if expected:
         assert set(index[0].tolist()) <= set(expected)

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from rekd_edge.errors import UsageError
-from rekd_edge.models.encoder import BertEncoder, VitEncoder, weighted_attention
+from rekd_edge.models.encoder import BertEncoder, VitEncoder, _attend, weighted_attention
 
 CLS, SEP = 101, 102
 
@@ -96,6 +96,16 @@ def test_excluded_keys_have_a_gradient(bert: BertEncoder, text: dict[str, torch.
     bert(view.content, view.position, weight)[:, 0].pow(3).sum().backward()
     assert weight.grad is not None
     assert bool((weight.grad.abs() > 0).all())
+
+
+def test_bfloat16_attends_in_float32_on_the_cpu() -> None:
+    query, key, value = (torch.randn(2, 3, 24, 16).bfloat16() for _ in range(3))
+    allowed = torch.rand(2, 24) > 0.3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = _attend(query, key, value, allowed, 0.0)
+    expected = _attend(query.float(), key.float(), value.float(), allowed, 0.0)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
 
 
 def test_weighted_attention_survives_a_huge_excluded_logit() -> None:
