@@ -61,7 +61,7 @@ from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
 from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
-from rekd_edge.runners import RuntimeSettings
+from rekd_edge.runners import RuntimeSettings, require_runtime
 from rekd_edge.types import RuntimeName
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def export_bundle(
     target, a taken ``output`` or a run without a rationalist.
     """
     spec = load_target(target)
+    require_runtime(spec.runtime)
     gate_set = load_gates(gates or spec.gates)
     require_free(output, force=force)
     if tune:

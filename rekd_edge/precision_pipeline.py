@@ -32,6 +32,7 @@ from rekd_edge.export_pipeline import (
     workplace,
 )
 from rekd_edge.run_folder import Run
+from rekd_edge.runners import require_runtime
 
 AUTO = "auto"
 REPORT = "precision"
@@ -96,6 +97,7 @@ def export_fastest(
     require_free(output, force=force)
     found_targets = variants_of(target)
     base = found_targets[0]
+    require_runtime(base.runtime)
     if tune:
         require_tunable(base)
     fused = run.fused()

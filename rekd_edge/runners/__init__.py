@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rekd_edge.errors import BackendError
 from rekd_edge.runners.file_runner import FileRunner, RunError
 from rekd_edge.runners.onnx_runner import OnnxRunner
 from rekd_edge.runners.openvino_runner import OpenVinoRunner
@@ -25,6 +27,7 @@ __all__ = [
     "TorchRunner",
     "available_cores",
     "file_runner",
+    "require_runtime",
     "resolve_threads",
 ]
 
@@ -41,6 +44,15 @@ def file_runner(
     or OpenVINO's device."""
     kind = {"onnxruntime": OnnxRunner, "openvino": OpenVinoRunner}[runtime]
     return kind(model, threads=threads, provider=provider, settings=settings)
+
+
+def require_runtime(runtime: RuntimeName) -> None:
+    """Raises :class:`BackendError` where the runtime's package is not installed."""
+    if importlib.util.find_spec(runtime) is None:
+        extra = {"onnxruntime": "onnx", "openvino": "openvino"}[runtime]
+        raise BackendError(
+            f"this target needs the package {runtime}", hint=f"pip install 'rekd-edge[{extra}]'"
+        )
 
 
 def __getattr__(name: str) -> Any:
