@@ -15,9 +15,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -62,12 +62,18 @@ from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
+from rekd_edge.runners import RuntimeSettings, require_runtime
+from rekd_edge.types import RuntimeName
+
+if TYPE_CHECKING:
+    from rekd_edge.bench.tune import TunePlan, TuneReport
 
 CHECK_BATCH = 64
 BENCH_EXAMPLES = 200
 REASON_FILE = "reason.json"
 REJECTED_FOLDER = "rejected"
 TWINS_FOLDER = "onnx"
+TUNE_REPORT = "runtime_settings"
 TWINS = ("plain", "masked")
 STUDENT_WEIGHTS = Path("student") / "best" / "model.safetensors"
 
@@ -84,6 +90,7 @@ class ExportResult:
     report: CheckReport | None
     manifest: BundleManifest | None
     twins: Mapping[str, Path]
+    tuning: TuneReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,6 +99,7 @@ class ExportResult:
             "reasons": list(self.reasons),
             "check": None if self.report is None else self.report.to_json(),
             "twins": {name: str(path) for name, path in self.twins.items()},
+            "runtime_settings": None if self.tuning is None else self.tuning.to_json(),
         }
 
 
@@ -104,19 +112,26 @@ def export_bundle(
     force: bool = False,
     twins: bool = True,
     threads: int | None = None,
+    tune: bool = False,
+    plan: TunePlan | None = None,
 ) -> ExportResult:
     """Exports the run's student as a bundle at ``output``.
 
     ``target`` and ``gates`` are names of shipped files or paths; ``gates`` None takes the
     target's. ``force`` replaces an existing bundle, once the new one has passed. ``twins`` also
     writes ``RUN/onnx/plain.onnx`` and ``masked.onnx``, which `rekd-edge bench` compares with.
+    ``tune`` searches runtime settings on the finished file (:mod:`rekd_edge.bench.tune`) and checks
+    it again with them; ``threads`` are then those of the bundle, too.
 
     A failed gate is a result with ``passed`` False. Raises :class:`UsageError` for an unknown
     target, a taken ``output`` or a run without a rationalist.
     """
     spec = load_target(target)
+    require_runtime(spec.runtime)
     gate_set = load_gates(gates or spec.gates)
     require_free(output, force=force)
+    if tune:
+        require_tunable(spec)
     fused = run.fused()
     with workplace(output) as work:
         file = work / "model.onnx"
@@ -129,9 +144,69 @@ def export_bundle(
         if not report.passed:
             path = reject(work, output, report.failures, report)
             return ExportResult(path, False, report.failures, report, None, {})
-        manifest = bundle_run(run, fused, file, report, spec, output, force=force, work=work)
+        tuning = None
+        if tune:
+            report, tuning = tune_file(
+                run,
+                file,
+                report,
+                fused=fused,
+                gates=gate_set,
+                target=spec,
+                threads=threads,
+                plan=plan,
+            )
+        manifest = bundle_run(
+            run, fused, file, report, spec, output, force=force, work=work, tuning=tuning
+        )
     written = export_twins(run, fused=fused, target=spec) if twins else {}
-    return ExportResult(output, True, (), report, manifest, written)
+    return ExportResult(output, True, (), report, manifest, written, tuning)
+
+
+def tune_file(
+    run: Run,
+    file: Path,
+    report: CheckReport,
+    *,
+    fused: FusedRationalist,
+    gates: GateSet,
+    target: TargetSpec,
+    threads: int | None = None,
+    plan: TunePlan | None = None,
+) -> tuple[CheckReport, TuneReport]:
+    """Searches settings for a file that has passed its check (``report``), on examples of the test
+    split, and checks it again with what was found; settings that do not pass are not taken."""
+    from rekd_edge.bench.tune import tune
+
+    require_tunable(target)
+    examples = examples_of(test_batches(run.data().test, run.preprocessor), BENCH_EXAMPLES)
+    found = tune(
+        file,
+        examples,
+        gates=gates,
+        threads=threads,
+        provider=target.execution_provider,
+        plan=plan,
+    )
+    if found.settings.is_default:
+        return report, found
+    checked = check_file(
+        run, file, fused=fused, gates=gates, target=target, runtime_settings=found.settings
+    )
+    if checked.passed:
+        return checked, found
+    why_not = "; ".join(checked.failures)
+    return report, replace(found, settings=RuntimeSettings(), why_not=why_not)
+
+
+def require_tunable(target: TargetSpec) -> None:
+    """Raises :class:`UsageError` where there is nothing to search."""
+    if target.runtime != "onnxruntime":
+        raise UsageError(
+            f"--tune searches settings of ONNX Runtime, and {target.name!r} is for "
+            f"{target.runtime}",
+            hint="leave --tune out, or take a target for ONNX Runtime",
+        )
 
 
 @contextmanager
@@ -215,7 +290,13 @@ def check_bundle(
             hint=f"export the bundle again; this one is in {place}",
         )
     report = check_file(
-        run, bundle.model_path, fused=fused, gates=gate_set, target=target, threads=threads
+        run,
+        bundle.model_path,
+        fused=fused,
+        gates=gate_set,
+        target=target,
+        threads=threads,
+        runtime_settings=bundle.config.runtime_settings,
     )
     if report.passed or not reject_failed:
         return report, folder
@@ -228,14 +309,16 @@ def bench_bundle(
     run: Run | None = None,
     inputs_file: Path | None = None,
     settings: BenchSettings | None = None,
-    threads: int | None = 1,
+    threads: int | None = None,
 ) -> BenchReport:
     """Measures a bundle's file beside the plain classifier of the same backbone and the masked
     select-predict form.
 
     Inputs are examples of the run's test split, or those of ``inputs_file`` (one text a line, or
-    an ``.npz`` of model inputs). Without a run there is nothing to compare with, and the report
-    says so. Raises :class:`UsageError` where there are neither inputs nor a run.
+    an ``.npz`` of model inputs). All files run with the bundle's runtime settings; ``threads``
+    None takes theirs, or 1 where the bundle has none. Without a run there is nothing to compare
+    with, and the report says so. Raises :class:`UsageError` where there are neither inputs nor a
+    run.
     """
     bundle = open_bundle(folder)
     notes: list[str] = []
@@ -254,6 +337,9 @@ def bench_bundle(
             twins = export_twins(run, target=load_target(bundle.manifest.target))
         files |= twins
         notes += _twin_notes(run)
+    stored = bundle.config.runtime_settings
+    if threads is None and stored is None:
+        threads = 1
     if inputs_file is not None:
         examples = read_inputs(inputs_file, load_preprocessor(folder))
         source = f"{inputs_file.name}, given with --inputs"
@@ -261,12 +347,19 @@ def bench_bundle(
         assert run is not None
         examples = examples_of(test_batches(run.data().test, run.preprocessor), BENCH_EXAMPLES)
         source = f"test split of {run.data().source.get('name', run.recipe.data.source)}"
+    elsewhere: dict[str, tuple[RuntimeName, str]] = {}
+    if bundle.config.runtime == "openvino":
+        files["gathered-onnxruntime"] = bundle.model_path
+        elsewhere["gathered-onnxruntime"] = ("onnxruntime", "CPUExecutionProvider")
     return bench_files(
         files,
         examples,
         settings=settings,
         threads=threads,
         provider=load_target(bundle.manifest.target).execution_provider,
+        runtime=bundle.config.runtime,
+        runtime_settings=stored,
+        elsewhere=elsewhere,
         reference="plain" if "plain" in files else None,
         inputs_source=source,
         notes=notes,
@@ -350,6 +443,7 @@ def check_file(
     gates: GateSet,
     target: TargetSpec,
     threads: int | None = None,
+    runtime_settings: RuntimeSettings | None = None,
 ) -> CheckReport:
     """One ONNX file against the run's fused student on the whole test split; the teacher and a
     trained plain classifier, where the run has them, are measured on it too."""
@@ -364,6 +458,8 @@ def check_file(
         baselines=baselines(run),
         provider=target.execution_provider,
         threads=threads,
+        runtime=target.runtime,
+        runtime_settings=runtime_settings,
     )
 
 
@@ -462,7 +558,12 @@ def require_free(output: Path, *, force: bool) -> None:
         )
 
 
-def bundle_config(run: Run, fused: FusedRationalist, target: TargetSpec) -> BundleConfig:
+def bundle_config(
+    run: Run,
+    fused: FusedRationalist,
+    target: TargetSpec,
+    runtime_settings: RuntimeSettings | None = None,
+) -> BundleConfig:
     """What a bundle of this run says about its model."""
     preprocessor = run.preprocessor
     special = dict(preprocessor.special_ids) if isinstance(preprocessor, TextPreprocessor) else {}
@@ -475,6 +576,8 @@ def bundle_config(run: Run, fused: FusedRationalist, target: TargetSpec) -> Bund
         opset=target.opset,
         ir_version=target.ir_version,
         precision=target.precision,
+        runtime=target.runtime,
+        runtime_settings=runtime_settings,
         image_size=fused.image_size,
         patch_size=fused.patch_size,
         max_length=fused.max_length,
@@ -493,10 +596,15 @@ def bundle_run(
     force: bool,
     work: Path,
     more_reports: Mapping[str, dict[str, Any]] | None = None,
+    tuning: TuneReport | None = None,
 ) -> BundleManifest:
     """Writes the bundle of a checked file, by way of the folder ``work`` if one is replaced."""
     accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
     reports = {"check": report.to_json(), **(more_reports or {})}
+    settings = None
+    if tuning is not None:
+        reports[TUNE_REPORT] = tuning.to_json()
+        settings = None if tuning.settings.is_default else tuning.settings
     for name in ("distill", "fuse"):
         found = run.report(name)
         if found is not None:
@@ -508,7 +616,7 @@ def bundle_run(
         onnx=file,
         preprocessor=run.preprocessor.deployed(),
         label_names=run.label_names,
-        config=bundle_config(run, fused, target),
+        config=bundle_config(run, fused, target, settings),
         recipe_yaml=dump_recipe(run.recipe),
         lineage=_lineage(run),
         reports=reports,
@@ -625,7 +733,7 @@ def _contradictions(
     """Where a bundle's description of its model is not true of the run: with other class names
     or another preparation of the input, a right file gives wrong answers."""
     found = []
-    expected = bundle_config(run, fused, target)
+    expected = bundle_config(run, fused, target, bundle.config.runtime_settings)
     for name in BundleConfig.model_fields:
         stated, true = getattr(bundle.config, name), getattr(expected, name)
         if stated != true:

@@ -19,6 +19,7 @@ PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
 )
 
 

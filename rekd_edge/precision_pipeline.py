@@ -26,11 +26,14 @@ from rekd_edge.export_pipeline import (
     export_twins,
     reject,
     require_free,
+    require_tunable,
     test_batches,
+    tune_file,
     workplace,
 )
 from rekd_edge.pareto import dominates
 from rekd_edge.run_folder import Run
+from rekd_edge.runners import require_runtime
 
 AUTO = "auto"
 REPORT = "precision"
@@ -84,6 +87,7 @@ def export_fastest(
     force: bool = False,
     twins: bool = True,
     threads: int | None = None,
+    tune: bool = False,
     settings: BenchSettings = SETTINGS,
 ) -> tuple[ExportResult, PrecisionReport]:
     """Exports the fastest variant of ``target`` that holds its gates; arguments as
@@ -92,9 +96,12 @@ def export_fastest(
     Without any, the one that fails the fewest gates goes to ``rejected/``.
     """
     require_free(output, force=force)
-    fused = run.fused()
     found_targets = variants_of(target)
     base = found_targets[0]
+    require_runtime(base.runtime)
+    if tune:
+        require_tunable(base)
+    fused = run.fused()
     specs = {spec.name: spec for spec in found_targets}
     with workplace(output) as work:
         fp32: Path | None = None
@@ -140,6 +147,17 @@ def export_fastest(
             found = None if nearest is None else checks[nearest]
             return ExportResult(place, False, reasons, found, None, {}), report
         best = report.chosen
+        tuning = None
+        if tune:
+            checks[best], tuning = tune_file(
+                run,
+                files[best],
+                checks[best],
+                fused=fused,
+                gates=load_gates(gates or specs[best].gates),
+                target=specs[best],
+                threads=threads,
+            )
         manifest = bundle_run(
             run,
             fused,
@@ -150,8 +168,9 @@ def export_fastest(
             force=force,
             work=work,
             more_reports={REPORT: report.to_json()},
+            tuning=tuning,
         )
-    return ExportResult(output, True, (), checks[best], manifest, written), report
+    return ExportResult(output, True, (), checks[best], manifest, written, tuning), report
 
 
 def choose(variants: Sequence[Variant]) -> tuple[Variant, ...]:

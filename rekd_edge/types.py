@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Modality = Literal["text", "image"]
 DType = Literal["int64", "float32", "bool", "uint8"]
 """Types of a deployed model's inputs and outputs."""
+RuntimeName = Literal["onnxruntime", "openvino"]
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """Model inputs for text: int64 ``[batch, token]`` each."""

@@ -1,7 +1,8 @@
 """What a fresh process needs: time to the first answer, and memory at its peak.
 
-Run as ``python -m rekd_edge.bench.first_answer MODEL INPUTS.npz THREADS PROVIDER QUERIES``;
-prints one JSON object. Nothing but numpy and onnxruntime is loaded, as on a device.
+Run as ``python -m rekd_edge.bench.first_answer MODEL INPUTS.npz REQUEST``, where the request is
+JSON with ``runtime``, ``threads``, ``provider``, ``settings`` and ``queries``; prints one JSON
+object. Nothing but numpy and the runtime is loaded, as on a device.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from rekd_edge.runtime_options import compile_options, session_options
+
+Answer = Callable[[dict[str, Any]], Any]
 
 
 def peak_rss_bytes() -> int | None:
@@ -31,27 +38,46 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def main(model: str, inputs_file: str, threads: str, provider: str, queries: str) -> None:
-    start = time.monotonic_ns()
-    import numpy as np
+def open_onnxruntime(model: str, asked: dict[str, Any]) -> tuple[list[str], Answer, list[str]]:
     import onnxruntime as ort
 
+    options = session_options(ort, asked["threads"], asked["settings"])
+    session = ort.InferenceSession(model, options, providers=[asked["provider"]])
+    names = [value.name for value in session.get_inputs()]
+    return names, lambda inputs: session.run(None, inputs), session.get_providers()
+
+
+def open_openvino(model: str, asked: dict[str, Any]) -> tuple[list[str], Answer, list[str]]:
+    import openvino
+
+    core = openvino.Core()
+    options = compile_options(asked["threads"])
+    compiled = core.compile_model(core.read_model(model), asked["provider"], options)
+    names = [value.get_node().get_friendly_name() for value in compiled.inputs]
+    devices = list(compiled.get_property("EXECUTION_DEVICES"))
+    return names, compiled.create_infer_request().infer, devices
+
+
+OPENERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+
+
+def main(model: str, inputs_file: str, request: str) -> None:
+    asked = json.loads(request)
+    start = time.monotonic_ns()
+    import numpy as np
+
+    __import__(asked["runtime"])
     imported = time.monotonic_ns()
     before_model = peak_rss_bytes()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = int(threads)
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, providers=[provider])
+    names, answer, providers = OPENERS[asked["runtime"]](model, asked)
     loaded = time.monotonic_ns()
     with np.load(inputs_file, allow_pickle=False) as stored:
-        taken = {value.name for value in session.get_inputs()}
-        inputs = {name: stored[name] for name in stored.files if name in taken}
+        inputs = {name: stored[name] for name in stored.files if name in names}
     read = time.monotonic_ns()
-    session.run(None, inputs)
+    answer(inputs)
     answered = time.monotonic_ns()
-    for _ in range(int(queries) - 1):
-        session.run(None, inputs)
+    for _ in range(asked["queries"] - 1):
+        answer(inputs)
     print(
         json.dumps(
             {
@@ -61,7 +87,7 @@ def main(model: str, inputs_file: str, threads: str, provider: str, queries: str
                 "first_query_ns": answered - read,
                 "peak_rss_bytes": peak_rss_bytes(),
                 "rss_before_model_bytes": before_model,
-                "providers": session.get_providers(),
+                "providers": providers,
             }
         )
     )

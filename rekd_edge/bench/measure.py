@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +27,11 @@ from rekd_edge.bench.timing import (
     ratio_of_medians,
 )
 from rekd_edge.errors import BackendError, UsageError
-from rekd_edge.runners import OnnxRunner, resolve_threads
+from rekd_edge.runners import FileRunner, file_runner, resolve_threads
+from rekd_edge.types import RuntimeName
+
+if TYPE_CHECKING:
+    from rekd_edge.runners.settings import RuntimeSettings
 
 Inputs = Mapping[str, np.ndarray]
 COLD_START_TIMEOUT_S = 120
@@ -39,6 +44,9 @@ def bench_files(
     settings: BenchSettings | None = None,
     threads: int | None = 1,
     provider: str = "CPUExecutionProvider",
+    runtime: RuntimeName = "onnxruntime",
+    runtime_settings: RuntimeSettings | None = None,
+    elsewhere: Mapping[str, tuple[RuntimeName, str]] | None = None,
     reference: str | None = None,
     inputs_source: str = "given by the caller",
     notes: Sequence[str] = (),
@@ -48,7 +56,8 @@ def bench_files(
     ``inputs`` are queries of one and the same number of examples, ``[batch, ...]`` each, used in
     turn; a mapping holds those of each file, the same examples prepared in different ways.
     ``reference`` names the file that ratios are to; by default there are none. A file may take
-    fewer inputs than given.
+    fewer inputs than given. ``threads`` None takes those of ``runtime_settings``, which hold for
+    every file. ``elsewhere`` names files that another runtime and provider run.
 
     Raises :class:`UsageError` for no files, no inputs, unequal ones or an unknown reference, and
     :class:`BackendError` where a file does not load or run.
@@ -65,13 +74,23 @@ def bench_files(
     sizes = {len(v) for queries in examples.values() for query in queries for v in query.values()}
     if len(sizes) != 1:
         raise UsageError(f"queries of one size are needed, not of {sorted(sizes)} examples")
-    threads = resolve_threads(threads)
+    stored = None if runtime_settings is None else runtime_settings.threads
+    threads = resolve_threads(threads, stored)
     names = list(files)
+    engines = dict.fromkeys(names, (runtime, provider)) | dict(elsewhere or {})
     rng = np.random.default_rng(settings.seed)
     order = rng.permutation(counts.pop())
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(OnnxRunner(path, threads=threads, provider=provider))
+            name: stack.enter_context(
+                file_runner(
+                    path,
+                    runtime=engines[name][0],
+                    threads=threads,
+                    provider=engines[name][1],
+                    settings=runtime_settings,
+                )
+            )
             for name, path in files.items()
         }
         outputs = {name: tuple(runner.output_names) for name, runner in runners.items()}
@@ -80,9 +99,19 @@ def bench_files(
             for name in names:
                 runners[name].run_named(examples[name][order[i % len(order)]], outputs[name])
         shuffled = {name: [examples[name][i] for i in order] for name in names}
-        samples = _measure(runners, outputs, shuffled, settings)
+        samples = measure_in_turn(runners, outputs, shuffled, settings)
+    requests = {
+        name: {
+            "runtime": engines[name][0],
+            "threads": threads,
+            "provider": engines[name][1],
+            "settings": None if runtime_settings is None else runtime_settings.model_dump(),
+            "queries": max(1, settings.rss_queries),
+        }
+        for name in names
+    }
     first = {name: shuffled[name][0] for name in names}
-    cold = _cold_starts(files, first, settings, threads, provider)
+    cold = cold_starts(files, first, settings.cold_starts, requests)
     reports: dict[str, CandidateReport] = {}
     for name in names:
         mine = samples[name]
@@ -109,6 +138,8 @@ def bench_files(
         threads=threads,
         batch=sizes.pop(),
         provider=provider,
+        runtime=runtime,
+        runtime_settings={} if runtime_settings is None else runtime_settings.differences(),
         settings=settings,
         inputs=inputs_source,
         input_count=len(order),
@@ -119,12 +150,13 @@ def bench_files(
     )
 
 
-def _measure(
-    runners: Mapping[str, OnnxRunner],
+def measure_in_turn(
+    runners: Mapping[str, FileRunner],
     outputs: Mapping[str, tuple[str, ...]],
     inputs: Mapping[str, Sequence[Inputs]],
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:
+    """Nanoseconds of each query by name, ``[round]``; sample i of all is the same input."""
     names = list(runners)
     samples: dict[str, list[int]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0)
@@ -155,25 +187,24 @@ def _invalid_reasons(
     return tuple(reasons)
 
 
-def _cold_starts(
+def cold_starts(
     files: Mapping[str, Path],
     inputs: Mapping[str, Inputs],
-    settings: BenchSettings,
-    threads: int,
-    provider: str,
+    repetitions: int,
+    requests: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, ColdStart]:
-    if settings.cold_starts < 1:
+    """Each file in fresh processes, in turn. ``requests`` by name are those of
+    :mod:`rekd_edge.bench.first_answer`."""
+    if repetitions < 1:
         return {}
     runs: dict[str, list[dict[str, int]]] = {name: [] for name in files}
     with tempfile.TemporaryDirectory(prefix="rekd-edge-bench-") as folder:
         stored = {name: Path(folder) / f"{i}.npz" for i, name in enumerate(files)}
         for name, place in stored.items():
             np.savez(place, allow_pickle=False, **inputs[name])
-        for _ in range(settings.cold_starts):
+        for _ in range(repetitions):
             for name, path in files.items():
-                runs[name].append(
-                    _first_answer(path, stored[name], threads, provider, settings.rss_queries)
-                )
+                runs[name].append(_first_answer(path, stored[name], requests[name]))
 
     def column(name: str, key: str) -> tuple[int, ...]:
         return tuple(run[key] for run in runs[name])
@@ -191,18 +222,14 @@ def _cold_starts(
     }
 
 
-def _first_answer(
-    model: Path, stored: Path, threads: int, provider: str, queries: int
-) -> dict[str, int]:
+def _first_answer(model: Path, stored: Path, request: Mapping[str, Any]) -> dict[str, int]:
     command = [
         sys.executable,
         "-m",
         "rekd_edge.bench.first_answer",
         str(model.resolve()),
         str(stored),
-        str(threads),
-        provider,
-        str(max(1, queries)),
+        json.dumps(request),
     ]
     root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)

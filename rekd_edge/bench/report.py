@@ -101,6 +101,9 @@ class BenchReport:
     invalid_reasons: tuple[str, ...]
     machine: Mapping[str, object]
     date: str
+    runtime: str = "onnxruntime"
+    runtime_settings: Mapping[str, object] = field(default_factory=dict)
+    """Of every file; those that are not the default's (``RuntimeSettings``)."""
     notes: tuple[str, ...] = ()
     batch: int = 1
     mode: str = "PerformanceOnly"
@@ -141,7 +144,9 @@ class BenchReport:
             "reference": self.reference,
             "threads": self.threads,
             "batch": self.batch,
+            "runtime": self.runtime,
             "provider": self.provider,
+            "runtime_settings": dict(self.runtime_settings),
             "settings": asdict(self.settings),
             "inputs": self.inputs,
             "input_count": self.input_count,
@@ -155,7 +160,10 @@ class BenchReport:
         from rich.table import Table
 
         verdict = "VALID" if self.valid else f"INVALID: {'; '.join(self.invalid_reasons)}"
-        title = f"bench: {self.threads} thread(s), {self.provider}, {self.scenario}, {verdict}"
+        title = (
+            f"bench: {self.threads} thread(s), {self.runtime} {self.provider}, {self.scenario}, "
+            f"{verdict}"
+        )
         table = Table(title=title, title_justify="left")
         table.add_column("file")
         for column in ("p50 ms", "p90 ms", "p99 ms", f"ratio to {self.reference or '-'}"):
@@ -185,5 +193,8 @@ class BenchReport:
             )
         console.print(table)
         console.print(f"inputs: {self.inputs} ({self.input_count})", markup=False)
+        if self.runtime_settings:
+            stated = ", ".join(f"{name} {value}" for name, value in self.runtime_settings.items())
+            console.print(f"runtime settings: {stated}", markup=False)
         for note in self.notes:
             console.print(f"note: {note}", markup=False)

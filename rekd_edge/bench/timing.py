@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -54,20 +55,25 @@ def ratio_of_medians(
 
 def describe_machine() -> dict[str, object]:
     """Processor, cores, limits, clock governor, load and versions, where they can be read."""
-    import onnxruntime
-
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
+        **{name: _version(name) for name in ("onnxruntime", "openvino") if _version(name)},
         "cores_online": os.cpu_count(),
         "cores_available": available_cores(),
         "cpu_quota": cpu_quota(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_average_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from rekd_edge.bundle.manifest import BundleConfig, BundleManifest
 
 _MODEL_NAMES = {
-    "student_onnx": "this file (ONNX Runtime)",
     "student": "the same student in torch",
     "teacher": "teacher rationalist",
     "plain": "plain classifier of the student's size (reads everything)",
@@ -17,7 +16,8 @@ _INPUT_EXAMPLES = {
     "text": '"a text to classify"',
     "image": "photo.jpg",
 }
-_PACKAGES = {"text": "numpy onnxruntime tokenizers", "image": "numpy onnxruntime pillow"}
+_READS_INPUT = {"text": "tokenizers", "image": "pillow"}
+_RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO, in fp32"}
 
 
 def model_card(manifest: BundleManifest, config: BundleConfig, reports: Sequence[str]) -> str:
@@ -58,7 +58,7 @@ def _title(manifest: BundleManifest, config: BundleConfig) -> str:
 def _running(config: BundleConfig) -> str:
     return (
         "## How to run\n\nPython 3.10 or newer; no torch.\n\n```\n"
-        f"python -m pip install {_PACKAGES[config.modality]}\n"
+        f"python -m pip install numpy {config.runtime} {_READS_INPUT[config.modality]}\n"
         f"python runtime/rekd_runtime.py {_INPUT_EXAMPLES[config.modality]}\n```\n\n"
         "`--json -` prints the answer, its probabilities and its rationale as JSON. Every file "
         "is checked against `manifest.json` first. With rekd-edge installed: "
@@ -84,6 +84,7 @@ def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
             f"{config.patch_size}x{config.patch_size}",
         ),
         ("file", f"ONNX opset {config.opset}, IR {config.ir_version}, {config.precision}"),
+        ("runtime", _runtime(config)),
         ("recipe", f"{_code(lineage.recipe_name)} (task `{lineage.task}`)"),
         ("seed", "not recorded" if lineage.seed is None else str(lineage.seed)),
         *((f"data: {key}", _code(value)) for key, value in lineage.data.items()),
@@ -93,12 +94,19 @@ def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
     return "## What it is\n\n" + _table(("", ""), rows)
 
 
+def _runtime(config: BundleConfig) -> str:
+    settings = config.runtime_settings
+    if settings is None:
+        return _RUNTIME_NAMES[config.runtime]
+    changed = ", ".join(f"{name} {value}" for name, value in settings.differences().items())
+    return f"{_RUNTIME_NAMES[config.runtime]}, {changed} (never more threads than cores)"
+
+
 def _accuracy(manifest: BundleManifest, config: BundleConfig) -> str:
     if not manifest.accuracy:
         return "## Accuracy\n\nNot measured for this bundle."
-    rows = [
-        (_MODEL_NAMES.get(name, name), f"{value:.4f}") for name, value in manifest.accuracy.items()
-    ]
+    names = _MODEL_NAMES | {"student_onnx": f"this file ({_RUNTIME_NAMES[config.runtime]})"}
+    rows = [(names.get(name, name), f"{value:.4f}") for name, value in manifest.accuracy.items()]
     seed = "" if manifest.lineage.seed is None else f", seed {manifest.lineage.seed}"
     text = (
         f"## Accuracy\n\nShare of right answers on the full test split (one training run{seed}: "

@@ -23,7 +23,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rekd_edge.types import DType, IoSpec, Modality, TensorSpec
+from rekd_edge.runners.settings import RuntimeSettings
+from rekd_edge.types import DType, IoSpec, Modality, RuntimeName, TensorSpec
 
 FORMAT = "rekd-edge-bundle"
 SCHEMA_VERSION = 1
@@ -154,6 +155,10 @@ class BundleConfig(Record):
     opset: int
     ir_version: int
     precision: str = "fp32"
+    runtime: RuntimeName = "onnxruntime"
+    """What the file was checked in."""
+    runtime_settings: RuntimeSettings | None = None
+    """Settings of ONNX Runtime found by ``rekd-edge export --tune``; null for the defaults."""
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
 
@@ -179,6 +184,8 @@ class BundleConfig(Record):
         opset: int,
         ir_version: int,
         precision: str = "fp32",
+        runtime: RuntimeName = "onnxruntime",
+        runtime_settings: RuntimeSettings | None = None,
         image_size: int | None = None,
         patch_size: int | None = None,
         max_length: int | None = None,
@@ -200,6 +207,8 @@ class BundleConfig(Record):
             opset=opset,
             ir_version=ir_version,
             precision=precision,
+            runtime=runtime,
+            runtime_settings=runtime_settings,
             inputs=tuple(_tensor_record(tensor) for tensor in io_spec.inputs),
             outputs=tuple(_tensor_record(tensor) for tensor in io_spec.outputs),
         )

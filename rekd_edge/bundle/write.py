@@ -38,7 +38,16 @@ from rekd_edge.bundle.read import verify_bundle
 from rekd_edge.bundle.runtime import runtime_path
 from rekd_edge.errors import IntegrityError, UsageError
 
-_RECORDED_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "pillow")
+_RECORDED_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "tokenizers",
+    "torch",
+    "pillow",
+)
 _RECORDED_BACKBONES = ("timm", "transformers")
 _REPORT_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 

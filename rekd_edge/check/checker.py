@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,8 +38,15 @@ from rekd_edge.check.report import Accuracy, CheckReport, ParityCase
 from rekd_edge.convert import IoSpecError, file_sha256, validate_io
 from rekd_edge.convert.graph import GraphError
 from rekd_edge.errors import BackendError, DataError, IntegrityError
-from rekd_edge.runners import OnnxRunner, RunError, TorchRunner, resolve_threads
-from rekd_edge.types import IoSpec
+from rekd_edge.runners import (
+    FileRunner,
+    RunError,
+    RuntimeSettings,
+    TorchRunner,
+    file_runner,
+    resolve_threads,
+)
+from rekd_edge.types import IoSpec, RuntimeName
 
 LogitFunction = Callable[[Inputs], np.ndarray]
 """Model inputs to logits, float ``[batch, class]``."""
@@ -62,6 +70,8 @@ def check_artefact(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     provider: str = "CPUExecutionProvider",
     threads: int | None = None,
+    runtime: RuntimeName = "onnxruntime",
+    runtime_settings: RuntimeSettings | None = None,
     seed: int = 0,
 ) -> CheckReport:
     """Checks ``path`` against ``model`` (fused, in eval mode) on all of ``batches``.
@@ -74,7 +84,10 @@ def check_artefact(
     :class:`IntegrityError` if the file is no ONNX model, :class:`BackendError` if the runtime or
     its provider is not available, :class:`DataError` for an empty split.
     """
-    threads = resolve_threads(threads)
+    threads = resolve_threads(
+        threads, None if runtime_settings is None else runtime_settings.threads
+    )
+    engine = _Engine(runtime, provider, threads, runtime_settings)
     held = list(batches)
     if sum(len(batch.labels) for batch in held) == 0:
         raise DataError("the test split is empty: there is nothing to check the file on")
@@ -93,23 +106,25 @@ def check_artefact(
     input_names = tuple(tensor.name for tensor in io_spec.inputs)
     try:
         with (
-            OnnxRunner(path, threads=threads, provider=provider) as runner,
+            engine.open(path) as runner,
             TorchRunner(model, input_names, threads=threads) as reference,
         ):
             _check_sizes(runner, reference, named, gates, found)
             _check_split(runner, reference, held, label_names, gates, found)
     except RunError as error:
         found.problems.append(error.message)
-    _check_numbers(proto, named, found, threads=threads, provider=provider, seed=seed)
+    _check_numbers(proto, named, found, engine, seed=seed)
     references = _references(held, label_names, baselines or {}, found)
     if any(gate.metric in LATENCY_METRICS for gate in gates.gates):
-        _measure_latency(path, examples, found, threads=threads, provider=provider)
+        _measure_latency(path, examples, found, engine)
     return CheckReport(
         file_sha256=file_sha256(path),
         size_bytes=path.stat().st_size,
         provider=provider,
         threads=threads,
         gate_set=gates.name,
+        runtime=runtime,
+        runtime_settings={} if runtime_settings is None else runtime_settings.differences(),
         gates=evaluate_gates(gates, found.metrics, references),
         metrics=dict(sorted(found.metrics.items())),
         cases=tuple(found.cases),
@@ -119,6 +134,34 @@ def check_artefact(
         accuracy=found.accuracy,
         problems=tuple(found.problems),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What runs the file, and how."""
+
+    runtime: RuntimeName
+    provider: str
+    threads: int
+    settings: RuntimeSettings | None
+
+    def open(self, path: Path) -> FileRunner:
+        return file_runner(
+            path,
+            runtime=self.runtime,
+            threads=self.threads,
+            provider=self.provider,
+            settings=self.settings,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """As the keywords of :func:`bench_files` and :func:`numerical_exclusion`."""
+        return {
+            "runtime": self.runtime,
+            "provider": self.provider,
+            "threads": self.threads,
+            "runtime_settings": self.settings,
+        }
 
 
 @dataclass(slots=True)
@@ -154,7 +197,7 @@ def _check_structure(proto: onnx.ModelProto, found: _Found) -> None:
 
 
 def _check_sizes(
-    runner: OnnxRunner,
+    runner: FileRunner,
     reference: TorchRunner,
     batches: Sequence[NamedBatch],
     gates: GateSet,
@@ -176,7 +219,7 @@ def _check_sizes(
 
 
 def _check_split(
-    runner: OnnxRunner,
+    runner: FileRunner,
     reference: TorchRunner,
     batches: Sequence[LabelledBatch],
     label_names: Sequence[str],
@@ -232,18 +275,13 @@ def _check_numbers(
     proto: onnx.ModelProto,
     batches: Sequence[NamedBatch],
     found: _Found,
+    engine: _Engine,
     *,
-    threads: int,
-    provider: str,
     seed: int,
 ) -> None:
     try:
         numerical = numerical_exclusion(
-            proto,
-            [batch.inputs for batch in batches],
-            threads=threads,
-            provider=provider,
-            seed=seed,
+            proto, [batch.inputs for batch in batches], seed=seed, **engine.options()
         )
     except (GraphError, BackendError) as error:
         found.problems.append(f"exclusion could not be measured: {error.message}")
@@ -295,16 +333,12 @@ def _measure_latency(
     path: Path,
     examples: Sequence[Inputs],
     found: _Found,
-    *,
-    threads: int,
-    provider: str,
+    engine: _Engine,
 ) -> None:
     from rekd_edge.bench import BenchSettings, bench_files
 
     settings = BenchSettings(min_duration_s=2.0, min_count=50, warmup_count=10, cold_starts=0)
-    report = bench_files(
-        {"file": path}, examples, settings=settings, threads=threads, provider=provider
-    )
+    report = bench_files({"file": path}, examples, settings=settings, **engine.options())
     measured = report.candidates["file"]
     found.metrics["latency_ms_p50"] = measured.latency_ns["50"] / 1e6
     found.metrics["latency_ms_p90"] = measured.latency_ns["90"] / 1e6

@@ -32,7 +32,8 @@ from rekd_edge.convert.graph import (
     with_cut_outputs,
 )
 from rekd_edge.convert.io_spec import data_inputs
-from rekd_edge.runners import OnnxRunner
+from rekd_edge.runners import FileRunner, RuntimeSettings, file_runner
+from rekd_edge.types import RuntimeName
 
 _REARRANGE = {
     "Cast",
@@ -233,6 +234,8 @@ def numerical_exclusion(
     trials: int = 2,
     threads: int | None = None,
     provider: str = "CPUExecutionProvider",
+    runtime: RuntimeName = "onnxruntime",
+    runtime_settings: RuntimeSettings | None = None,
 ) -> NumericalExclusion:
     """Holds each rationale and replaces everything else; see the module's description.
 
@@ -243,9 +246,15 @@ def numerical_exclusion(
     predictor = predictor_graph(model).SerializeToString()
     examples = replaced = changed = control = mismatches = 0
     max_change = reproduction = 0.0
+
+    def open_graph(graph: bytes) -> FileRunner:
+        return file_runner(
+            graph, runtime=runtime, threads=threads, provider=provider, settings=runtime_settings
+        )
+
     with (
-        OnnxRunner(whole, threads=threads, provider=provider) as file,
-        OnnxRunner(predictor, threads=threads, provider=provider) as cut,
+        open_graph(whole) as file,
+        open_graph(predictor) as cut,
     ):
         for inputs in batches:
             answer = file.run_named(inputs, ("logits", "rationale_mask", *CUT_NAMES))

@@ -73,6 +73,9 @@ class CheckReport:
     structural: StructuralExclusion | None = None
     numerical: NumericalExclusion | None = None
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    runtime: str = "onnxruntime"
+    runtime_settings: Mapping[str, object] = field(default_factory=dict)
+    """Those that are not the default's (``RuntimeSettings``)."""
     problems: tuple[str, ...] = ()
     """What stopped a part of the check from being measured."""
 
@@ -92,7 +95,9 @@ class CheckReport:
             "problems": list(self.problems),
             "file_sha256": self.file_sha256,
             "size_bytes": self.size_bytes,
+            "runtime": self.runtime,
             "provider": self.provider,
+            "runtime_settings": dict(self.runtime_settings),
             "threads": self.threads,
             "gate_set": self.gate_set,
             "gates": [gate.to_json() for gate in self.gates],

@@ -32,7 +32,10 @@ def bench(
     ] = None,
     threads: Annotated[
         str | None,
-        typer.Option("--threads", help="Threads per operator; suite: several, as 1,2. [1]"),
+        typer.Option(
+            "--threads",
+            help="Threads; suite: several, as 1,2. [those of the bundle's settings, or 1]",
+        ),
     ] = None,
     batch: Annotated[
         str | None, typer.Option("--batch", help="Suite: examples in a query, as 1,8.")
@@ -113,7 +116,7 @@ def bench(
             run=opened,
             inputs_file=inputs,
             settings=settings,
-            threads=counts[0] if counts else 1,
+            threads=counts[0] if counts else None,
         )
     emit(report.to_json(), json_path=json_path, render=report.render)
 

@@ -26,7 +26,7 @@ def check(
         typer.Option("--gates", help="Gates of export/gates by name, or a file. [the target's]"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads. [all available cores]")
+        int | None, typer.Option("--threads", min=1, help="Threads. [the bundle's, or all cores]")
     ] = None,
     keep: Annotated[
         bool,

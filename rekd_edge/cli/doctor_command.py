@@ -19,6 +19,7 @@ EXPORTING = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 OPTIONAL = {
     "optuna": "pip install 'rekd-edge[sweep]' (sweeps)",
     "matplotlib": "pip install 'rekd-edge[sweep]' (sweeps)",
+    "openvino": "pip install 'rekd-edge[openvino]' (for --target openvino)",
     "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to run)",
     "tensorrt-rtx-cu13": "pip install 'rekd-edge[trt-rtx]' (builds engines without a GPU)",
     "torch-tensorrt": "pip install torch-tensorrt, in the version made for this torch",
@@ -148,7 +149,7 @@ def gather_facts() -> Facts:
     versions = {name: _version_of(name) for name in (*REQUIRED, *EXPORTING, *OPTIONAL)}
     import_errors: dict[str, str] = {}
     modules: dict[str, Any] = {}
-    for name in ("torch", "torchvision", "timm", "transformers", "onnxruntime"):
+    for name in ("torch", "torchvision", "timm", "transformers", "onnxruntime", "openvino"):
         installed = versions[name] or (name == "onnxruntime" and versions["onnxruntime-gpu"])
         if not installed:
             continue

@@ -13,6 +13,7 @@ from rekd_edge.errors import GateError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rekd_edge.export_pipeline import ExportResult
     from rekd_edge.precision_pipeline import PrecisionReport
     from rekd_edge.run_folder import Run
 
@@ -55,6 +56,14 @@ def export_run(
             help="Also write RUN/onnx/plain.onnx and masked.onnx, which bench compares with.",
         ),
     ] = True,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Search the runtime's settings (threads, optimisation, memory) on the finished "
+            "file; with --threads those are kept.",
+        ),
+    ] = False,
     json_path: JsonOption = None,
 ) -> None:
     """Convert the student to ONNX, check it on real data and write the bundle.
@@ -72,7 +81,7 @@ def export_run(
                 f"--precision {precision!r}: only 'auto' is searched for",
                 hint="a precision of its own is a target, e.g. --target onnx-int8",
             )
-        _export_fastest(opened, output, target, gates, threads, force, twins, json_path)
+        _export_fastest(opened, output, target, gates, threads, force, twins, tune, json_path)
         return
     with status_console().status("converting and checking"):
         result = export_bundle(
@@ -83,11 +92,13 @@ def export_run(
             force=force,
             twins=twins,
             threads=threads,
+            tune=tune,
         )
 
     def render(console: Console) -> None:
         if result.report is not None:
             result.report.render(console)
+        show_tuning(console, result)
         if result.passed:
             console.print(f"bundle: {result.path}", markup=False)
 
@@ -107,6 +118,7 @@ def _export_fastest(
     threads: int | None,
     force: bool,
     twins: bool,
+    tune: bool,
     json_path: str | None,
 ) -> None:
     from rekd_edge.cli.console import status_console
@@ -121,10 +133,12 @@ def _export_fastest(
             force=force,
             twins=twins,
             threads=threads,
+            tune=tune,
         )
 
     def render(console: Console) -> None:
         show(console, found)
+        show_tuning(console, result)
         if result.passed:
             console.print(f"bundle: {result.path} ({found.chosen})", markup=False)
 
@@ -135,6 +149,21 @@ def _export_fastest(
             "no precision holds its gates:\n  " + "\n  ".join(result.reasons),
             hint=f"the nearest file and the reasons are in {result.path}",
         )
+
+
+def show_tuning(console: Console, result: ExportResult) -> None:
+    """One line: what the search for runtime settings has taken, and what it gained."""
+    found = result.tuning
+    if found is None:
+        return
+    changed = ", ".join(f"{name} {value}" for name, value in found.settings.differences().items())
+    line = f"runtime settings: {changed or 'the defaults'}"
+    if found.why_not:
+        line += f" ({found.why_not})"
+    elif found.confirmation is not None:
+        ratio = found.confirmation
+        line += f" ({ratio.value:.2f} of the default's time, {ratio.low:.2f}-{ratio.high:.2f})"
+    console.print(line, markup=False)
 
 
 def show(console: Console, report: PrecisionReport) -> None:

@@ -27,7 +27,8 @@ def predict(
         ),
     ],
     threads: Annotated[
-        int | None, typer.Option(help="Threads; by default the cores open to this process.")
+        int | None,
+        typer.Option(help="Threads. [the bundle's settings, or the cores open to this process]"),
     ] = None,
     overlay: Annotated[
         Path,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rekd_edge.convert.spec_file import find_spec, read_spec
 from rekd_edge.convert.types import Part, Precision
 from rekd_edge.resources import export_dir
+from rekd_edge.types import RuntimeName
 
 
 class TargetSpec(BaseModel):
@@ -20,12 +21,13 @@ class TargetSpec(BaseModel):
     schema_version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
-    runtime: Literal["onnxruntime"]
+    runtime: RuntimeName
     """What runs the artefact."""
-    execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"] = (
+    execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider", "CPU"] = (
         "CPUExecutionProvider"
     )
-    """The ONNX Runtime provider that must really be used; a silent fallback is an error."""
+    """ONNX Runtime's provider, or OpenVINO's device (`CPU`), that must really be used; a silent
+    fallback is an error."""
     opset: int = Field(ge=18, le=26)
     """ONNX operator set of the file."""
     ir_version: int = Field(ge=8, le=13)
@@ -44,6 +46,14 @@ class TargetSpec(BaseModel):
     """Text: whether one file serves every sequence length up to the model's maximum."""
     gates: str = "default"
     """Name of a file in ``export/gates`` or a path: what must hold before a bundle is written."""
+
+    @model_validator(mode="after")
+    def _runtime_fits(self) -> TargetSpec:
+        if (self.runtime == "openvino") != (self.execution_provider == "CPU"):
+            raise ValueError(f"{self.runtime} has no execution_provider {self.execution_provider}")
+        if self.runtime == "openvino" and self.precision != "fp32":
+            raise ValueError("the runtime openvino is supported in fp32 alone")
+        return self
 
 
 def targets_dir() -> Path:

@@ -147,6 +147,8 @@ class _SelectingModel(DeployModel):
     def _rationale_outputs(self, scores: Scores, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         selectable = scores.view.selectable
         margin = selection_margin(scores.score, selectable, keep)
+        # Said outright: OpenVINO's largest value of nothing is the lowest float, not -inf.
+        margin = torch.where((selectable & ~keep).any(dim=1), margin, torch.inf)
         score = torch.where(selectable, scores.score, LOWEST_SCORE)
         if self.token_offset:
             keep = torch.cat([torch.zeros_like(keep[:, :1]), keep], dim=1)

@@ -3,15 +3,56 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekd_edge.runners.onnx_runner import OnnxRunner, RunError
+from rekd_edge.errors import BackendError
+from rekd_edge.runners.file_runner import FileRunner, RunError
+from rekd_edge.runners.onnx_runner import OnnxRunner
+from rekd_edge.runners.openvino_runner import OpenVinoRunner
 from rekd_edge.runners.threads import available_cores, resolve_threads
+from rekd_edge.types import RuntimeName
 
 if TYPE_CHECKING:
+    from rekd_edge.runners.settings import RuntimeSettings
     from rekd_edge.runners.torch_runner import TorchRunner
 
-__all__ = ["OnnxRunner", "RunError", "TorchRunner", "available_cores", "resolve_threads"]
+__all__ = [
+    "FileRunner",
+    "OnnxRunner",
+    "OpenVinoRunner",
+    "RunError",
+    "RuntimeSettings",
+    "TorchRunner",
+    "available_cores",
+    "file_runner",
+    "require_runtime",
+    "resolve_threads",
+]
+
+
+def file_runner(
+    model: Path | bytes,
+    *,
+    runtime: RuntimeName = "onnxruntime",
+    threads: int | None = None,
+    provider: str = "CPUExecutionProvider",
+    settings: RuntimeSettings | None = None,
+) -> FileRunner:
+    """The runner of ``runtime``, not yet open. ``provider`` is ONNX Runtime's execution provider,
+    or OpenVINO's device."""
+    kind = {"onnxruntime": OnnxRunner, "openvino": OpenVinoRunner}[runtime]
+    return kind(model, threads=threads, provider=provider, settings=settings)
+
+
+def require_runtime(runtime: RuntimeName) -> None:
+    """Raises :class:`BackendError` where the runtime's package is not installed."""
+    if importlib.util.find_spec(runtime) is None:
+        extra = {"onnxruntime": "onnx", "openvino": "openvino"}[runtime]
+        raise BackendError(
+            f"this target needs the package {runtime}", hint=f"pip install 'rekd-edge[{extra}]'"
+        )
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +60,8 @@ def __getattr__(name: str) -> Any:
         from rekd_edge.runners.torch_runner import TorchRunner
 
         return TorchRunner
+    if name == "RuntimeSettings":
+        from rekd_edge.runners.settings import RuntimeSettings
+
+        return RuntimeSettings
     raise AttributeError(name)

@@ -40,10 +40,16 @@ def cpu_quota(cgroup_root: Path = Path("/sys/fs/cgroup")) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def resolve_threads(threads: int | None) -> int:
-    """The number of intra-operator threads: as asked, or all available cores."""
+def resolve_threads(
+    threads: int | None,
+    stored: int | None = None,
+    cgroup_root: Path = Path("/sys/fs/cgroup"),
+) -> int:
+    """The number of intra-operator threads: as asked, or else all available cores, of which
+    ``stored`` (a bundle's setting, perhaps from a larger machine) takes no more than there are."""
     if threads is None:
-        return available_cores()
+        available = available_cores(cgroup_root)
+        return available if stored is None else min(stored, available)
     if threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     return threads

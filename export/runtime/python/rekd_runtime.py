@@ -1,6 +1,7 @@
 """Answer from a rekd-edge bundle, with the evidence, without torch.
 
-Needs Python 3.10 or newer, numpy and onnxruntime; for texts also tokenizers, for images Pillow:
+Needs Python 3.10 or newer, numpy and onnxruntime (or openvino, where the bundle was made for it);
+for texts also tokenizers, for images Pillow:
 
     python BUNDLE/runtime/rekd_runtime.py "a text"           words, or @FILE, or - for lines
     python BUNDLE/runtime/rekd_runtime.py photo.jpg          an image
@@ -58,6 +59,12 @@ TOKENIZER_FILE = "tokenizer.json"
 CPU_PROVIDER = "CPUExecutionProvider"
 TRACEBACK_VARIABLE = "REKD_EDGE_TRACEBACK"
 _OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
+_OPTIMIZATION_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
 _PIL_RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
 _CHUNK_BYTES = 1 << 20
 _HIGHLIGHT = ("\x1b[1;7m", "\x1b[0m")
@@ -221,6 +228,42 @@ def _broken(message: str) -> IntegrityError:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What was measured to be fast for this model; the defaults are those of a bundle without."""
+
+    threads: int | None = None
+    execution_mode: str = "sequential"
+    graph_optimization: str = "all"
+    cpu_arena: bool = True
+    memory_pattern: bool = True
+    prepacking: bool = True
+    spinning: bool = True
+    dynamic_block_base: int = 0
+
+    @classmethod
+    def of(cls, document: Any) -> SessionSettings:
+        """Raises ValueError or TypeError where a value is none that onnxruntime knows."""
+        settings = cls(**(document or {}))
+        flags = (
+            settings.cpu_arena,
+            settings.memory_pattern,
+            settings.prepacking,
+            settings.spinning,
+        )
+        counts = (1 if settings.threads is None else settings.threads, settings.dynamic_block_base)
+        if not (
+            all(isinstance(flag, bool) for flag in flags)
+            and all(isinstance(c, int) and not isinstance(c, bool) for c in counts)
+            and counts[0] >= 1
+            and 0 <= counts[1] <= 64
+            and settings.execution_mode in ("sequential", "parallel")
+            and settings.graph_optimization in _OPTIMIZATION_LEVELS
+        ):
+            raise ValueError(f"runtime_settings {settings} are not known")
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What ``config.json`` and ``preprocessor_config.json`` say, as far as it is needed here."""
 
@@ -238,6 +281,9 @@ class Config:
     interpolation: str
     model_normalises: bool
     """Images: the model takes 8-bit pixels."""
+    runtime: str
+    """``onnxruntime`` or ``openvino``."""
+    settings: SessionSettings
 
 
 def read_config(folder: Path) -> Config:
@@ -262,6 +308,8 @@ def read_config(folder: Path) -> Config:
             std=() if is_text else tuple(float(value) for value in preprocessing["std"]),
             interpolation="" if is_text else str(preprocessing["interpolation"]),
             model_normalises=preprocessing.get("model_normalises", False) is True,
+            runtime=_known_runtime(document.get("runtime", "onnxruntime")),
+            settings=SessionSettings.of(document.get("runtime_settings")),
         )
         if not is_text and not (
             0 < config.patch_size <= config.image_size
@@ -273,6 +321,12 @@ def read_config(folder: Path) -> Config:
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(f"{path} or {PREPROCESSOR_FILE} is malformed: {error!r}") from error
     return config
+
+
+def _known_runtime(name: Any) -> str:
+    if name not in ("onnxruntime", "openvino"):
+        raise ValueError(f"runtime {name!r} is not known")
+    return name
 
 
 # --- answers ----------------------------------------------------------------------------------
@@ -527,12 +581,14 @@ class Rationalist:
         bundle: str | os.PathLike[str],
         *,
         threads: int | None = None,
-        provider: str = CPU_PROVIDER,
+        provider: str | None = None,
     ) -> Rationalist:
         """Verify every byte of the bundle, then open its model.
 
-        ``threads`` defaults to the cores open to this process. Raises
-        :class:`IntegrityError`, :class:`BackendError` or :class:`InputError`.
+        ``provider`` is onnxruntime's, or OpenVINO's device; by default the CPU.
+        ``threads`` defaults to those of the bundle's settings or all, but never to more than the
+        cores open to this process. Raises :class:`IntegrityError`, :class:`BackendError` or
+        :class:`InputError`.
         """
         folder = Path(bundle)
         manifest = verify_bundle(folder)
@@ -541,7 +597,13 @@ class Rationalist:
         if needed - listed:
             raise _broken(f"bundle {folder} has no {', '.join(sorted(needed - listed))}")
         config = read_config(folder)
-        session = _open_session(folder / MODEL_FILE, resolve_threads(threads), provider)
+        cores = resolve_threads(threads, config.settings.threads)
+        if config.runtime == "openvino":
+            session: Any = _OpenVinoSession(folder / MODEL_FILE, cores, provider or "CPU")
+        else:
+            session = _open_session(
+                folder / MODEL_FILE, cores, provider or CPU_PROVIDER, config.settings
+            )
         model = cls(folder, manifest, config, session)
         model._require_interface()
         return model
@@ -657,21 +719,46 @@ class _Answer:
     margin: float
 
 
-def _open_session(path: Path, threads: int, provider: str) -> Any:
+def session_options(onnxruntime: Any, threads: int, settings: SessionSettings) -> Any:
+    """The options of ``rekd_edge/runtime_options.py`` (a test holds the two in step)."""
+    parallel = settings.execution_mode == "parallel" and threads > 1
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 2 if parallel else 1
+    options.intra_op_num_threads = threads // 2 if parallel else threads
+    mode = onnxruntime.ExecutionMode
+    options.execution_mode = mode.ORT_PARALLEL if parallel else mode.ORT_SEQUENTIAL
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, _OPTIMIZATION_LEVELS[settings.graph_optimization]
+    )
+    options.enable_cpu_mem_arena = settings.cpu_arena
+    options.enable_mem_pattern = settings.memory_pattern
+    spins = "1" if settings.spinning else "0"
+    entries = {
+        "session.disable_prepacking": "0" if settings.prepacking else "1",
+        "session.intra_op.allow_spinning": spins,
+        "session.inter_op.allow_spinning": spins,
+        "session.force_spinning_stop": "1",  # threads sleep between two queries
+    }
+    if settings.dynamic_block_base:
+        entries["session.dynamic_block_base"] = str(settings.dynamic_block_base)
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _open_session(path: Path, threads: int, provider: str, settings: SessionSettings) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise _missing("onnxruntime", "every bundle", error) from error
+        raise _missing("onnxruntime", "this bundle", error) from error
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise BackendError(
             f"this onnxruntime has no {provider}, only {', '.join(available)}",
             hint="install a build of onnxruntime that has it",
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(onnxruntime, threads, settings)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's own classes share no documented base
@@ -687,23 +774,103 @@ def _open_session(path: Path, threads: int, provider: str) -> Any:
     return session
 
 
-def resolve_threads(threads: int | None) -> int:
-    """As asked, or the cores open to this process (affinity and cgroup quota)."""
+@dataclass(frozen=True, slots=True)
+class _Port:
+    name: str
+
+
+class _OpenVinoSession:
+    """OpenVINO with the three methods of an onnxruntime session that are used here. It computes in
+    fp32 on the device and the threads asked for, or refuses."""
+
+    def __init__(self, path: Path, threads: int, device: str) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise _missing("openvino", "this bundle", error) from error
+        asked = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        core = openvino.Core()
+        try:
+            compiled = core.compile_model(
+                core.read_model(str(path)),
+                device,
+                {
+                    **asked,
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "NUM_STREAMS": "1",
+                    "EXECUTION_MODE_HINT": "ACCURACY",
+                },
+            )
+        except Exception as error:  # openvino raises bare RuntimeError
+            reason = " ".join(str(error).split())
+            raise BackendError(
+                f"openvino {openvino.__version__} cannot open {path}: {reason}",
+                hint="python -m pip install --upgrade openvino",
+            ) from error
+        found = {
+            "INFERENCE_PRECISION_HINT": compiled.get_property(
+                "INFERENCE_PRECISION_HINT"
+            ).to_string(),
+            "INFERENCE_NUM_THREADS": compiled.get_property("INFERENCE_NUM_THREADS"),
+        }
+        devices = list(compiled.get_property("EXECUTION_DEVICES"))
+        if found != asked or devices != [device]:
+            raise BackendError(
+                f"asked openvino for {asked} on {device}, it would run with {found} on {devices}"
+            )
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def get_inputs(self) -> list[_Port]:
+        return [_Port(port.get_node().get_friendly_name()) for port in self._compiled.inputs]
+
+    def get_outputs(self) -> list[_Port]:
+        return [_Port(name) for port in self._compiled.outputs for name in port.get_names()]
+
+    def run(self, outputs: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        answers = self._request.infer(feeds)
+        return [answers[name] for name in outputs]
+
+
+def resolve_threads(
+    threads: int | None,
+    stored: int | None = None,
+    cgroup_root: Path = Path("/sys/fs/cgroup"),
+) -> int:
+    """As asked; or the cores open to this process (affinity and cgroup quota), of which
+    ``stored``, found on another machine perhaps, takes no more than there are."""
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         return threads
+    cores = _available_cores(cgroup_root)
+    return cores if stored is None else min(stored, cores)
+
+
+def _available_cores(cgroup_root: Path) -> int:
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:  # macOS, Windows
         cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()[:2]
-        if quota != "max":
-            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
+    quota = _cpu_quota(cgroup_root)
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def _cpu_quota(root: Path) -> float | None:
+    """In cores, from cgroup v2 or v1; None where there is no limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = [word for name in files for word in (root / name).read_text("ascii").split()]
+            quota, period = words[:2]
+            if quota in ("max", "-1"):
+                return None
+            return int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return None
 
 
 def _missing(package: str, what: str, error: ImportError) -> BackendError:

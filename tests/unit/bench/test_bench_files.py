@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rekd_edge.bench import BenchSettings, bench_files
-from rekd_edge.bench.measure import _measure
+from rekd_edge.bench.measure import measure_in_turn
 from rekd_edge.check import LabelledBatch
 from rekd_edge.check.inputs import examples_of
 from rekd_edge.convert import OnnxArtefact, convert_to_onnx, load_target
@@ -104,7 +104,7 @@ def test_files_take_turns_on_the_same_input_in_rotating_order() -> None:
     outputs: dict[str, tuple[str, ...]] = dict.fromkeys("abc", ())
     inputs = {name: [{"id": 0}, {"id": 1}] for name in "abc"}
     settings = BenchSettings(min_duration_s=0.0, min_count=4)
-    samples = _measure(runners, outputs, inputs, settings)  # type: ignore[arg-type]
+    samples = measure_in_turn(runners, outputs, inputs, settings)  # type: ignore[arg-type]
     rounds = [asked[start : start + 3] for start in range(0, 12, 3)]
     assert ["".join(name for name, _ in each) for each in rounds] == ["abc", "bca", "cab", "abc"]
     assert [each[0][1] for each in rounds] == [0, 1, 0, 1]

@@ -63,3 +63,21 @@ def test_malformed_files_are_refused(tmp_path: Path, content: bytes, what: str) 
     file.write_bytes(content)
     with pytest.raises(RecipeError, match=what):
         load_target(str(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("execution_provider: CPUExecutionProvider", "openvino has no execution_provider"),
+        ("execution_provider: CPU\nprecision: int8-dynamic", "fp32 alone"),
+        ("runtime: onnxruntime\nexecution_provider: CPU", "onnxruntime has no execution_provider"),
+    ],
+)
+def test_a_target_names_what_its_runtime_has(tmp_path: Path, change: str, what: str) -> None:
+    runtime = "" if "runtime" in change else "runtime: openvino\n"
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"schema_version: 1\nname: mine\n{runtime}{change}\nopset: 20\nir_version: 10\n"
+    )
+    with pytest.raises(RecipeError, match=what):
+        load_target(str(file))
