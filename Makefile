@@ -51,9 +51,10 @@ format: $(INSTALLED) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
 
 .PHONY: docs
-docs: $(INSTALLED) ## write docs/recipe.md from the recipe schema, and the table of deviations
+docs: $(INSTALLED) ## write docs/recipe.md from the schema, and the tables of recorded figures
 	$(BIN)/python -m rekd_edge.recipe.reference docs/recipe.md
 	$(BIN)/python -m rekd_edge.recipe.deviations docs/deviations.md benchmarks/results/deviations.json
+	$(BIN)/python benchmarks/readme.py README.md benchmarks/results/accuracy.json
 
 .PHONY: constraints
 constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml

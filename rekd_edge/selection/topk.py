@@ -3,7 +3,7 @@
 Runtimes break ties in TopK differently (onnxruntime#19759), but agree on the *values* of the k
 best. So the k-th best value is the threshold: what lies above it is kept, and of the tokens that
 equal it the earliest fill what room is left. The kept positions are then found by one TopK over
-keys that are unique, so no runtime is left a choice (docs/adr/0004-ties.md).
+keys that are unique, so no runtime is left a choice (docs/adr/0013-ties-by-threshold.md).
 """
 
 from __future__ import annotations
