@@ -42,6 +42,7 @@ from rekd_edge.export_pipeline import (
     test_batches,
 )
 from rekd_edge.fuse import FusedRationalist
+from rekd_edge.fuse.folds import apply_folds
 from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.fuse.report import mean_tokens, model_flops
 from rekd_edge.machine import hardware, package_versions
@@ -330,7 +331,7 @@ class _Table:
             tokens=self._mean_tokens(),
         )
         if peer.fine_tune is None:
-            built.model.read_pixels(run.preprocessor.pixel_scale)
+            apply_folds(built.model, run.preprocessor.pixel_scale)
             return built.model, built.strength
         folder = self.folder / candidate.name
         source, stated = _digest(self._peer_source(peer, run)), folder / "source.json"
@@ -357,7 +358,7 @@ class _Table:
             device=self.device,
             listener=self.listener,
         )
-        built.model.read_pixels(run.preprocessor.pixel_scale)
+        apply_folds(built.model, run.preprocessor.pixel_scale)
         return built.model, built.strength
 
     def _teacher(self, peer: PeerSpec, run: Run) -> tuple[Classifier | Rationalist, Any]:

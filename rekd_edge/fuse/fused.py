@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from rekd_edge.fuse.folds import Fold, apply_folds
 from rekd_edge.models.encoder import BertEncoder, PatchGrid
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Scores, Selector
 from rekd_edge.selection import (
@@ -55,11 +56,9 @@ class DeployModel(nn.Module):
             self.patch_size = encoder.patch_size[0]
             self.image_size = encoder.grid[0] * encoder.patch_size[0]
 
-    def read_pixels(self, scale: PixelScale | None) -> None:
+    def read_pixels(self, scale: PixelScale) -> None:
         """From here on the images are 8-bit pixels instead of normalised ones, by other weights of
-        the first projections; None (texts) changes nothing."""
-        if scale is None:
-            return
+        the first projections."""
         for module in self.modules():
             if isinstance(module, PatchGrid):
                 module.fold_pixels(scale)
@@ -165,6 +164,9 @@ class FusedRationalist(_SelectingModel):
     Everything behind the last two depends on the input at those positions only.
     """
 
+    folds: tuple[Fold, ...] = ()
+    """What :func:`fuse` folded."""
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = self.named_inputs(inputs)
         scores, keep = self._select(named)
@@ -225,7 +227,6 @@ def fuse(
     leaves normalised input. The weights are copied: training may go on with ``model``.
     """
     source = copy.deepcopy(model).cpu().float()
-    source.selector.fold()
     fused = FusedRationalist(
         source.selector,
         source.predictor,
@@ -234,7 +235,7 @@ def fuse(
         label_names=label_names,
         max_length=max_length,
     )
-    fused.read_pixels(pixel_scale)
+    fused.folds = apply_folds(fused.eval(), pixel_scale)
     return _frozen(fused)
 
 
@@ -262,7 +263,7 @@ def plain_form(
     """A trained plain classifier as a deploy model; ``pixel_scale`` as in :func:`fuse`."""
     source = copy.deepcopy(classifier).cpu().float()
     model = PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
-    model.read_pixels(pixel_scale)
+    apply_folds(model.eval(), pixel_scale)
     return _frozen(model)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rekd_edge.evaluate.accuracy import SelectionMode, evaluate_rationalist
+from rekd_edge.fuse.folds import Fold
 from rekd_edge.fuse.fused import DeployModel, FusedRationalist
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.types import Batch
@@ -70,12 +71,16 @@ class FuseReport:
     examples: int
     masked_gathered_difference: float
     fused_difference: float
+    folds: tuple[Fold, ...]
     tolerance: float = GATHER_TOLERANCE
 
     @property
     def passed(self) -> bool:
-        """Whether the fused model is the trained model up to rounding."""
-        return max(self.masked_gathered_difference, self.fused_difference) <= self.tolerance
+        """Whether the fused model is the trained model up to rounding, after each fold and in the
+        end."""
+        differences = [fold.max_difference for fold in self.folds]
+        largest = max(self.masked_gathered_difference, self.fused_difference, *differences)
+        return largest <= self.tolerance and all(fold.same_rationale for fold in self.folds)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "flops": self.flops.to_json(), "passed": self.passed}
@@ -124,6 +129,7 @@ def fuse_report(
         fused_difference=_fused_difference(
             fused, gathered.logits, (deployed_loader or make_loader)()
         ),
+        folds=fused.folds,
     )
 
 

@@ -27,7 +27,8 @@ class Scores:
     """A selector's answer.
 
     ``score`` float ``[batch, token]`` is the log-odds of keeping a token, l1 - l0; ``logits``
-    ``[batch, token, 2]`` are (drop, keep); ``view`` holds the content tokens scored.
+    ``[batch, token, 2]`` are (drop, keep), or ``[batch, token, 1]`` their difference where the
+    head was folded; ``view`` holds the content tokens scored.
     """
 
     score: Tensor
@@ -36,6 +37,8 @@ class Scores:
 
     @staticmethod
     def from_logits(logits: Tensor, view: TokenView) -> Scores:
+        if logits.shape[-1] == 1:
+            return Scores(logits[..., 0], logits, view)
         return Scores(logits[..., 1] - logits[..., 0], logits, view)
 
 
@@ -53,10 +56,6 @@ class Selector(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores: ...
-
-    def fold(self) -> None:
-        """Replaces what only training needs by an equal, cheaper form."""
-        return
 
 
 class PublishedHead(nn.Linear):

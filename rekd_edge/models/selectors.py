@@ -58,15 +58,6 @@ class WordEmbedding(Embedding):
         view = text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id)
         return view, self.norm(self.projection(self.words(view.content)))
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Multiplies the projection into the table once: ``[vocabulary, width]`` is all that is
-        left of the pretrained embeddings, and the product is not computed for each input."""
-        if isinstance(self.projection, nn.Identity):
-            return
-        self.words = nn.Embedding.from_pretrained(self.projection(self.words.weight))
-        self.projection = nn.Identity()
-
 
 class PixelEmbedding(PatchGrid, Embedding):
     """Patches at a reduced resolution: two strided convolutions and a position embedding.
@@ -151,10 +142,6 @@ class LightSelector(Selector):
         for mixer in self.mixers:
             hidden = mixer(hidden, view.attended)
         return Scores.from_logits(self.head(hidden), view)
-
-    def fold(self) -> None:
-        if isinstance(self.embedding, WordEmbedding):
-            self.embedding.fold()
 
 
 class LowResolutionSelector(PatchGrid, BlockSelector):
