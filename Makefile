@@ -54,7 +54,7 @@ docs: $(INSTALLED) ## write docs/recipe.md from the recipe schema, and the table
 .PHONY: constraints
 constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 \
-		--extra onnx --extra openvino --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--extra onnx --extra openvino --extra figures --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make constraints" --quiet --output-file constraints.txt
 
 .PHONY: setup

@@ -28,6 +28,7 @@ COMMAND_MODULES = (
     "export_command",
     "check_command",
     "bench_command",
+    "costs_command",
     "predict_command",
     "doctor_command",
 )
