@@ -14,7 +14,7 @@ from rekd_edge.errors import BackendError
 COLOURS = {"gathered": "#0072B2", "plain": "#D55E00"}
 """Told apart by all forms of colour blindness (Okabe and Ito)."""
 MARKERS = {"gathered": "o", "plain": "s"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "rekd-edge",
     "svg.fonttype": "none",
     "font.size": 9,

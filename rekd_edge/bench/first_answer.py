@@ -44,7 +44,7 @@ def open_onnxruntime(model: str, asked: dict[str, Any]) -> tuple[list[str], Answ
     options = session_options(ort, asked["threads"], asked["settings"])
     session = ort.InferenceSession(model, options, providers=[asked["provider"]])
     names = [value.name for value in session.get_inputs()]
-    return names, lambda inputs: session.run(None, inputs), session.get_providers()
+    return names, lambda inputs: session.run(None, inputs), list(session.get_providers())
 
 
 def open_openvino(model: str, asked: dict[str, Any]) -> tuple[list[str], Answer, list[str]]:

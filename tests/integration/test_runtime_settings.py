@@ -68,6 +68,7 @@ def test_a_tuned_bundle_carries_its_settings_and_the_evidence(tuned: ExportResul
         assert stored is None
         assert evidence["why_not"]
     else:
+        assert stored is not None
         assert stored == tuned.tuning.settings
         assert evidence["confirmation"]["high"] < 1.0
         # What the manifest's gates say was measured with these settings.

@@ -31,7 +31,7 @@ def node(name: str, at: int, took: int, inputs: list[dict], output: dict) -> dic
         "name": f"{name}_kernel_time",
         "ts": at,
         "dur": took,
-        "args": {"op_name": name, **shapes},
+        "args": {"op_name": name, "node_index": str(at % 100), **shapes},
     }
 
 
@@ -57,7 +57,8 @@ def query(at: int, slow: int = 0) -> list[dict[str, Any]]:
         # 6 channels to 2 with kernel 3, ten places.
         node("Conv", at + 40, 10, [{"float": [1, 6, 10]}, weight], {"float": [1, 2, 10]}),
         node("Add", at + 50, 40 + slow, [{"float": [3, 7]}, {"float": [7]}], {"float": [3, 7]}),
-        node("Gelu", at + 90, 10, [{"float": [3, 7]}], {"float": [3, 7]}),
+        node("Gelu", at + 90, 4, [{"float": [3, 7]}], {"float": [3, 7]}),
+        node("Gelu", at + 94, 6, [{"float": [3, 7]}], {"float": [3, 7]}),
         run(at),
     ]
 
