@@ -20,6 +20,10 @@ help: ## list the targets
 demo: $(INSTALLED) ## train, distill, export, check and measure on real text (minutes, 2 cores)
 	$(BIN)/rekd-edge compare recipes/text/movie-review-snippets.yaml --output runs/demo --export
 
+.PHONY: bench
+bench: $(INSTALLED) ## the latency table against every alternative, into runs/ (hours, 2 cores)
+	$(BIN)/rekd-edge bench --suite latency --output runs
+
 .PHONY: test
 test: lint ## lint, types, import rules and all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
@@ -54,7 +58,8 @@ docs: $(INSTALLED) ## write docs/recipe.md from the recipe schema, and the table
 .PHONY: constraints
 constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 \
-		--extra onnx --extra openvino --extra figures --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--extra onnx --extra openvino --extra sweep --extra figures --extra dev --generate-hashes \
+		--no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make constraints" --quiet --output-file constraints.txt
 
 .PHONY: setup

@@ -1,8 +1,11 @@
-"""Turns a comparison's or a suite's result into a recorded one: NAME.json and its table NAME.md.
+"""Turns the result of a comparison, a suite or a latency suite into a recorded one: NAME.json and
+its table NAME.md.
 
 python benchmarks/record.py movie-review-snippets runs/demo/summary.json --command "make demo"
 python benchmarks/record.py accuracy runs/text/suite.json runs/cifar10/suite.json \\
     --command "rekd-edge suite ..." --command "rekd-edge suite ..."
+python benchmarks/record.py latency runs/accuracy-text/latency.json \\
+    runs/accuracy-cifar10-cpu/latency.json --command "make bench" --command "make bench"
 
 Several results make one record: NAME.json then holds them as `tables`.
 """
@@ -25,6 +28,12 @@ ROWS = {
 
 def table(summary: dict[str, Any]) -> str:
     """The result as Markdown; every figure is read from ``summary``."""
+    if "latency_suite" in summary:
+        from rekd_edge.latency_suite import latency_table
+
+        return f"{latency_table(summary)}\n{summary['date']}. `{summary['command']}`\n"
+    if "faithfulness" in summary:
+        return quality_table(summary)
     if "suite" in summary:
         from rekd_edge.suite import suite_table
 
@@ -60,6 +69,42 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + "\n".join(facts) + "\n"
 
 
+def quality_table(report: dict[str, Any]) -> str:
+    """What `rekd-edge evaluate RUN --against OTHER...` found of the rationales of several runs."""
+    lines = ["| beside | shared (Jaccard) | the same | by chance |", "|---|---|---|---|"]
+    for other in report["stability"]["runs"]:
+        overlap = other["overlap"]
+        lines.append(
+            f"| {other['run']} | {overlap['jaccard']:.3f} | {overlap['exact']:.3f} "
+            f"| {overlap['chance_jaccard']:.3f} |"
+        )
+    facts = [
+        f"Rationales of `{report['run']}` (recipe `{report['recipe']}`, ratio "
+        f"{report['rationale_ratio']}) on {report['examples']} examples of the {report['split']} "
+        "split beside those of other runs."
+    ]
+    for gold in report["gold"]:
+        if gold["scores"] is not None:
+            scores = gold["scores"]
+            facts.append(
+                f"Against {gold['name']}: token F1 {scores['token_macro']['f1']:.3f}, span F1 "
+                f"{scores['iou_macro']['f1']:.3f}, AUPRC {scores['auprc']:.3f}; "
+                f"{scores['gold_share']:.3f} of the tokens are gold."
+            )
+    facts.append(f"{report['date']}. `{report['command']}`")
+    return "\n".join(lines) + "\n\n" + "\n".join(facts) + "\n"
+
+
+def portable(report: dict[str, Any]) -> dict[str, Any]:
+    """``report`` with runs named by row and seed instead of by the path where they lay."""
+    others = report["stability"]["runs"]
+    judged = report["faithfulness"]
+    for held, key in ((report, "run"), (judged, "judge"), *((other, "run") for other in others)):
+        words = str(held[key]).split(" ")
+        held[key] = " ".join([*words[:-1], "/".join(Path(words[-1]).parts[-2:])])
+    return report
+
+
 def _latency(latency: dict[str, float], candidates: dict[str, Any], name: str | None) -> str:
     if name is None or name not in latency:
         return "|"
@@ -83,6 +128,8 @@ def main() -> None:
     tables = []
     for path, command in zip(options.summaries, options.command, strict=True):
         summary = json.loads(path.read_text(encoding="utf-8"))
+        if "faithfulness" in summary:
+            summary = portable(summary)
         summary["command"] = command
         summary["date"] = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
         tables.append(summary)
@@ -92,7 +139,8 @@ def main() -> None:
     twin.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     text = f"# {options.name}\n"
     for summary in tables:
-        title = f"\n## {summary['data']['name']}\n" if len(tables) > 1 else ""
+        name = summary["data"]["name"] if "data" in summary else summary["recipe"]
+        title = f"\n## {name}\n" if len(tables) > 1 else ""
         text += f"{title}\n{table(summary)}"
     (options.results / f"{options.name}.md").write_text(text, encoding="utf-8")
     print(text)

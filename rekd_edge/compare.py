@@ -3,9 +3,11 @@ REKD student, trained on the same splits over the same seeds."""
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ from rekd_edge.distill.loop import ProgressListener
 from rekd_edge.errors import UsageError
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.pipeline import train_run
-from rekd_edge.recipe.schema import Recipe
+from rekd_edge.recipe.schema import RationalistSpec, Recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 
 SUMMARY_FILE = "summary.json"
@@ -163,6 +165,52 @@ def finished_run(
         listener=listener,
         with_fuse_report=recipe.task == "distill" if with_fuse_report is None else with_fuse_report,
     )
+
+
+def with_shared_teacher(
+    recipe: Recipe,
+    output: Path,
+    device: str,
+    listener: ProgressListener | None,
+    *,
+    alone: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
+) -> Recipe:
+    """``recipe`` with its teacher taken from a run of its own, `output/teacher-HASH/seed-S`, which
+    is trained once for all recipes with this teacher. ``alone`` is entered with the run's folder
+    while it trains, for several processes that share ``output``."""
+    teacher = recipe.teacher
+    if recipe.task != "distill" or teacher is None or teacher.run is not None:
+        return recipe
+    fields = {key: getattr(teacher, key) for key in RationalistSpec.model_fields}
+    data = recipe.data
+    if teacher.image_size is not None:
+        data = data.model_copy(update={"image_size": teacher.image_size})
+    extracting = recipe.model_copy(
+        update={
+            "name": "teacher",
+            "description": "",
+            "task": "extract",
+            "data": data,
+            "transfer": None,
+            "teacher": None,
+            "student": RationalistSpec(**fields),
+            "objective": teacher.objective,
+        }
+    )
+    digest = hashlib.sha256(
+        extracting.model_copy(update={"seed": 0}).model_dump_json(exclude_defaults=True).encode()
+    ).hexdigest()
+    folder = (output / f"teacher-{digest[:8]}" / f"seed-{recipe.seed}").absolute()
+    with alone(folder):
+        forget_checkpoints(finished_run(extracting, folder, device, listener))
+    loaded = teacher.model_copy(update={"run": str(folder), "image_size": None})
+    return recipe.model_copy(update={"teacher": loaded})
+
+
+def forget_checkpoints(run: Run) -> None:
+    """Removes what a finished run would have been resumed from."""
+    for role in ("teacher", "student"):
+        (run.path / role / "last.safetensors").unlink(missing_ok=True)
 
 
 def _accuracy(report: dict[str, Any], role: str) -> float:

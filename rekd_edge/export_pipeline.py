@@ -58,6 +58,7 @@ from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
+from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
@@ -221,14 +222,14 @@ def workplace(output: Path) -> Iterator[Path]:
 
 def convert_run(
     run: Run,
-    model: FusedRationalist | PlainClassifier | MaskedRationalist,
+    model: DeployModel,
     target: TargetSpec,
     path: Path,
     metadata: Mapping[str, str] | None = None,
     *,
     fp32: Path | None = None,
 ) -> None:
-    """``model`` as a file of the target's precision; a plain classifier has one part only.
+    """``model`` as a file of the target's precision; what is no student has one part only.
     ``fp32`` is the same model's file in fp32, where there is one already."""
     if target.precision == "fp32" or fp32 is None:
         if metadata is None:
@@ -382,6 +383,7 @@ def export_twins(
         plain = PlainClassifier(
             fused.predictor, label_names=fused.label_names, max_length=fused.max_length
         ).eval()
+        plain.reads_pixels = fused.reads_pixels
     folder = run.path / TWINS_FOLDER
     folder.mkdir(exist_ok=True)
     student = student_sha256(run)
@@ -466,13 +468,12 @@ def test_batches(
     preprocessor: Preprocessor,
     teacher: Preprocessor | None = None,  # noqa: PT028
 ) -> Iterator[LabelledBatch]:
-    """The whole split as numpy batches, in an order that never changes; ``teacher`` adds the
-    inputs of a teacher that reads otherwise."""
-    if teacher is not None and same_tokens(teacher, preprocessor):
+    """The whole split as deployed models read it, as numpy batches in an order that never
+    changes; ``teacher`` adds the inputs of a teacher that reads otherwise."""
+    deployed = preprocessor.deployed()
+    if teacher is not None and deployed is preprocessor and same_tokens(teacher, preprocessor):
         teacher = None
-    loader = make_loader(
-        split, preprocessor, batch_size=CHECK_BATCH, shuffle=False, teacher=teacher
-    )
+    loader = make_loader(split, deployed, batch_size=CHECK_BATCH, shuffle=False, teacher=teacher)
     for batch in loader:
         others = {} if batch.teacher is None else {"teacher": _arrays(batch.teacher.inputs)}
         yield LabelledBatch(_arrays(batch.inputs), batch.labels.numpy(), others)
@@ -613,7 +614,7 @@ def bundle_run(
     manifest = write_bundle(
         place,
         onnx=file,
-        preprocessor=run.preprocessor,
+        preprocessor=run.preprocessor.deployed(),
         label_names=run.label_names,
         config=bundle_config(run, fused, target, settings),
         recipe_yaml=dump_recipe(run.recipe),

@@ -263,9 +263,22 @@ class _Trainer:
         return results
 
     def _report_fuse(self, student: Rationalist) -> None:
-        max_length = self.recipe.data.max_length if self.recipe.modality == "text" else None
-        fused = fuse(student, label_names=self.data.label_names, max_length=max_length)
-        report = fuse_report(student, fused, lambda: self._loader(self.data.test))
+        assert self.preprocessor is not None
+        deployed = self.preprocessor.deployed()
+        fused = fuse(
+            student,
+            label_names=self.data.label_names,
+            max_length=self.recipe.data.max_length if self.recipe.modality == "text" else None,
+            pixel_scale=self.preprocessor.pixel_scale,
+        )
+        report = fuse_report(
+            student,
+            fused,
+            lambda: self._loader(self.data.test),
+            deployed_loader=lambda: make_loader(
+                self.data.test, deployed, batch_size=EVALUATION_BATCH, shuffle=False
+            ),
+        )
         if self.is_main:
             write_json(self.output / "reports" / "fuse.json", report.to_json())
 

@@ -31,6 +31,7 @@ from rekd_edge.export_pipeline import (
     tune_file,
     workplace,
 )
+from rekd_edge.pareto import dominates
 from rekd_edge.run_folder import Run
 from rekd_edge.runners import require_runtime
 
@@ -204,7 +205,7 @@ def _dominates(left: Variant, right: Variant) -> bool:
         (-_milliseconds(one), one.accuracy or 0.0, one.rationale_exact or 0.0)
         for one in (left, right)
     )
-    return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+    return dominates(mine, theirs)
 
 
 def _best(variants: Sequence[Variant]) -> str | None:

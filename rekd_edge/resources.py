@@ -23,6 +23,13 @@ def export_dir() -> Path:
     return _shipped("export")
 
 
+def benchmarks_dir() -> Path | None:
+    """The repository's ``benchmarks/``; None outside a checkout, for it is not shipped."""
+    folder = _PACKAGE.parent / "benchmarks"
+    in_checkout = (_PACKAGE.parent / "pyproject.toml").is_file() and folder.is_dir()
+    return folder if in_checkout else None
+
+
 def _shipped(name: str) -> Path:
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():

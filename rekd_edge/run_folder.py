@@ -140,7 +140,12 @@ class Run:
 
     def fused(self) -> FusedRationalist:
         """The student as it is exported."""
-        return fuse(self.student(), label_names=self.label_names, max_length=self.max_length)
+        return fuse(
+            self.student(),
+            label_names=self.label_names,
+            max_length=self.max_length,
+            pixel_scale=self.preprocessor.pixel_scale,
+        )
 
     def masked(self) -> MaskedRationalist:
         """The student in the published two-pass form, for comparison."""
@@ -159,7 +164,12 @@ class Run:
         if self.recipe.task != "classify" and not (folder / RUN_FILE).is_file():
             return None
         run = self if self.recipe.task == "classify" else open_run(folder)
-        return plain_form(run.classifier(), label_names=run.label_names, max_length=run.max_length)
+        return plain_form(
+            run.classifier(),
+            label_names=run.label_names,
+            max_length=run.max_length,
+            pixel_scale=run.preprocessor.pixel_scale,
+        )
 
     def report(self, name: str) -> dict[str, Any] | None:
         """A JSON report of this run by name, e.g. ``fuse``; None where there is none."""

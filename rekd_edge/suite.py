@@ -6,21 +6,25 @@ OUTPUT/suite.json and suite.md the result so far, written after each run.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekd_edge.compare import TitledListener, finished_run
+from rekd_edge.compare import (
+    TitledListener,
+    finished_run,
+    forget_checkpoints,
+    with_shared_teacher,
+)
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.distill.loop import DivergedError
 from rekd_edge.errors import UsageError
 from rekd_edge.evaluate_pipeline import evaluate_run
 from rekd_edge.fuse.report import count_flops, mean_tokens
 from rekd_edge.machine import hardware, package_versions
-from rekd_edge.recipe.schema import RationalistSpec, Recipe
+from rekd_edge.recipe.schema import Recipe
 from rekd_edge.recipe.suite_file import REPORTS, RowSpec, SuiteSpec, figure
 from rekd_edge.run_folder import Run, open_run
 
@@ -117,14 +121,7 @@ def run_suite(
                 listener.retitle(f"seed {seed}, {row.name}")
             recipe = recipes[row.name].model_copy(update={"seed": seed})
             try:
-                recipe = _with_shared_teacher(recipe, output, device, listener)
-                run = finished_run(
-                    recipe,
-                    output / row.name / f"seed-{seed}",
-                    device,
-                    listener,
-                    with_fuse_report=fusing and recipe.task != "classify",
-                )
+                run = row_run(recipe, row.name, output, device, listener, with_fuse_report=fusing)
                 _report_on(run, suite, output, device)
             except DivergedError as error:
                 result.failures[row.name][seed] = error.message
@@ -137,36 +134,27 @@ def run_suite(
     return result
 
 
-def _with_shared_teacher(
-    recipe: Recipe, output: Path, device: str, listener: TitledListener | None
-) -> Recipe:
-    """``recipe`` with its teacher taken from a run of its own, trained once for all rows."""
-    teacher = recipe.teacher
-    if recipe.task != "distill" or teacher is None or teacher.run is not None:
-        return recipe
-    fields = {key: getattr(teacher, key) for key in RationalistSpec.model_fields}
-    data = recipe.data
-    if teacher.image_size is not None:
-        data = data.model_copy(update={"image_size": teacher.image_size})
-    alone = recipe.model_copy(
-        update={
-            "name": "teacher",
-            "description": "",
-            "task": "extract",
-            "data": data,
-            "transfer": None,
-            "teacher": None,
-            "student": RationalistSpec(**fields),
-            "objective": teacher.objective,
-        }
+def row_run(
+    recipe: Recipe,
+    row: str,
+    output: Path,
+    device: str,
+    listener: TitledListener | None,
+    *,
+    with_fuse_report: bool = False,
+) -> Run:
+    """The finished run OUTPUT/ROW/seed-S with the recipe's seed, trained if it is not there. A
+    student gets a fuse report where one is asked for."""
+    recipe = with_shared_teacher(recipe, output, device, listener)
+    run = finished_run(
+        recipe,
+        output / row / f"seed-{recipe.seed}",
+        device,
+        listener,
+        with_fuse_report=with_fuse_report and recipe.task != "classify",
     )
-    digest = hashlib.sha256(
-        alone.model_copy(update={"seed": 0}).model_dump_json(exclude_defaults=True).encode()
-    ).hexdigest()
-    folder = (output / f"teacher-{digest[:8]}" / f"seed-{recipe.seed}").absolute()
-    _forget_checkpoints(finished_run(alone, folder, device, listener))
-    loaded = teacher.model_copy(update={"run": str(folder), "image_size": None})
-    return recipe.model_copy(update={"teacher": loaded})
+    forget_checkpoints(run)
+    return run
 
 
 def _report_on(run: Run, suite: SuiteSpec, output: Path, device: str) -> None:
@@ -201,7 +189,6 @@ def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:
     examples = _at(reports, "distill.student.test.examples")
     result.facts |= {"data": run.info.get("data", {}), "test_examples": examples}
     result.facts["rationale_ratio"] = run.recipe.rationale_ratio
-    _forget_checkpoints(run)
 
 
 def _at(reports: Mapping[str, Any], path: str) -> float | None:
@@ -214,11 +201,6 @@ def _at(reports: Mapping[str, Any], path: str) -> float | None:
         else:
             return None
     return node if isinstance(node, int | float) and not isinstance(node, bool) else None
-
-
-def _forget_checkpoints(run: Run) -> None:
-    for role in ("teacher", "student"):
-        (run.path / role / "last.safetensors").unlink(missing_ok=True)
 
 
 def _refuse_empty_columns(result: SuiteResult, rows: Sequence[str]) -> None:

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     import torch
 
 Modality = Literal["text", "image"]
+DType = Literal["int64", "float32", "bool", "uint8"]
+"""Types of a deployed model's inputs and outputs."""
 RuntimeName = Literal["onnxruntime", "openvino"]
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """Model inputs for text: int64 ``[batch, token]`` each."""
 IMAGE_INPUTS = ("pixel_values",)
-"""Model input for images: float32 ``[batch, 3, height, width]``, normalised."""
+"""Model input for images: ``[batch, 3, height, width]``, float32 and normalised while training,
+uint8 in deployed models (:class:`PixelScale`)."""
 OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
 """Model outputs: float32 ``[batch, class]``, bool ``[batch, token]``, float32
 ``[batch, token]``, float32 ``[batch]``. Prefix tokens are part of the token axis of text
@@ -26,6 +29,14 @@ row, without class or register tokens."""
 
 def input_names(modality: Modality) -> tuple[str, ...]:
     return TEXT_INPUTS if modality == "text" else IMAGE_INPUTS
+
+
+@dataclass(frozen=True, slots=True)
+class PixelScale:
+    """Normalisation of 8-bit pixels: ``(pixel / 255 - mean) / std`` for each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,7 @@ class AxisSpec:
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     name: str
-    dtype: Literal["int64", "float32", "bool"]
+    dtype: DType
     axes: tuple[AxisSpec, ...]
 
 

@@ -324,13 +324,13 @@ def _interleaved(
             name: stack.enter_context(OnnxRunner(path, threads=plan.threads))
             for name, path in files.items()
         }
-        bound = {name: _Fed(runner, feeds[name]) for name, runner in runners.items()}
+        inputs = {name: [feeds[name]] for name in runners}
         outputs: dict[str, Sequence[str]] = {
             name: runner.output_names for name, runner in runners.items()
         }
-        for name, runner in bound.items():
+        for name, runner in runners.items():
             for _ in range(plan.settings.warmup_count):
-                runner.run_named({}, outputs[name])
+                runner.run_named(feeds[name], outputs[name])
         probe = BandwidthProbe(plan.bandwidth_bytes)
         probe.run_named({}, ())
         half = replace(
@@ -341,28 +341,16 @@ def _interleaved(
         third = replace(plan.settings, min_duration_s=0.0, min_count=plan.bandwidth_queries // 3)
 
         def triads() -> np.ndarray:
-            return measure_in_turn({BANDWIDTH: probe}, {BANDWIDTH: ()}, [{}], third)[BANDWIDTH]
+            only = BANDWIDTH
+            return measure_in_turn({only: probe}, {only: ()}, {only: [{}]}, third)[only]
 
         before = triads()
-        first = measure_in_turn(bound, outputs, [{}], half)
+        first = measure_in_turn(runners, outputs, inputs, half)
         among = triads()
-        second = measure_in_turn(bound, outputs, [{}], half)
+        second = measure_in_turn(runners, outputs, inputs, half)
         samples = {name: np.concatenate([first[name], second[name]]) for name in files}
         samples[BANDWIDTH] = np.concatenate([before, among, triads()])
         return samples, probe.moved_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Fed:
-    """A runner with inputs of its own."""
-
-    runner: OnnxRunner
-    inputs: Mapping[str, np.ndarray]
-
-    def run_named(
-        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        return self.runner.run_named(self.inputs, outputs)
 
 
 def _peak_memory(
@@ -377,7 +365,10 @@ def _peak_memory(
         "queries": 3,
     }
     cold = cold_starts(
-        files, inputs, max(1, plan.settings.cold_starts), dict.fromkeys(files, request)
+        files,
+        dict.fromkeys(files, inputs),
+        max(1, plan.settings.cold_starts),
+        dict.fromkeys(files, request),
     )
     return {
         name: {

@@ -39,7 +39,7 @@ COLD_START_TIMEOUT_S = 120
 
 def bench_files(
     files: Mapping[str, Path],
-    inputs: Sequence[Inputs],
+    inputs: Sequence[Inputs] | Mapping[str, Sequence[Inputs]],
     *,
     settings: BenchSettings | None = None,
     threads: int | None = 1,
@@ -53,25 +53,33 @@ def bench_files(
 ) -> BenchReport:
     """Latency, cold start, memory and size of each file.
 
-    ``inputs`` are single examples, ``[1, ...]`` each, used in turn. ``reference`` names the file
-    that ratios are to; by default there are none. A file may take fewer inputs than given.
-    ``threads`` None takes those of ``runtime_settings``, which hold for every file. ``elsewhere``
-    names files that another runtime and provider run.
+    ``inputs`` are queries of one and the same number of examples, ``[batch, ...]`` each, used in
+    turn; a mapping holds those of each file, the same examples prepared in different ways.
+    ``reference`` names the file that ratios are to; by default there are none. A file may take
+    fewer inputs than given. ``threads`` None takes those of ``runtime_settings``, which hold for
+    every file. ``elsewhere`` names files that another runtime and provider run.
 
-    Raises :class:`UsageError` for no files, no inputs or an unknown reference, and
+    Raises :class:`UsageError` for no files, no inputs, unequal ones or an unknown reference, and
     :class:`BackendError` where a file does not load or run.
     """
     settings = settings or BenchSettings()
-    if not files or not inputs:
+    examples = inputs if isinstance(inputs, Mapping) else dict.fromkeys(files, inputs)
+    counts = {len(examples.get(name, ())) for name in files}
+    if not files or 0 in counts:
         raise UsageError("a benchmark needs at least one file and one input")
+    if len(counts) > 1:
+        raise UsageError("every file of a benchmark needs the same number of inputs")
     if reference is not None and reference not in files:
         raise UsageError(f"the reference {reference!r} is none of {', '.join(files)}")
+    sizes = {len(v) for queries in examples.values() for query in queries for v in query.values()}
+    if len(sizes) != 1:
+        raise UsageError(f"queries of one size are needed, not of {sorted(sizes)} examples")
     stored = None if runtime_settings is None else runtime_settings.threads
     threads = resolve_threads(threads, stored)
     names = list(files)
     engines = dict.fromkeys(names, (runtime, provider)) | dict(elsewhere or {})
     rng = np.random.default_rng(settings.seed)
-    order = rng.permutation(len(inputs))
+    order = rng.permutation(counts.pop())
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(
@@ -89,8 +97,9 @@ def bench_files(
         providers = {name: tuple(runner.providers) for name, runner in runners.items()}
         for i in range(settings.warmup_count):
             for name in names:
-                runners[name].run_named(inputs[order[i % len(order)]], outputs[name])
-        samples = measure_in_turn(runners, outputs, [inputs[i] for i in order], settings)
+                runners[name].run_named(examples[name][order[i % len(order)]], outputs[name])
+        shuffled = {name: [examples[name][i] for i in order] for name in names}
+        samples = measure_in_turn(runners, outputs, shuffled, settings)
     requests = {
         name: {
             "runtime": engines[name][0],
@@ -101,7 +110,8 @@ def bench_files(
         }
         for name in names
     }
-    cold = cold_starts(files, inputs[order[0]], settings.cold_starts, requests)
+    first = {name: shuffled[name][0] for name in names}
+    cold = cold_starts(files, first, settings.cold_starts, requests)
     reports: dict[str, CandidateReport] = {}
     for name in names:
         mine = samples[name]
@@ -126,12 +136,13 @@ def bench_files(
         candidates=reports,
         reference=reference,
         threads=threads,
+        batch=sizes.pop(),
         provider=provider,
         runtime=runtime,
         runtime_settings={} if runtime_settings is None else runtime_settings.differences(),
         settings=settings,
         inputs=inputs_source,
-        input_count=len(inputs),
+        input_count=len(order),
         invalid_reasons=_invalid_reasons(reports, settings),
         machine=describe_machine(),
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -148,7 +159,7 @@ class Measured(Protocol):
 def measure_in_turn(
     runners: Mapping[str, Measured],
     outputs: Mapping[str, Sequence[str]],
-    inputs: Sequence[Inputs],
+    inputs: Mapping[str, Sequence[Inputs]],
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:
     """Nanoseconds of each query by name, ``[round]``; sample i of all is the same input."""
@@ -158,9 +169,9 @@ def measure_in_turn(
     need_ns = settings.min_duration_s * 1e9
     round_number = 0
     while round_number < settings.min_count or min(spent.values()) < need_ns:
-        query = inputs[round_number % len(inputs)]
         shift = round_number % len(names)
         for name in names[shift:] + names[:shift]:
+            query = inputs[name][round_number % len(inputs[name])]
             start = time.perf_counter_ns()
             runners[name].run_named(query, outputs[name])
             elapsed = time.perf_counter_ns() - start
@@ -184,7 +195,7 @@ def _invalid_reasons(
 
 def cold_starts(
     files: Mapping[str, Path],
-    inputs: Inputs,
+    inputs: Mapping[str, Inputs],
     repetitions: int,
     requests: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, ColdStart]:
@@ -194,11 +205,12 @@ def cold_starts(
         return {}
     runs: dict[str, list[dict[str, int]]] = {name: [] for name in files}
     with tempfile.TemporaryDirectory(prefix="rekd-edge-bench-") as folder:
-        stored = Path(folder) / "inputs.npz"
-        np.savez(stored, allow_pickle=False, **inputs)
+        stored = {name: Path(folder) / f"{i}.npz" for i, name in enumerate(files)}
+        for name, place in stored.items():
+            np.savez(place, allow_pickle=False, **inputs[name])
         for _ in range(repetitions):
             for name, path in files.items():
-                runs[name].append(_first_answer(path, stored, requests[name]))
+                runs[name].append(_first_answer(path, stored[name], requests[name]))
 
     def column(name: str, key: str) -> tuple[int, ...]:
         return tuple(run[key] for run in runs[name])

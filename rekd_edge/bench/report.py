@@ -86,8 +86,8 @@ class CandidateReport:
 class BenchReport:
     """One interleaved run over all candidates.
 
-    The timed scope is ``session.run`` alone: one query of one example, inputs already arrays on
-    the host, preprocessing outside.
+    The timed scope is ``session.run`` alone: one query of ``batch`` examples, inputs already arrays
+    on the host, preprocessing outside.
     """
 
     candidates: Mapping[str, CandidateReport]
@@ -105,9 +105,18 @@ class BenchReport:
     runtime_settings: Mapping[str, object] = field(default_factory=dict)
     """Of every file; those that are not the default's (``RuntimeSettings``)."""
     notes: tuple[str, ...] = ()
-    scenario: str = "SingleStream"
+    batch: int = 1
     mode: str = "PerformanceOnly"
-    scope: str = "session.run, one example a query, interleaved round-robin"
+
+    @property
+    def scenario(self) -> str:
+        """LoadGen's name: one example a query, or several."""
+        return "SingleStream" if self.batch == 1 else "MultiStream"
+
+    @property
+    def scope(self) -> str:
+        examples = "one example" if self.batch == 1 else f"{self.batch} examples"
+        return f"session.run, {examples} a query, interleaved round-robin"
 
     @property
     def valid(self) -> bool:
@@ -134,6 +143,7 @@ class BenchReport:
             "result_min_queries_met": met_count,
             "reference": self.reference,
             "threads": self.threads,
+            "batch": self.batch,
             "runtime": self.runtime,
             "provider": self.provider,
             "runtime_settings": dict(self.runtime_settings),

@@ -274,7 +274,10 @@ class _Search:
                 for name, runner in runners.items():
                     runner.run_named(query, outputs[name])
             samples = measure_in_turn(
-                runners, outputs, inputs, BenchSettings(min_duration_s=0.0, min_count=rounds)
+                runners,
+                outputs,
+                dict.fromkeys(runners, inputs),
+                BenchSettings(min_duration_s=0.0, min_count=rounds),
             )
         return {
             settings: ratio_of_medians(samples[str(i)], samples["0"], seed=self.plan.seed)

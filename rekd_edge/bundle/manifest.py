@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rekd_edge.runners.settings import RuntimeSettings
-from rekd_edge.types import IoSpec, Modality, RuntimeName, TensorSpec
+from rekd_edge.types import DType, IoSpec, Modality, RuntimeName, TensorSpec
 
 FORMAT = "rekd-edge-bundle"
 SCHEMA_VERSION = 1
@@ -119,7 +119,7 @@ class AxisRecord(Record):
 
 class TensorRecord(Record):
     name: str
-    dtype: Literal["int64", "float32", "bool"]
+    dtype: DType
     axes: tuple[AxisRecord, ...]
 
 

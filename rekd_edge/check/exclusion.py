@@ -292,14 +292,18 @@ def replace_content(
     """Inputs with other content at the positions ``where``, bool ``[batch, token]``.
 
     Texts: another token id out of those of the batch, and the attention mask flipped. Images:
-    normal noise in the patches (the grid is square). Everything else is left as it is.
+    another value of each 8-bit pixel, or normal noise, in the patches (the grid is square).
+    Everything else is left as it is.
     """
     if "pixel_values" in inputs:
         pixels = inputs["pixel_values"]
         side = round(where.shape[1] ** 0.5)
         patch = pixels.shape[2] // side
         area = where.reshape(-1, side, side).repeat(patch, axis=1).repeat(patch, axis=2)
-        noise = rng.standard_normal(pixels.shape, dtype=np.float32)
+        if pixels.dtype == np.uint8:
+            noise = pixels + rng.integers(1, 256, pixels.shape, dtype=np.uint8)  # wraps around
+        else:
+            noise = rng.standard_normal(pixels.shape, dtype=np.float32)
         return {"pixel_values": np.where(area[:, None], noise, pixels)}
     ids = inputs["input_ids"]
     pool = np.unique(ids)

@@ -84,6 +84,19 @@ def stack(examples: Sequence[Inputs], pad_id: int) -> dict[str, np.ndarray]:
     return {"input_ids": padded("input_ids", pad_id), "attention_mask": padded("attention_mask", 0)}
 
 
+def queries(
+    examples: Sequence[Inputs], size: int, pad_id: int, *, seed: int = 0
+) -> list[dict[str, np.ndarray]]:
+    """``examples`` in random order as batches of ``size``, so that texts of any length meet; what
+    is left over at the end is left out. There is at least one batch: examples are repeated."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    order = np.resize(order, max(size, len(order) // size * size))
+    return [
+        stack([examples[i] for i in order[start : start + size]], pad_id)
+        for start in range(0, len(order), size)
+    ]
+
+
 def parity_batches(
     examples: Sequence[Inputs],
     *,

@@ -24,6 +24,7 @@ COMMAND_MODULES = (
     "distill_command",
     "compare_command",
     "suite_command",
+    "sweep_command",
     "evaluate_command",
     "export_command",
     "check_command",

@@ -1,13 +1,14 @@
-"""``rekd-edge bench BUNDLE --threads 1 --json OUT``."""
+"""``rekd-edge bench BUNDLE --threads 1 --json OUT``, and ``rekd-edge bench --suite NAME``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rekd_edge.cli.console import JsonOption, emit
+from rekd_edge.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -15,10 +16,29 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="A bundle folder.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            metavar="FILE|NAME",
+            help="A latency suite instead of a bundle: a file, or a name in benchmarks/suites.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Suite: folder for runs and results.")
+    ] = None,
     threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="Threads. [those of the bundle's settings, or 1]"),
+        str | None,
+        typer.Option(
+            "--threads",
+            help="Threads; suite: several, as 1,2. [those of the bundle's settings, or 1]",
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", help="Suite: examples in a query, as 1,8.")
     ] = None,
     run: Annotated[
         Path | None,
@@ -39,28 +59,136 @@ def bench(
         int, typer.Option("--min-count", min=1, help="Queries measured of each file.")
     ] = 200,
     cold_starts: Annotated[
-        int, typer.Option("--cold-starts", min=0, help="Fresh processes started of each file.")
-    ] = 3,
+        int | None,
+        typer.Option("--cold-starts", min=0, help="Fresh processes started of each file. [3]"),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A look in seconds; the result is marked INVALID.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Suite: what trains: auto, cpu or cuda. [auto]")
+    ] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Measure latency, cold start, memory and size, query by query in turn with the plain
-    classifier of the same backbone and the masked select-predict form."""
+    classifier of the same backbone and the masked select-predict form.
+
+    With --suite: train what the suite names, and time every alternative beside the plain
+    classifier, with the accuracy of each file.
+    """
+    if (bundle is None) == (suite is None):
+        raise UsageError("bench takes either a bundle or --suite", hint="rekd-edge bench --help")
+    counts = _counts("--threads", threads)
+    if suite is not None:
+        foreign = {"--run": run, "--inputs": inputs, "--cold-starts": cold_starts}
+        _refuse(foreign, "a bundle, not for --suite")
+        if output is None:
+            raise UsageError("--suite needs --output, the folder for its runs and results")
+        sizes = _counts("--batch", batch)
+        _bench_suite(
+            suite,
+            output,
+            {"threads": counts, "batch": sizes, "device": device or "auto"},
+            (min_duration_s, min_count, quick),
+            json_path,
+        )
+        return
+    assert bundle is not None
+    _refuse({"--output": output, "--batch": batch, "--device": device}, "--suite")
+    if counts is not None and len(counts) > 1:
+        raise UsageError("a bundle is measured at one number of threads", hint="--threads 1")
     from rekd_edge.bench import BenchSettings
     from rekd_edge.cli.console import status_console
     from rekd_edge.export_pipeline import bench_bundle
     from rekd_edge.run_folder import open_run
 
     settings = BenchSettings(
-        min_duration_s=min_duration_s, min_count=min_count, cold_starts=cold_starts
+        min_duration_s=min_duration_s,
+        min_count=min_count,
+        cold_starts=3 if cold_starts is None else cold_starts,
     )
     if quick:
         settings = BenchSettings.quick_look()
     opened = None if run is None else open_run(run)
     with status_console().status("measuring"):
         report = bench_bundle(
-            bundle, run=opened, inputs_file=inputs, settings=settings, threads=threads
+            bundle,
+            run=opened,
+            inputs_file=inputs,
+            settings=settings,
+            threads=counts[0] if counts else None,
         )
     emit(report.to_json(), json_path=json_path, render=report.render)
+
+
+def _bench_suite(
+    name: str,
+    output: Path,
+    options: dict[str, Any],
+    length: tuple[float, int, bool],
+    json_path: str | None,
+) -> None:
+    from dataclasses import replace
+
+    from rekd_edge.recipe.latency_file import load_latency
+    from rekd_edge.recipe.suite_file import row_recipes
+
+    parts = load_latency(_suite_file(name))
+    recipes = {folder: row_recipes(spec, file.parent) for folder, (spec, file) in parts.items()}
+    from rekd_edge.bench import BenchSettings
+    from rekd_edge.cli.progress import TrainingProgress
+    from rekd_edge.latency_suite import TABLE_FILE, run_latency
+
+    min_duration_s, min_count, quick = length
+    settings = BenchSettings(min_duration_s=min_duration_s, min_count=min_count, cold_starts=0)
+    if quick:
+        settings = replace(BenchSettings.quick_look(), cold_starts=0)
+    results, tables = [], []
+    with TrainingProgress() as progress:
+        for folder, (spec, _) in parts.items():
+            place = output / folder
+            results.append(
+                run_latency(
+                    spec, recipes[folder], place, settings=settings, listener=progress, **options
+                )
+            )
+            tables.append((place / TABLE_FILE).read_text(encoding="utf-8"))
+    found = results[0] if len(results) == 1 else {"name": name, "tables": results}
+    text = "\n".join(tables)
+    emit(found, json_path=json_path, render=lambda out: out.print(text, markup=False))
+
+
+def _suite_file(name: str) -> Path:
+    """A path to a file, or NAME of the checkout's `benchmarks/suites`."""
+    from rekd_edge.resources import benchmarks_dir
+
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    folder = benchmarks_dir()
+    if folder is None:
+        raise UsageError(
+            f"suites are not part of the installed package, so {name!r} is not known",
+            hint="give the path of a suite file, or run from a checkout of the repository",
+        )
+    known = sorted(path.stem for path in (folder / "suites").glob("latency*.yaml"))
+    if name not in known:
+        raise UsageError(f"there is no latency suite {name!r}", hint=f"one of {', '.join(known)}")
+    return folder / "suites" / f"{name}.yaml"
+
+
+def _counts(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Positive whole numbers, separated by commas."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words) or len(set(words)) < len(
+        words
+    ):
+        raise UsageError(f"{option} {text}: distinct whole numbers from 1 are needed, as 1,2")
+    return tuple(int(word) for word in words)
+
+
+def _refuse(options: dict[str, object], belongs_to: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)}: only for {belongs_to}")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 REQUIRED = ("torch", "torchvision", "transformers", "timm", "tokenizers", "safetensors", "numpy")
 EXPORTING = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 OPTIONAL = {
-    "matplotlib": "pip install 'rekd-edge[figures]' (for rekd-edge costs)",
+    "optuna": "pip install 'rekd-edge[sweep]' (sweeps)",
+    "matplotlib": "pip install 'rekd-edge[figures]' (rekd-edge costs; sweeps have it too)",
     "openvino": "pip install 'rekd-edge[openvino]' (for --target openvino)",
     "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to run)",
     "tensorrt-rtx-cu13": "pip install 'rekd-edge[trt-rtx]' (builds engines without a GPU)",

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 class TrainingProgress:
     """A context manager and a :class:`rekd_edge.distill.loop.ProgressListener`.
 
-    Draws on standard error; without a terminal it prints one line a phase and one an epoch.
+    Draws on standard error; without a terminal, or without ``bars`` (where several processes share
+    one), it prints one line a phase and one an epoch.
     """
 
-    def __init__(self, title: str = "") -> None:
+    def __init__(self, title: str = "", *, bars: bool = True) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -32,6 +33,7 @@ class TrainingProgress:
 
         self._console = status_console()
         self._title = title
+        self._draws = bars and self._console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -40,7 +42,7 @@ class TrainingProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._draws,
         )
         self._task: TaskID | None = None
 
@@ -65,7 +67,7 @@ class TrainingProgress:
         if self._task is not None:
             self._bar.stop_task(self._task)
         self._task = self._bar.add_task(label, total=total_steps, completed=done_steps, losses="")
-        if not self._console.is_terminal:
+        if not self._draws:
             self._console.print(f"{label}: {total_steps - done_steps} steps")
 
     def step(self, terms: dict[str, float]) -> None:

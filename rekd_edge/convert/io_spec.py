@@ -7,18 +7,18 @@ number is compared (the order of optimum's exporter).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import onnx
 
 from rekd_edge.errors import GateError
-from rekd_edge.types import AxisSpec, IoSpec, TensorSpec
+from rekd_edge.types import AxisSpec, DType, IoSpec, TensorSpec
 
-DType = Literal["int64", "float32", "bool"]
 _DTYPES: dict[int, DType] = {
     onnx.TensorProto.INT64: "int64",
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.BOOL: "bool",
+    onnx.TensorProto.UINT8: "uint8",
 }
 
 

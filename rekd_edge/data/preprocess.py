@@ -15,6 +15,7 @@ import numpy as np
 
 from rekd_edge.data.storage import write_text
 from rekd_edge.errors import BackendError, DataError, IntegrityError, UsageError
+from rekd_edge.types import PixelScale
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,6 +73,11 @@ class TextPreprocessor:
         digest = hashlib.sha256(self._json.encode()).hexdigest()
         self.fingerprint = f"text:{max_length}:{digest}"
         """Equal fingerprints encode equally."""
+        self.pixel_scale = None
+
+    def deployed(self) -> TextPreprocessor:
+        """As deployed models read: just as while training."""
+        return self
 
     def token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text, truncated and unpadded: int64 ``[token]`` each.
@@ -157,7 +163,8 @@ class TextPreprocessor:
 class ImagePreprocessor:
     """Resize the short side, crop the centre, scale to 0..1 and normalise.
 
-    All arithmetic up to the crop is Pillow's on 8-bit RGB; normalisation is float32.
+    All arithmetic up to the crop is Pillow's on 8-bit RGB; normalisation is float32. Deployed
+    models take the 8-bit pixels (``model_normalises``).
     """
 
     modality: Literal["image"] = "image"
@@ -168,6 +175,8 @@ class ImagePreprocessor:
         mean: Sequence[float],
         std: Sequence[float],
         interpolation: Interpolation = "bicubic",
+        *,
+        model_normalises: bool = False,
     ) -> None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UsageError("mean and std are three numbers each, std above 0")
@@ -179,8 +188,20 @@ class ImagePreprocessor:
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.interpolation: Interpolation = interpolation
+        self.model_normalises = model_normalises
         self.fingerprint = f"image:{image_size}:{self.mean}:{self.std}:{interpolation}"
-        """Equal fingerprints encode equally."""
+        """Equal fingerprints show a model the same image."""
+
+    @property
+    def pixel_scale(self) -> PixelScale:
+        """What a model has to do that normalises."""
+        return PixelScale(self.mean, self.std)
+
+    def deployed(self) -> ImagePreprocessor:
+        """The same for a model that normalises."""
+        return ImagePreprocessor(
+            self.image_size, self.mean, self.std, self.interpolation, model_normalises=True
+        )
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """uint8 ``[height, width, 3]`` -> uint8 ``[image_size, image_size, 3]``.
@@ -210,8 +231,8 @@ class ImagePreprocessor:
         return np.asarray(picture.crop((left, top, left + size, top + size)))
 
     def encode(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """``pixel_values``, float32 ``[batch, 3, image_size, image_size]``, from uint8
-        ``[height, width, 3]`` images.
+        """``pixel_values`` ``[batch, 3, image_size, image_size]``, float32, or uint8 where the
+        model normalises, from uint8 ``[height, width, 3]`` images.
 
         Raises:
             DataError: an array is not such an image.
@@ -220,6 +241,8 @@ class ImagePreprocessor:
         pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
         for row, image in enumerate(images):
             pixels[row] = self.resize(image)
+        if self.model_normalises:
+            return {"pixel_values": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
         scale = np.float32(1 / 255) / np.asarray(self.std, dtype=np.float32)
         shift = np.asarray(self.mean, dtype=np.float32) / np.asarray(self.std, dtype=np.float32)
         values = pixels.astype(np.float32) * scale - shift
@@ -244,9 +267,10 @@ class ImagePreprocessor:
                 "resample": _PIL_RESAMPLE[self.interpolation],
                 "do_center_crop": True,
                 "crop_size": {"height": size, "width": size},
-                "do_rescale": True,
+                "model_normalises": self.model_normalises,
+                "do_rescale": not self.model_normalises,
                 "rescale_factor": 1 / 255,
-                "do_normalize": True,
+                "do_normalize": not self.model_normalises,
                 "image_mean": list(self.mean),
                 "image_std": list(self.std),
             },
@@ -272,6 +296,7 @@ def load_preprocessor(folder: Path) -> Preprocessor:
             configuration["mean"],
             configuration["std"],
             configuration["interpolation"],
+            model_normalises=configuration.get("model_normalises", False) is True,
         )
     except FileNotFoundError as error:
         raise IntegrityError(f"{path} is missing") from error

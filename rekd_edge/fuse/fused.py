@@ -25,7 +25,7 @@ from rekd_edge.selection import (
     selection_margin,
     slot_count,
 )
-from rekd_edge.types import AxisSpec, IoSpec, Modality, TensorSpec, input_names
+from rekd_edge.types import AxisSpec, IoSpec, Modality, PixelScale, TensorSpec, input_names
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -42,6 +42,7 @@ class DeployModel(nn.Module):
     ) -> None:
         super().__init__()
         self.predictor = predictor
+        self.reads_pixels = False
         self.label_names = label_names
         encoder = predictor.encoder
         self.modality: Modality = encoder.modality
@@ -53,6 +54,16 @@ class DeployModel(nn.Module):
             self.grid = encoder.grid
             self.patch_size = encoder.patch_size[0]
             self.image_size = encoder.grid[0] * encoder.patch_size[0]
+
+    def read_pixels(self, scale: PixelScale | None) -> None:
+        """From here on the images are 8-bit pixels instead of normalised ones, by other weights of
+        the first projections; None (texts) changes nothing."""
+        if scale is None:
+            return
+        for module in self.modules():
+            if isinstance(module, PatchGrid):
+                module.fold_pixels(scale)
+        self.reads_pixels = True
 
     def named_inputs(self, inputs: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         return dict(zip(input_names(self.modality), inputs, strict=True))
@@ -72,7 +83,8 @@ class DeployModel(nn.Module):
             return tuple(TensorSpec(name, "int64", axes) for name in names)
         size = self.image_size
         axes = (batch, AxisSpec("channel", 3), AxisSpec("height", size), AxisSpec("width", size))
-        return tuple(TensorSpec(name, "float32", axes) for name in names)
+        dtype = "uint8" if self.reads_pixels else "float32"
+        return tuple(TensorSpec(name, dtype, axes) for name in names)
 
     def example_inputs(self, batch: int = 2, tokens: int = 16) -> tuple[Tensor, ...]:
         """Valid inputs of the given size, for tracing; deterministic."""
@@ -88,6 +100,8 @@ class DeployModel(nn.Module):
             return ids, torch.ones_like(ids)
         assert self.image_size is not None
         shape = (batch, 3, self.image_size, self.image_size)
+        if self.reads_pixels:
+            return (torch.randint(256, shape, generator=generator, dtype=torch.uint8),)
         return (torch.randn(shape, generator=generator),)
 
 
@@ -198,11 +212,17 @@ class PlainClassifier(DeployModel):
 
 
 def fuse(
-    model: Rationalist, *, label_names: tuple[str, ...], max_length: int | None
+    model: Rationalist,
+    *,
+    label_names: tuple[str, ...],
+    max_length: int | None,
+    pixel_scale: PixelScale | None = None,
 ) -> FusedRationalist:
     """The deterministic, gathered form of a trained rationalist, on the CPU, in float32.
 
-    The weights are copied: training may go on with ``model``.
+    ``pixel_scale`` is how the images of training are normalised: the fused model then reads 8-bit
+    pixels, of which only the selected ones are ever turned into numbers of the predictor. None
+    leaves normalised input. The weights are copied: training may go on with ``model``.
     """
     source = copy.deepcopy(model).cpu().float()
     source.selector.fold()
@@ -214,6 +234,7 @@ def fuse(
         label_names=label_names,
         max_length=max_length,
     )
+    fused.read_pixels(pixel_scale)
     return _frozen(fused)
 
 
@@ -227,17 +248,22 @@ def masked_form(fused: FusedRationalist) -> MaskedRationalist:
         label_names=fused.label_names,
         max_length=fused.max_length,
     )
+    model.reads_pixels = fused.reads_pixels
     return _frozen(model)
 
 
 def plain_form(
-    classifier: Classifier, *, label_names: tuple[str, ...], max_length: int | None
+    classifier: Classifier,
+    *,
+    label_names: tuple[str, ...],
+    max_length: int | None,
+    pixel_scale: PixelScale | None = None,
 ) -> PlainClassifier:
-    """A trained plain classifier as a deploy model."""
+    """A trained plain classifier as a deploy model; ``pixel_scale`` as in :func:`fuse`."""
     source = copy.deepcopy(classifier).cpu().float()
-    return _frozen(
-        PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
-    )
+    model = PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
+    model.read_pixels(pixel_scale)
+    return _frozen(model)
 
 
 def _frozen(model: ModelT) -> ModelT:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rekd_edge.evaluate.accuracy import SelectionMode, evaluate_rationalist
-from rekd_edge.fuse.fused import FusedRationalist
+from rekd_edge.fuse.fused import DeployModel, FusedRationalist
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.types import Batch
 
@@ -86,11 +86,13 @@ def fuse_report(
     fused: FusedRationalist,
     make_loader: Callable[[], Iterable[Batch]],
     *,
+    deployed_loader: Callable[[], Iterable[Batch]] | None = None,
     draws: int = SAMPLED_DRAWS,
 ) -> FuseReport:
     """Evaluates ``model`` under every selection mode and compares it with ``fused``.
 
-    ``make_loader`` gives the evaluation batches anew each time. Accuracy spreads are sample
+    ``make_loader`` gives the evaluation batches anew each time, ``deployed_loader`` the same as
+    ``fused`` reads them, where that differs. Accuracy spreads are sample
     standard deviations over the draws.
     """
     modes: dict[str, ModeResult] = {}
@@ -119,7 +121,9 @@ def fuse_report(
         flops=count_flops(fused, mean_tokens(make_loader())),
         examples=len(gathered.labels),
         masked_gathered_difference=float((masked.logits - gathered.logits).abs().max()),
-        fused_difference=_fused_difference(fused, gathered.logits, make_loader()),
+        fused_difference=_fused_difference(
+            fused, gathered.logits, (deployed_loader or make_loader)()
+        ),
     )
 
 
@@ -143,6 +147,14 @@ def mean_tokens(loader: Iterable[Batch]) -> int:
         total += int(batch.inputs["attention_mask"].sum())
         examples += len(batch.labels)
     return round(total / max(1, examples))
+
+
+@torch.no_grad()
+def model_flops(model: DeployModel, tokens: int) -> int:
+    """Operations of an exportable model on one example, counted as :class:`Flops` does."""
+    with FlopCounterMode(display=False) as counter:
+        model(*model.example_inputs(1, max(tokens, 3)))
+    return counter.get_total_flops()
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rekd_edge.errors import UsageError
 from rekd_edge.models.encoder import PatchGrid, TokenReader, TokenView
+from rekd_edge.types import PixelScale
 
 
 class ConvEncoder(PatchGrid, TokenReader):
@@ -59,9 +60,23 @@ class ConvEncoder(PatchGrid, TokenReader):
         rows, columns = (_resampling(size, side) for size in features.shape[2:])
         self.register_buffer("_row_weight", rows, persistent=False)
         self.register_buffer("_column_weight", columns.T.contiguous(), persistent=False)
+        self.pixel_scale: PixelScale | None = None
+
+    def fold_pixels(self, scale: PixelScale) -> None:
+        # The first convolution pads, so its zeros must stay those of normalised pixels.
+        self.pixel_scale = scale
+
+    def _normalised(self, content: Tensor) -> Tensor:
+        if self.pixel_scale is None:
+            return content
+        std = content.new_tensor(self.pixel_scale.std, dtype=torch.float32)
+        mean = content.new_tensor(self.pixel_scale.mean, dtype=torch.float32)
+        area = self.patch_size[0] * self.patch_size[1]
+        factor = (1 / (255 * std)).repeat_interleave(area)
+        return content.float() * factor - (mean / std).repeat_interleave(area)
 
     def token_features(self, view: TokenView) -> Tensor:
-        features = self._features(self._canvas(view.content))
+        features = self._features(self._canvas(self._normalised(view.content)))
         row_weight = self.get_buffer("_row_weight")
         column_weight = self.get_buffer("_column_weight")
         on_grid = row_weight @ (features @ column_weight)
@@ -78,6 +93,7 @@ class ConvEncoder(PatchGrid, TokenReader):
     ) -> Tensor:
         """``key_weight`` and ``scale`` both multiply patches; ``pooling`` and ``prefix_scale`` have
         no meaning here."""
+        content = self._normalised(content)
         for weight in (key_weight, scale):
             if weight is not None:
                 content = content * weight.to(content.dtype).unsqueeze(2)

@@ -25,7 +25,7 @@ from rekd_edge.errors import UsageError
 if TYPE_CHECKING:
     from transformers import BertModel
 
-    from rekd_edge.types import Modality
+    from rekd_edge.types import Modality, PixelScale
 
 MAX_RELATIVE_LOGIT = 10.0
 """Cap on how far a dropped key's attention logit may exceed the kept ones in the gradient path."""
@@ -35,10 +35,10 @@ MAX_RELATIVE_LOGIT = 10.0
 class TokenView:
     """A model input as content tokens.
 
-    ``content`` is int64 ``[batch, token]`` (word pieces) or float ``[batch, token, pixel]``
-    (flattened patches); ``position`` int64 ``[batch, token]`` indexes position embeddings;
-    ``attended`` bool ``[batch, token]`` is False at padding; ``selectable`` bool ``[batch, token]``
-    is False at padding and at special tokens.
+    ``content`` is int64 ``[batch, token]`` (word pieces) or ``[batch, token, pixel]``
+    (flattened patches, float, or uint8 in deployed models); ``position`` int64
+    ``[batch, token]`` indexes position embeddings; ``attended`` bool ``[batch, token]`` is False
+    at padding; ``selectable`` bool ``[batch, token]`` is False at padding and at special tokens.
     """
 
     content: Tensor
@@ -139,6 +139,26 @@ class PatchGrid:
         position = position.unsqueeze(0).expand(content.shape[0], -1)
         valid = torch.ones_like(position, dtype=torch.bool)
         return TokenView(content, position, valid, valid)
+
+    def fold_pixels(self, scale: PixelScale) -> None:
+        """From here on 8-bit pixels are read instead of normalised ones, by other weights in the
+        first projection. What holds no projection of its own has nothing to do."""
+
+
+@torch.no_grad()
+def fold_into(projection: nn.Conv2d, scale: PixelScale) -> None:
+    """Multiplies normalisation into a projection of pixels. Exact up to rounding, because the
+    projection pads nothing: W ((x / 255 - m) / s) + b = (W / 255 s) x + (b - W m / s)."""
+    if any(projection.padding):
+        raise ValueError("a padded projection sees zeros that are no pixels")
+    weight = projection.weight.double()
+    mean, std = (weight.new_tensor(values).view(1, 3, 1, 1) for values in (scale.mean, scale.std))
+    bias = -(weight * mean / std).sum(dim=(1, 2, 3))
+    if projection.bias is not None:
+        bias = bias + projection.bias.double()
+    dtype = projection.weight.dtype
+    projection.weight = nn.Parameter((weight / (255 * std)).to(dtype))
+    projection.bias = nn.Parameter(bias.to(dtype))
 
 
 def patch_grid(reader: TokenReader) -> tuple[int, int] | None:
@@ -320,6 +340,7 @@ class VitEncoder(PatchGrid, Encoder):
         self, content: Tensor, position: Tensor, scale: Tensor | None = None
     ) -> Tensor:
         projection = self.backbone.patch_embed.proj
+        content = content.to(projection.weight.dtype)
         embedded = F.linear(content, projection.weight.flatten(1), projection.bias)
         embedded = self.backbone.patch_embed.norm(embedded)
         if scale is not None:
@@ -328,6 +349,9 @@ class VitEncoder(PatchGrid, Encoder):
         if not self.backbone.no_embed_class:
             table = table[self.num_prefix_tokens :]
         return self.backbone.pos_drop(embedded + F.embedding(position, table))
+
+    def fold_pixels(self, scale: PixelScale) -> None:
+        fold_into(self.backbone.patch_embed.proj, scale)
 
     def embed_prefix(self, batch_size: int, scale: Tensor | None = None) -> Tensor:
         if scale is not None:

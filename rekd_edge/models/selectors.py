@@ -20,9 +20,11 @@ from rekd_edge.models.encoder import (
     PatchGrid,
     TokenReader,
     TokenView,
+    fold_into,
     text_view,
 )
 from rekd_edge.models.rationalist import BlockSelector, Scores, Selector, selection_head
+from rekd_edge.types import PixelScale
 
 DROPOUT = 0.1
 
@@ -83,8 +85,12 @@ class PixelEmbedding(PatchGrid, Embedding):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[TokenView, Tensor]:
-        hidden = self.join(F.gelu(self.cells(inputs["pixel_values"])))
+        pixels = inputs["pixel_values"].to(self.cells.weight.dtype)
+        hidden = self.join(F.gelu(self.cells(pixels)))
         return self.view(inputs), self.norm(hidden.flatten(2).transpose(1, 2) + self.position)
+
+    def fold_pixels(self, scale: PixelScale) -> None:
+        fold_into(self.cells, scale)
 
 
 class ConvolutionMixer(nn.Module):
@@ -171,7 +177,10 @@ class LowResolutionSelector(PatchGrid, BlockSelector):
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         view = self.view(inputs)
         small = F.interpolate(
-            inputs["pixel_values"], size=self.coarse_size, mode="bilinear", align_corners=False
+            inputs["pixel_values"].float(),
+            size=self.coarse_size,
+            mode="bilinear",
+            align_corners=False,
         )
         coarse = super().forward({"pixel_values": small}).logits.transpose(1, 2)
         logits = F.interpolate(

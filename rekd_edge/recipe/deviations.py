@@ -1,8 +1,8 @@
 """The differences between the published method and the default, and their table in the docs.
 
 ``python -m rekd_edge.recipe.deviations docs/deviations.md benchmarks/results/deviations.json``
-writes the table between its marks. Figures come from the recorded result of the suite of that
-name, by row; where there is none the table says so.
+writes the table between its marks. Figures come from the recorded results of the suites
+`deviations` and `deviations-images`, by row; where there is none the table says so.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ NOT_MEASURED = "not measured yet"
 @dataclass(frozen=True, slots=True)
 class Deviation:
     """One difference: the recipe key, its two values, and why the default differs. ``row`` names
-    the row of `benchmarks/suites/deviations.yaml` that measures it."""
+    the row of a suite that measures it; ``measured`` says where the row has other values."""
 
     title: str
     key: str
     paper: str
     deploy: str
     why: str
-    row: str | None = None
+    row: str
+    measured: str = ""
 
 
 DEVIATIONS = (
@@ -186,6 +187,7 @@ DEVIATIONS = (
         "false (images)",
         "true",
         "the backbone was trained with it",
+        "final-norm",
     ),
     Deviation(
         "normalisation of images",
@@ -193,6 +195,7 @@ DEVIATIONS = (
         "imagenet",
         "backbone",
         "what the weights were trained with",
+        "backbone-normalisation",
     ),
     Deviation(
         "weight decay of biases and norms",
@@ -200,6 +203,7 @@ DEVIATIONS = (
         "true",
         "false",
         "usual practice; the published text runs decay nothing",
+        "no-decay",
     ),
     Deviation(
         "epochs of the plain classifier",
@@ -207,6 +211,8 @@ DEVIATIONS = (
         "20",
         "null",
         "as many steps as a rationalist's predictor gets",
+        "more-epochs",
+        "9 instead of 3: ",
     ),
 )
 WHOLE = "deploy"
@@ -214,14 +220,18 @@ WHOLE = "deploy"
 
 
 def deviations_table(result: Mapping[str, Any] | None) -> str:
-    """Markdown; ``result`` is the suite's recorded JSON, None where there is none."""
-    rows = {} if result is None else {row["name"]: row for row in result["rows"]}
+    """Markdown; ``result`` is the recorded JSON of one suite or (`tables`) of several, None where
+    there is none."""
+    tables = [] if result is None else result.get("tables", [result])
+    rows = {row["name"]: row for table in tables for row in table["rows"]}
     lines = [
         "| difference | key | `paper` | `deploy` | why | measured effect |",
         "|---|---|---|---|---|---|",
     ]
     for item in DEVIATIONS:
-        effect = _effect(rows.get(item.row) if item.row else None)
+        effect = _effect(rows.get(item.row))
+        if item.measured and effect != NOT_MEASURED:
+            effect = item.measured + effect
         cells = (item.title, f"`{item.key}`", item.paper, item.deploy, item.why, effect)
         lines.append(f"| {' | '.join(cells)} |")
     lines.append(

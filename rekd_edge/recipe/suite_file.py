@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,6 +18,7 @@ REPORTS = ("distill", "fuse", "flops", "quality")
 """Reports of a run that a column can read: those of training and fusing, the operations alone, and
 what `rekd-edge evaluate` says of its rationales."""
 ROW_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+SpecT = TypeVar("SpecT", bound=Spec)
 
 
 class RowSpec(Spec):
@@ -44,8 +45,8 @@ class ColumnSpec(Spec):
     counts the places of a list."""
 
 
-class SuiteSpec(Spec):
-    """Rows (variants of one recipe) by columns (figures of their runs), over the same seeds."""
+class VariantsSpec(Spec):
+    """Variants of one recipe."""
 
     schema_version: Literal[1]
     name: str = Field(pattern=ROW_NAME)
@@ -54,8 +55,21 @@ class SuiteSpec(Spec):
     """A recipe file, relative to this one, or the name of a shipped recipe."""
     overrides: tuple[str, ...] = ()
     """Overrides of all rows."""
-    seeds: tuple[int, ...] = Field(min_length=1)
     rows: tuple[RowSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> VariantsSpec:
+        names = [row.name for row in self.rows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"rows with one name: {', '.join(twice)}")
+        return self
+
+
+class SuiteSpec(VariantsSpec):
+    """Rows by columns (figures of their runs), over the same seeds."""
+
+    seeds: tuple[int, ...] = Field(min_length=1)
     columns: tuple[ColumnSpec, ...] = Field(min_length=1)
     """The first column is the one that rows are compared by."""
     judge: str | None = None
@@ -72,9 +86,6 @@ class SuiteSpec(Spec):
             raise ValueError(f"column {judged[0].title!r} needs `judge`, the name of a row")
         if self.judge is not None and self.judge != names[0]:
             raise ValueError(f"judge {self.judge!r} must be the first row, here {names[0]!r}")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"rows with one name: {', '.join(twice)}")
         for row in self.rows:
             if row.against is not None and row.against not in names:
                 raise ValueError(f"row {row.name!r} is compared with {row.against!r}, no row")
@@ -89,6 +100,11 @@ def load_suite(path: Path) -> SuiteSpec:
     Raises:
         RecipeError: the file cannot be read; it lists every problem with its line.
     """
+    return read_suite_file(path, SuiteSpec)
+
+
+def read_suite_file(path: Path, model: type[SpecT]) -> SpecT:
+    """The validated content of a suite file; errors as :func:`load_suite`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -102,7 +118,7 @@ def load_suite(path: Path) -> SuiteSpec:
     tree, problems = parse(text, source=os.fspath(path), folder=path.parent.absolute())
     if tree is not None and not problems:
         try:
-            return SuiteSpec.model_validate(tree.plain())
+            return model.model_validate(tree.plain())
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 location = item["loc"]
@@ -111,7 +127,9 @@ def load_suite(path: Path) -> SuiteSpec:
     raise RecipeError("\n  ".join(["the suite is invalid:", *map(str, problems)]))
 
 
-def row_recipes(suite: SuiteSpec, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+def row_recipes(
+    suite: VariantsSpec, folder: Path, overrides: Sequence[str] = ()
+) -> dict[str, Recipe]:
     """The recipe of each row by name; ``overrides`` come after the suite's, before the row's.
 
     Raises:

@@ -90,6 +90,13 @@ def test_commands_run_outside_the_checkout(environment: Path, tmp_path: Path) ->
     assert run([environment / "rekd-edge", "--help"], tmp_path).returncode == 0
 
 
+def test_suites_are_not_shipped_and_it_is_said(environment: Path, tmp_path: Path) -> None:
+    words = ["bench", "--suite", "latency", "--output", "out"]
+    done = run([environment / "rekd-edge", *words], tmp_path)
+    assert done.returncode == 2
+    assert "suites are not part of the installed package" in done.stderr
+
+
 def test_resources_come_from_the_installation(environment: Path, tmp_path: Path) -> None:
     code = "import rekd_edge.resources as r; print(r.recipes_dir()); print(r.export_dir())"
     done = run([environment / "python", "-c", code], tmp_path)

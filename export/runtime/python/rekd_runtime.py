@@ -279,6 +279,8 @@ class Config:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    model_normalises: bool
+    """Images: the model takes 8-bit pixels."""
     runtime: str
     """``onnxruntime`` or ``openvino``."""
     settings: SessionSettings
@@ -305,6 +307,7 @@ def read_config(folder: Path) -> Config:
             mean=() if is_text else tuple(float(value) for value in preprocessing["mean"]),
             std=() if is_text else tuple(float(value) for value in preprocessing["std"]),
             interpolation="" if is_text else str(preprocessing["interpolation"]),
+            model_normalises=preprocessing.get("model_normalises", False) is True,
             runtime=_known_runtime(document.get("runtime", "onnxruntime")),
             settings=SessionSettings.of(document.get("runtime_settings")),
         )
@@ -535,7 +538,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def encode_image(image: Image.Image, config: Config) -> tuple[np.ndarray, View]:
-    """``pixel_values`` float32 ``[1, 3, size, size]`` of an RGB image."""
+    """``pixel_values`` ``[1, 3, size, size]`` of an RGB image, uint8 where the model normalises,
+    else float32."""
     view = view_of(image.width, image.height, config.image_size)
     size = config.image_size
     if image.size != (size, size):
@@ -543,6 +547,8 @@ def encode_image(image: Image.Image, config: Config) -> tuple[np.ndarray, View]:
         image = image.resize((view.resized_width, view.resized_height), resample)
         image = image.crop((view.left, view.top, view.left + size, view.top + size))
     pixels = np.asarray(image, dtype=np.uint8)[None]
+    if config.model_normalises:
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), view
     scale = np.float32(1 / 255) / np.asarray(config.std, dtype=np.float32)
     shift = np.asarray(config.mean, dtype=np.float32) / np.asarray(config.std, dtype=np.float32)
     values = pixels.astype(np.float32) * scale - shift

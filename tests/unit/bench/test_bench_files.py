@@ -102,7 +102,7 @@ def test_files_take_turns_on_the_same_input_in_rotating_order() -> None:
     asked: list[tuple[str, int]] = []
     runners = {name: _Runner(name, asked) for name in "abc"}
     outputs: dict[str, tuple[str, ...]] = dict.fromkeys("abc", ())
-    inputs = [{"id": 0}, {"id": 1}]
+    inputs = {name: [{"id": 0}, {"id": 1}] for name in "abc"}
     settings = BenchSettings(min_duration_s=0.0, min_count=4)
     samples = measure_in_turn(runners, outputs, inputs, settings)  # type: ignore[arg-type]
     rounds = [asked[start : start + 3] for start in range(0, 12, 3)]
@@ -151,11 +151,23 @@ def test_the_fresh_process_loads_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_files_may_read_the_same_examples_prepared_in_different_ways(
+    files: dict[str, Path], examples: list[dict[str, np.ndarray]]
+) -> None:
+    shorter = [{name: array[:, :4] for name, array in example.items()} for example in examples]
+    chosen = {"plain": files["plain"], "short": files["plain"]}
+    report = bench_files(chosen, {"plain": examples, "short": shorter}, settings=SHORT)
+    assert report.input_count == len(examples)
+    assert set(report.candidates) == {"plain", "short"}
+
+
 def test_misuse_and_broken_files_are_named(
     files: dict[str, Path], examples: list[dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="at least one file"):
         bench_files({}, examples)
+    with pytest.raises(UsageError, match="same number of inputs"):
+        bench_files(files, {"gathered": examples, "plain": examples, "masked": examples[1:]})
     with pytest.raises(UsageError, match="none of gathered, plain, masked"):
         bench_files(files, examples, reference="other")
     broken = tmp_path / "broken.onnx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 from transformers import BertConfig, BertModel
@@ -9,8 +10,22 @@ from transformers import BertConfig, BertModel
 from rekd_edge.fuse import fuse
 from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
 from rekd_edge.models.convolution import ConvEncoder
-from rekd_edge.models.encoder import BertEncoder, TokenReader, VitEncoder
-from rekd_edge.models.rationalist import BlockSelector, Classifier, Predictor, Rationalist
+from rekd_edge.models.encoder import BertEncoder, TokenReader, VitEncoder, fold_into
+from rekd_edge.models.rationalist import (
+    BlockSelector,
+    Classifier,
+    Predictor,
+    Rationalist,
+    Selector,
+)
+from rekd_edge.models.selectors import (
+    ConvolutionMixer,
+    LightSelector,
+    LowResolutionSelector,
+    PixelEmbedding,
+    SharedSelector,
+)
+from rekd_edge.types import PixelScale
 
 
 def text_encoder() -> TokenReader:
@@ -64,6 +79,55 @@ def test_fused_equals_the_trained_model() -> None:
         assert keep.sum(dim=1).tolist() == [expected] * 3
         for row in range(3):
             assert index[row][valid[row]].tolist() == keep[row].nonzero().flatten().tolist()
+
+
+SCALE = PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def selectors_over(encoder: VitEncoder) -> list[Selector]:
+    small = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, num_classes=0, img_size=32, depth=1
+    )
+    embedding = PixelEmbedding((4, 4), (16, 16), 8)
+    return [
+        BlockSelector(image_encoder()),
+        SharedSelector(encoder, 1),
+        LowResolutionSelector(VitEncoder(small), (4, 4), (16, 16)),
+        LightSelector(embedding, [ConvolutionMixer(8, 3, (4, 4))]),
+    ]
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_eight_bit_pixels_give_the_answer_of_normalised_ones(kind: int) -> None:
+    torch.manual_seed(kind)
+    if kind == 4:
+        model = rationalist(convolution(), convolution())
+    else:
+        encoder = image_encoder()
+        assert isinstance(encoder, VitEncoder)
+        selector = selectors_over(encoder)[kind]
+        model = Rationalist(selector, Predictor(encoder, 3), 0.25).eval()
+        torch.nn.init.normal_(model.predictor.head.weight)
+    fused = fuse(model, label_names=("a", "b", "c"), max_length=None, pixel_scale=SCALE)
+    (pixels,) = fused.example_inputs(batch=3)
+    assert pixels.dtype == torch.uint8
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (SCALE.mean, SCALE.std))
+    normalised = {"pixel_values": (pixels / 255 - mean) / std}
+    logits, keep, *_ = fused(pixels)
+    # The trained model is left as it was.
+    assert torch.allclose(logits, model(normalised), atol=2e-5)
+    assert torch.equal(keep, model.keep(model.selector(normalised)))
+    masked = masked_form(fused)
+    assert torch.equal(masked(pixels)[1], keep)
+    plain = plain_form(
+        Classifier(model.predictor), label_names=("a", "b", "c"), max_length=None, pixel_scale=SCALE
+    )
+    assert torch.allclose(plain(pixels)[0], Classifier(model.predictor)(normalised), atol=2e-5)
+
+
+def test_normalisation_is_not_folded_into_a_padded_projection() -> None:
+    with pytest.raises(ValueError, match="padded"):
+        fold_into(torch.nn.Conv2d(3, 4, 3, padding=1), SCALE)
 
 
 def test_a_class_token_is_never_kept_and_scores_lowest() -> None:

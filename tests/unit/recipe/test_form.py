@@ -22,7 +22,9 @@ from rekd_edge.recipe.schema import ObjectiveSpec, Recipe
 from rekd_edge.recipe.suite_file import load_suite, row_recipes
 
 ROOT = Path(__file__).parents[3]
-SUITE = ROOT / "benchmarks" / "suites" / "deviations.yaml"
+SUITES = [
+    ROOT / "benchmarks" / "suites" / f"{name}.yaml" for name in ("deviations", "deviations-images")
+]
 PAGE = ROOT / "docs" / "deviations.md"
 RESULT = ROOT / "benchmarks" / "results" / "deviations.json"
 
@@ -130,17 +132,22 @@ def test_every_key_of_a_deviation_is_a_recipe_key() -> None:
             section = getattr(section, part)
 
 
-def test_the_suite_has_a_row_for_each_measured_deviation() -> None:
-    suite = load_suite(SUITE)
-    recipes = row_recipes(suite, SUITE.parent)
+def test_the_suites_have_a_row_for_each_deviation() -> None:
+    recipes, base = {}, {}
+    for file in SUITES:
+        suite = load_suite(file)
+        rows = row_recipes(suite, file.parent)
+        assert not recipes.keys() & rows.keys()
+        recipes |= rows
+        base |= dict.fromkeys(rows, rows[suite.rows[0].name])
     assert recipes["paper"].objective.form == PRESETS["paper"]
     assert recipes[WHOLE].objective.form == PRESETS["deploy"]
     for item in DEVIATIONS:
-        if item.row is not None:
-            section, default = (recipes[name] for name in (item.row, "paper"))
-            for part in item.key.split("."):
-                section, default = getattr(section, part), getattr(default, part)
-            assert section != default, item.row
+        assert item.row is not None
+        section, default = recipes[item.row], base[item.row]
+        for part in item.key.split("."):
+            section, default = getattr(section, part), getattr(default, part)
+        assert section != default, item.row
 
 
 def test_the_page_holds_the_table_of_the_recorded_result() -> None:
@@ -161,4 +168,5 @@ def test_effects_come_from_the_result_alone() -> None:
     }
     table = deviations_table({"rows": [row]})
     assert "own -0.012 ± 0.004, exported -0.012 (to `paper`)" in table
+    assert table == deviations_table({"tables": [{"rows": []}, {"rows": [row]}]})
     assert table.count(NOT_MEASURED) == len(DEVIATIONS)
