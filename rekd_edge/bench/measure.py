@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from rekd_edge.bench.timing import (
     ratio_of_medians,
 )
 from rekd_edge.errors import BackendError, UsageError
-from rekd_edge.runners import FileRunner, file_runner, resolve_threads
+from rekd_edge.runners import file_runner, resolve_threads
 from rekd_edge.types import RuntimeName
 
 if TYPE_CHECKING:
@@ -150,9 +150,15 @@ def bench_files(
     )
 
 
+class Measured(Protocol):
+    """A runner, or anything else whose calls can be timed like one's."""
+
+    def run_named(self, inputs: Inputs, outputs: Sequence[str]) -> dict[str, np.ndarray]: ...
+
+
 def measure_in_turn(
-    runners: Mapping[str, FileRunner],
-    outputs: Mapping[str, tuple[str, ...]],
+    runners: Mapping[str, Measured],
+    outputs: Mapping[str, Sequence[str]],
     inputs: Mapping[str, Sequence[Inputs]],
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ REQUIRED = ("torch", "torchvision", "transformers", "timm", "tokenizers", "safet
 EXPORTING = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 OPTIONAL = {
     "optuna": "pip install 'rekd-edge[sweep]' (sweeps)",
-    "matplotlib": "pip install 'rekd-edge[sweep]' (sweeps)",
+    "matplotlib": "pip install 'rekd-edge[figures]' (rekd-edge costs; sweeps have it too)",
     "openvino": "pip install 'rekd-edge[openvino]' (for --target openvino)",
     "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to run)",
     "tensorrt-rtx-cu13": "pip install 'rekd-edge[trt-rtx]' (builds engines without a GPU)",
