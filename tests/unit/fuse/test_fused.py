@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 from transformers import BertConfig, BertModel
 
-from rekd_edge.fuse import fuse
+from rekd_edge.fuse import FuseReport, fuse
+from rekd_edge.fuse.folds import Fold
 from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
+from rekd_edge.fuse.report import Flops
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, TokenReader, VitEncoder, fold_into
 from rekd_edge.models.rationalist import (
@@ -24,6 +28,7 @@ from rekd_edge.models.selectors import (
     LowResolutionSelector,
     PixelEmbedding,
     SharedSelector,
+    WordEmbedding,
 )
 from rekd_edge.types import PixelScale
 
@@ -185,3 +190,45 @@ def test_comparison_forms_share_inputs_and_labels() -> None:
     )
     (logits,) = plain(*plain.example_inputs(batch=5))
     assert logits.shape == (5, 2)
+
+
+def test_each_fold_is_exact_and_saves_what_it_says() -> None:
+    torch.manual_seed(0)
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224",
+        pretrained=False,
+        num_classes=0,
+        img_size=64,
+        depth=2,
+        init_values=0.5,
+    )
+    for block in backbone.blocks:
+        torch.nn.init.normal_(block.ls1.gamma)
+        torch.nn.init.normal_(block.ls2.gamma)
+    model = rationalist(VitEncoder(backbone), image_encoder())
+    fused = fuse(model, label_names=("a", "b", "c"), max_length=None, pixel_scale=SCALE)
+    folds = {fold.name: fold for fold in fused.folds}
+    assert list(folds) == ["selection head", "layer scale", "pixels"]
+    assert all(fold.same_rationale and fold.max_difference < 1e-4 for fold in fused.folds)
+    # 192 weights and a bias of the head's second row; two scales in each of two blocks.
+    assert folds["selection head"].weights == 193
+    assert folds["layer scale"].weights == 4 * 192
+    assert folds["selection head"].flops == 2 * 192 * 16
+    assert [fold.name for fold in fuse_text().folds] == ["word table", "selection head"]
+    # 32 channels projected to 8 for each of 14 tokens, and what is left of 3000 word vectors.
+    assert fuse_text().folds[0].flops == 2 * 32 * 8 * 15
+
+
+def fuse_text() -> FusedRationalist:
+    encoder = text_encoder()
+    assert isinstance(encoder, BertEncoder)
+    selector = LightSelector(WordEmbedding(encoder, 8), [ConvolutionMixer(8, 3, None)])
+    model = Rationalist(selector, Predictor(text_encoder(), 3), 0.25).eval()
+    return fuse(model, label_names=("a", "b", "c"), max_length=64)
+
+
+def test_a_fold_that_changes_the_rationale_fails_the_report() -> None:
+    report = FuseReport({}, Flops(1, 1, 2, 4), 1, 0.0, 0.0, ())
+    assert report.passed
+    for bad in (Fold("x", 0.0, False, 0, 0), Fold("x", 1e-2, True, 0, 0)):
+        assert not replace(report, folds=(bad,)).passed
