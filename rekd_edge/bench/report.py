@@ -160,8 +160,8 @@ class BenchReport:
         from rich.table import Table
 
         verdict = "VALID" if self.valid else f"INVALID: {'; '.join(self.invalid_reasons)}"
-        provider = self.provider.removesuffix("ExecutionProvider")
-        title = f"bench: {self.threads} thread(s), {self.runtime} {provider}, {self.scenario}, {verdict}"
+        where = f"{self.runtime} {self.provider.removesuffix('ExecutionProvider')}"
+        title = f"bench: {self.threads} thread(s), {where}, {self.scenario}, {verdict}"
         table = Table(title=title, title_justify="left")
         table.add_column("file")
         for column in ("p50 ms", "p90 ms", "p99 ms", f"ratio to {self.reference or '-'}"):
