@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +62,15 @@ def fold_layer_scale(module: nn.Module) -> bool:
 
     if not isinstance(module, Block):
         return False
+    block: Any = module
     folded = False
-    for name, projection in (("ls1", module.attn.proj), ("ls2", module.mlp.fc2)):
-        scale = getattr(module, name)
+    for name, projection in (("ls1", block.attn.proj), ("ls2", block.mlp.fc2)):
+        scale = getattr(block, name)
         if isinstance(scale, LayerScale):
             projection.weight = nn.Parameter(projection.weight * scale.gamma.unsqueeze(1))
             if projection.bias is not None:
                 projection.bias = nn.Parameter(projection.bias * scale.gamma)
-            setattr(module, name, nn.Identity())
+            setattr(block, name, nn.Identity())
             folded = True
     return folded
 

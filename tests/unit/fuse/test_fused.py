@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -202,7 +203,8 @@ def test_each_fold_is_exact_and_saves_what_it_says() -> None:
         depth=2,
         init_values=0.5,
     )
-    for block in backbone.blocks:
+    blocks: Any = backbone.blocks
+    for block in blocks:
         torch.nn.init.normal_(block.ls1.gamma)
         torch.nn.init.normal_(block.ls2.gamma)
     model = rationalist(VitEncoder(backbone), image_encoder())
