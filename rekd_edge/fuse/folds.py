@@ -58,7 +58,8 @@ def fold_selection_head(module: nn.Module) -> bool:
 
 def fold_layer_scale(module: nn.Module) -> bool:
     """A vision transformer's LayerScale is multiplied into the projections before it."""
-    from timm.models.vision_transformer import Block, LayerScale
+    from timm.layers.layer_scale import LayerScale
+    from timm.models.vision_transformer import Block
 
     if not isinstance(module, Block):
         return False
