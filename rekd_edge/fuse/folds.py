@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Fold:
     """``max_difference`` is the largest absolute difference of logits, scores and margins before
-    and after, ``same_rationale`` whether the masks are equal; ``weights`` and ``flops`` (one
-    example) are what it saved."""
+    and after (infinite where there is no number any more), ``same_rationale`` whether the masks
+    are equal; ``weights`` and ``flops`` (one example) are what it saved."""
 
     name: str
     max_difference: float
@@ -130,7 +130,8 @@ def _compared(
     for old, new in zip(before, after, strict=True):
         if old.is_floating_point():
             real = old.isfinite() & (old > LOWEST_SCORE)
-            largest = max(largest, float((old - new)[real].abs().max()) if real.any() else 0.0)
+            difference = (old - new)[real].abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+            largest = max(largest, float(difference.max()) if real.any() else 0.0)
         else:
             same = same and torch.equal(old, new)
     return Fold(name, largest, same, cost[0] - now[0], cost[1] - now[1])

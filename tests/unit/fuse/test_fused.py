@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from rekd_edge.fuse import FuseReport, fuse
-from rekd_edge.fuse.folds import Fold
+from rekd_edge.fuse.folds import FOLDS, Fold
 from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
 from rekd_edge.fuse.report import Flops
 from rekd_edge.models.convolution import ConvEncoder
@@ -234,3 +234,16 @@ def test_a_fold_that_changes_the_rationale_fails_the_report() -> None:
     assert report.passed
     for bad in (Fold("x", 0.0, False, 0, 0), Fold("x", 1e-2, True, 0, 0)):
         assert not replace(report, folds=(bad,)).passed
+
+
+def test_a_fold_that_ends_in_nan_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(module: torch.nn.Module) -> bool:
+        if not isinstance(module, Predictor):
+            return False
+        module.head.weight.fill_(torch.nan)
+        return True
+
+    monkeypatch.setitem(FOLDS, "broken", broken)
+    fold = fuse_text().folds[-1]
+    assert fold.name == "broken"
+    assert fold.max_difference == float("inf")

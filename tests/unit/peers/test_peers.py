@@ -17,7 +17,7 @@ from benchmarks.peers.bert import PowerBert, Truncated, most_attended
 from benchmarks.peers.build import KINDS, build_peer, chosen_blocks, strength_for
 from benchmarks.peers.peer import Peer, kept
 from benchmarks.peers.shallow import Shallow
-from benchmarks.peers.vit import DynamicVit, EVit, ToMe, keep_and_fuse, match, merge
+from benchmarks.peers.vit import DynamicVit, EVit, ToMe, VitPeer, keep_and_fuse, match, merge
 from rekd_edge.convert import convert_to_onnx, load_target
 from rekd_edge.errors import UsageError
 from rekd_edge.fuse import PlainClassifier
@@ -241,11 +241,17 @@ def test_evit_keeps_and_fuses_as_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", ["evit", "tome"])
 @torch.no_grad()
-def test_sizes_sum_to_the_number_of_patches(kind: str) -> None:
+def test_sizes_sum_to_the_number_of_patches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peer, _ = make("image", kind, off=False)
     seen: list[Tensor] = []
-    finish = peer.finish  # type: ignore[attr-defined]
-    peer.finish = lambda tokens, size: (seen.append(size), finish(tokens, size))[1]  # type: ignore
+    assert isinstance(peer, VitPeer)
+    finish = peer.finish
+
+    def watched(tokens: Tensor, size: Tensor) -> Tensor:
+        seen.append(size)
+        return finish(tokens, size)
+
+    monkeypatch.setattr(peer, "finish", watched)
     peer(*images(2))
     assert seen[0].sum(dim=1).tolist() == pytest.approx([16.0, 16.0])
     assert seen[0].shape[1] < 16
