@@ -23,17 +23,30 @@ if TYPE_CHECKING:
     from rekd_edge.fuse.fused import DeployModel
 
 
+TOLERANCE = 1e-4
+"""Largest difference of logits, scores and margins that rounding explains (float32)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fold:
     """``max_difference`` is the largest absolute difference of logits, scores and margins before
     and after (infinite where there is no number any more), ``same_rationale`` whether the masks
-    are equal; ``weights`` and ``flops`` (one example) are what it saved."""
+    are equal but for near ties (:func:`nearly_tied`), whose logits are then not compared;
+    ``weights`` and ``flops`` (one example) are what it saved."""
 
     name: str
     max_difference: float
     same_rationale: bool
     weights: int
     flops: int
+
+
+def nearly_tied(score: Tensor, margin: Tensor) -> Tensor:
+    """Which rationales rounding may change, bool ``[batch]``: the selection margin lies within
+    :data:`TOLERANCE` of the scores' scale (``selection_score`` and ``selection_margin`` of a deploy
+    model)."""
+    real = torch.where(score > LOWEST_SCORE, score.abs(), 0.0)
+    return margin <= TOLERANCE * real.amax(dim=1).clamp(min=1.0)
 
 
 def fold_word_table(module: nn.Module) -> bool:
@@ -111,27 +124,36 @@ def apply_folds(model: DeployModel, scale: PixelScale | None) -> tuple[Fold, ...
 
 def _run(
     model: DeployModel, inputs: tuple[Tensor, ...]
-) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    """Outputs, and weights and operations for one example."""
+) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    """Outputs by name, and weights and operations for one example."""
     with FlopCounterMode(display=False) as counter:
         outputs = model(*inputs)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    return outputs, (weights, counter.get_total_flops() // len(inputs[0]))
+    names = [spec.name for spec in model.io_spec().outputs]
+    named = dict(zip(names, outputs, strict=False))
+    return named, (weights, counter.get_total_flops() // len(inputs[0]))
 
 
 def _compared(
     name: str,
-    before: tuple[Tensor, ...],
-    after: tuple[Tensor, ...],
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
     cost: tuple[int, int],
     now: tuple[int, int],
 ) -> Fold:
-    largest, same = 0.0, True
-    for old, new in zip(before, after, strict=True):
-        if old.is_floating_point():
-            real = old.isfinite() & (old > LOWEST_SCORE)
-            difference = (old - new)[real].abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
-            largest = max(largest, float(difference.max()) if real.any() else 0.0)
-        else:
-            same = same and torch.equal(old, new)
-    return Fold(name, largest, same, cost[0] - now[0], cost[1] - now[1])
+    saved = (cost[0] - now[0], cost[1] - now[1])
+    if "rationale_mask" not in before:
+        return Fold(name, _largest(before["logits"], after["logits"]), True, *saved)
+    same = (before["rationale_mask"] == after["rationale_mask"]).all(dim=1)
+    tied = nearly_tied(before["selection_score"], before["selection_margin"])
+    largest = max(
+        _largest(before["logits"][same], after["logits"][same]),
+        *(_largest(before[key], after[key]) for key in ("selection_score", "selection_margin")),
+    )
+    return Fold(name, largest, bool((same | tied).all()), *saved)
+
+
+def _largest(before: Tensor, after: Tensor) -> float:
+    real = before.isfinite() & (before > LOWEST_SCORE)
+    difference = (before - after)[real].abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return float(difference.max()) if real.any() else 0.0

@@ -11,14 +11,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rekd_edge.evaluate.accuracy import SelectionMode, evaluate_rationalist
-from rekd_edge.fuse.folds import Fold
+from rekd_edge.fuse.folds import TOLERANCE, Fold, nearly_tied
 from rekd_edge.fuse.fused import DeployModel, FusedRationalist
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.types import Batch
 
 SAMPLED_DRAWS = 3
-GATHER_TOLERANCE = 1e-4
-"""Largest logit difference of masked and gathered that rounding explains (float32)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +62,17 @@ class Flops:
 class FuseReport:
     """``modes`` by name; ``masked_gathered_difference`` is the largest absolute difference of
     logits between key exclusion and gathering, ``fused_difference`` that between the trained
-    model's gathered pass and the fused model."""
+    model's gathered pass and the fused model, without the ``near_ties``: examples whose rationale
+    rounding may change (:func:`~rekd_edge.fuse.folds.nearly_tied`)."""
 
     modes: dict[str, ModeResult]
     flops: Flops
     examples: int
     masked_gathered_difference: float
     fused_difference: float
+    near_ties: int
     folds: tuple[Fold, ...]
-    tolerance: float = GATHER_TOLERANCE
+    tolerance: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
@@ -121,14 +121,16 @@ def fuse_report(
             statistics.fmean(result.kept_share for result in results),
             draws,
         )
+    fused_difference, near_ties = _fused_difference(
+        fused, gathered.logits, (deployed_loader or make_loader)()
+    )
     return FuseReport(
         modes=modes,
         flops=count_flops(fused, mean_tokens(make_loader())),
         examples=len(gathered.labels),
         masked_gathered_difference=float((masked.logits - gathered.logits).abs().max()),
-        fused_difference=_fused_difference(
-            fused, gathered.logits, (deployed_loader or make_loader)()
-        ),
+        fused_difference=fused_difference,
+        near_ties=near_ties,
         folds=fused.folds,
     )
 
@@ -136,12 +138,17 @@ def fuse_report(
 @torch.no_grad()
 def _fused_difference(
     fused: FusedRationalist, expected: torch.Tensor, loader: Iterable[Batch]
-) -> float:
-    largest = 0.0
+) -> tuple[float, int]:
+    """The largest difference from ``expected``, and how many near ties it leaves out."""
+    largest, near_ties = 0.0, 0
     for batch in loader:
-        logits = fused(*batch.inputs.values())[0]
-        largest = max(largest, float((logits - expected[batch.index]).abs().max()))
-    return largest
+        logits, _, score, margin, *_ = fused(*batch.inputs.values())
+        tied = nearly_tied(score, margin)
+        near_ties += int(tied.sum())
+        difference = (logits - expected[batch.index])[~tied].abs()
+        if len(difference):
+            largest = max(largest, float(difference.nan_to_num(nan=torch.inf).max()))
+    return largest, near_ties
 
 
 def mean_tokens(loader: Iterable[Batch]) -> int:

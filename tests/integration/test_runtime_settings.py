@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,11 @@ def test_a_bundles_settings_are_what_check_bench_and_predict_run_with(
     assert not options.enable_cpu_mem_arena
     plain = runtime.Rationalist.load(tuned.path).predict([TEXT])[0]
     answer = model.predict([TEXT])[0]
-    assert (answer.label, answer.rationale) == (plain.label, plain.rationale)
+    assert answer.label == plain.label
+    # The same words; scores of another graph may be rounded otherwise.
+    for mine, default in zip(answer.rationale, plain.rationale, strict=True):
+        assert replace(mine, score=0.0) == replace(default, score=0.0)
+        assert mine.score == pytest.approx(default.score, abs=1e-5)
     assert "graph_optimization basic" not in (tuned.path / "README.md").read_text()
 
 

@@ -115,7 +115,9 @@ def test_the_search_on_a_real_file(
     assert report.start == RuntimeSettings(threads=1)
     for trial in report.trials:
         assert trial.ratio is not None
-        if not trial.why_not:
+        if trial.rounds == QUICK.confirm_rounds:  # given back: not faster with it for certain
+            assert trial.ratio.low <= 1.0
+        elif not trial.why_not:
             assert trial.ratio.high < 1.0
     if report.settings != report.start:
         assert report.confirmation is not None

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 from rekd_edge.fuse import FuseReport, fuse
 from rekd_edge.fuse.folds import FOLDS, Fold
 from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
-from rekd_edge.fuse.report import Flops
+from rekd_edge.fuse.report import Flops, fuse_report
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, TokenReader, VitEncoder, fold_into
 from rekd_edge.models.rationalist import (
@@ -31,7 +31,7 @@ from rekd_edge.models.selectors import (
     SharedSelector,
     WordEmbedding,
 )
-from rekd_edge.types import PixelScale
+from rekd_edge.types import Batch, PixelScale
 
 
 def text_encoder() -> TokenReader:
@@ -230,10 +230,42 @@ def fuse_text() -> FusedRationalist:
 
 
 def test_a_fold_that_changes_the_rationale_fails_the_report() -> None:
-    report = FuseReport({}, Flops(1, 1, 2, 4), 1, 0.0, 0.0, ())
+    report = FuseReport({}, Flops(1, 1, 2, 4), 1, 0.0, 0.0, 0, ())
     assert report.passed
     for bad in (Fold("x", 0.0, False, 0, 0), Fold("x", 1e-2, True, 0, 0)):
         assert not replace(report, folds=(bad,)).passed
+
+
+def test_rounding_may_settle_a_near_tie_otherwise_and_nothing_else() -> None:
+    """A collapsed selector: its scores differ by less than its two logits are rounded to."""
+    encoder = text_encoder()
+    assert isinstance(encoder, BertEncoder)
+    selector = LightSelector(WordEmbedding(encoder, 8), [ConvolutionMixer(8, 3, None)])
+    with torch.no_grad():
+        selector.head.weight.mul_(1e-6)
+        selector.head.bias.fill_(100.0)
+    model = Rationalist(selector, Predictor(text_encoder(), 3), 0.25).eval()
+    fused = fuse(model, label_names=("a", "b", "c"), max_length=64)
+    inputs = fused.example_inputs()
+    scores = model.selector(fused.named_inputs(inputs))
+    assert not torch.equal(model.keep(scores), fused(*inputs)[1][:, 1:])
+    assert all(fold.same_rationale and fold.max_difference < 1e-4 for fold in fused.folds)
+    labels = torch.zeros(2, dtype=torch.long)
+    batch = Batch(fused.named_inputs(inputs), labels, torch.arange(2))
+    report = fuse_report(model, fused, lambda: [batch], draws=1)
+    assert report.near_ties == 2
+    assert report.passed
+
+
+def test_a_fold_that_prefers_other_tokens_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(module: torch.nn.Module) -> bool:
+        if not isinstance(module, Selector):
+            return False
+        module.head.weight.neg_()
+        return True
+
+    monkeypatch.setitem(FOLDS, "broken", broken)
+    assert not fuse_text().folds[-1].same_rationale
 
 
 def test_a_fold_that_ends_in_nan_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
