@@ -26,7 +26,7 @@ bench: $(INSTALLED) ## the latency table against every alternative, into runs/ (
 
 .PHONY: test
 test: lint ## lint, types, import rules and all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## the slow tests: installed wheel, whole runs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,9 +43,11 @@ def rekd_edge(*words: str, cwd: Path | None = None) -> subprocess.CompletedProce
 def test_help_is_fast_and_lists_every_command() -> None:
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = rekd_edge("--help")
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Of the processor, not of the clock: other tests run beside this one.
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         assert done.returncode == 0
         listed = [
             line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line
