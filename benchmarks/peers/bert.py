@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.peers.peer import Peer, attention
 from rekd_edge.errors import UsageError
-from rekd_edge.models.encoder import BertEncoder
+from rekd_edge.models.encoder import BertEncoder, excluding, query_key_value
 from rekd_edge.models.rationalist import Predictor
 from rekd_edge.selection import gather_tokens, rationale_budget, slot_count
 
@@ -120,17 +120,7 @@ def most_attended(
 
 def _self_attention(layer: Any, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """The first half of a ``BertLayer``, and its attention ``[batch, head, query, key]``."""
-    own = layer.attention.self
-    heads, channel = own.num_attention_heads, own.attention_head_size
-
-    def split(projected: Tensor) -> Tensor:
-        return projected.unflatten(2, (heads, channel)).transpose(1, 2)
-
-    logit_bias = torch.zeros_like(valid, dtype=tokens.dtype).masked_fill(~valid, -torch.inf)
     attended, weight = attention(
-        split(own.query(tokens)),
-        split(own.key(tokens)),
-        split(own.value(tokens)),
-        logit_bias[:, None, None, :],
+        *query_key_value(layer.attention.self, tokens), excluding(valid)[:, None, None, :]
     )
     return layer.attention.output(attended.transpose(1, 2).flatten(2), tokens), weight

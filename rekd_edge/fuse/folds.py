@@ -89,10 +89,40 @@ def fold_layer_scale(module: nn.Module) -> bool:
     return folded
 
 
+def fold_attention(module: nn.Module) -> bool:
+    """Attention as :func:`~rekd_edge.models.encoder.deployed_attention` writes it."""
+    from timm.layers.attention import Attention
+    from transformers.models.bert.modeling_bert import BertSelfAttention
+
+    if not isinstance(module, Attention | BertSelfAttention) or hasattr(module, "deployed"):
+        return False
+    changed: Any = module
+    changed.deployed = True
+    return True
+
+
+def fold_projections(module: nn.Module) -> bool:
+    """BERT's products for query, key and value become one."""
+    from transformers.models.bert.modeling_bert import BertSelfAttention
+
+    if not isinstance(module, BertSelfAttention) or hasattr(module, "qkv"):
+        return False
+    parts = [module.query, module.key, module.value]
+    joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+    joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
+    joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+    changed: Any = module
+    changed.qkv = joined
+    del changed.query, changed.key, changed.value
+    return True
+
+
 FOLDS: dict[str, Callable[[nn.Module], bool]] = {
     "word table": fold_word_table,
     "selection head": fold_selection_head,
     "layer scale": fold_layer_scale,
+    "attention": fold_attention,
+    "query, key and value": fold_projections,
 }
 PIXELS = "pixels"
 

@@ -70,11 +70,59 @@ def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Te
     return (weight / weight.sum(dim=-1, keepdim=True)) @ value
 
 
+def deployed_attention(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None
+) -> Tensor:
+    """Attention to the keys that are ``allowed``, bool ``[batch, token]``, in few operations.
+
+    The exporter of PyTorch's own function writes a mask for every block, and a way out for rows
+    without any key; here one mask does for all, and such a row attends to all keys alike.
+    """
+    logit = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if allowed is not None:
+        logit = logit + excluding(allowed)[:, None, None, :].to(logit.dtype)
+    return logit.softmax(dim=-1) @ value
+
+
+def excluding(allowed: Tensor) -> Tensor:
+    """What is added to the logits of keys: 0 where ``allowed``, else the lowest float32, whose
+    exponential is exactly 0 beside any other; same shape."""
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, lowest)
+
+
+def query_key_value(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Projections of a ``BertSelfAttention``, one product or three (:func:`fold_projections`);
+    ``[batch, head, token, channel]`` each."""
+    heads, channel = attention.num_attention_heads, attention.attention_head_size
+    if hasattr(attention, "qkv"):
+        projected = attention.qkv(tokens).unflatten(2, (3, heads, channel)).permute(2, 0, 3, 1, 4)
+        query, key, value = projected.unbind(0)
+        return query, key, value
+
+    def split(projected: Tensor) -> Tensor:
+        return projected.unflatten(2, (heads, channel)).transpose(1, 2)
+
+    return (
+        split(attention.query(tokens)),
+        split(attention.key(tokens)),
+        split(attention.value(tokens)),
+    )
+
+
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_weight: Tensor | None,
+    dropout: float,
+    *,
+    deployed: bool = False,
 ) -> Tensor:
     if key_weight is not None and key_weight.dtype != torch.bool:
         return weighted_attention(query, key, value, key_weight)
+    if deployed:
+        return deployed_attention(query, key, value, key_weight)
     allowed = None if key_weight is None else key_weight[:, None, None, :]
     if query.dtype == torch.bfloat16 and query.device.type == "cpu":
         # PyTorch 2.15's fused attention for the CPU has a backward pass that is several times
@@ -294,17 +342,11 @@ class BertEncoder(Encoder):
     def run_block(layer: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
         """One transformers ``BertLayer`` on ``[batch, token, channel]``."""
         attention = layer.attention.self
-        heads, channel = attention.num_attention_heads, attention.attention_head_size
-
-        def split(projected: Tensor) -> Tensor:
-            return projected.unflatten(2, (heads, channel)).transpose(1, 2)
-
         attended = _attend(
-            split(attention.query(tokens)),
-            split(attention.key(tokens)),
-            split(attention.value(tokens)),
+            *query_key_value(attention, tokens),
             key_weight,
             attention.dropout.p if attention.training else 0.0,
+            deployed=hasattr(attention, "deployed"),
         )
         attended = layer.attention.output(attended.transpose(1, 2).flatten(2), tokens)
         return layer.output(layer.intermediate(attended), attended)
@@ -384,6 +426,7 @@ class VitEncoder(PatchGrid, Encoder):
             value,
             key_weight,
             attention.attn_drop.p if attention.training else 0.0,
+            deployed=hasattr(attention, "deployed"),
         )
         attended = attention.norm(attended.transpose(1, 2).flatten(2))
         return attention.proj_drop(attention.proj(attended))

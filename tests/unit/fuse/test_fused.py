@@ -210,13 +210,18 @@ def test_each_fold_is_exact_and_saves_what_it_says() -> None:
     model = rationalist(VitEncoder(backbone), image_encoder())
     fused = fuse(model, label_names=("a", "b", "c"), max_length=None, pixel_scale=SCALE)
     folds = {fold.name: fold for fold in fused.folds}
-    assert list(folds) == ["selection head", "layer scale", "pixels"]
+    assert list(folds) == ["selection head", "layer scale", "attention", "pixels"]
     assert all(fold.same_rationale and fold.max_difference < 1e-4 for fold in fused.folds)
     # 192 weights and a bias of the head's second row; two scales in each of two blocks.
     assert folds["selection head"].weights == 193
     assert folds["layer scale"].weights == 4 * 192
     assert folds["selection head"].flops == 2 * 192 * 16
-    assert [fold.name for fold in fuse_text().folds] == ["word table", "selection head"]
+    assert [fold.name for fold in fuse_text().folds] == [
+        "word table",
+        "selection head",
+        "attention",
+        "query, key and value",
+    ]
     # 32 channels projected to 8 for each of 14 tokens, and what is left of 3000 word vectors.
     assert fuse_text().folds[0].flops == 2 * 32 * 8 * 15
 

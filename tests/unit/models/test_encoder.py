@@ -8,7 +8,13 @@ import torch
 from transformers import BertConfig, BertModel
 
 from rekd_edge.errors import UsageError
-from rekd_edge.models.encoder import BertEncoder, VitEncoder, _attend, weighted_attention
+from rekd_edge.models.encoder import (
+    BertEncoder,
+    VitEncoder,
+    _attend,
+    deployed_attention,
+    weighted_attention,
+)
 
 CLS, SEP = 101, 102
 
@@ -106,6 +112,24 @@ def test_bfloat16_attends_in_float32_on_the_cpu() -> None:
     expected = _attend(query.float(), key.float(), value.float(), allowed, 0.0)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.bfloat16())
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_deployed_attention_is_attention_and_excludes_exactly(scale: float) -> None:
+    torch.manual_seed(0)
+    query, key, value = (scale * torch.randn(2, 3, 24, 16) for _ in range(3))
+    allowed = torch.rand(2, 24) > 0.3
+    found = deployed_attention(query, key, value, allowed)
+    torch.testing.assert_close(found, _attend(query, key, value, allowed, 0.0))
+    other = allowed[:, None, :, None]
+    changed = deployed_attention(
+        query, key.where(other, 1e6 * key), value.where(other, torch.randn(24, 16)), allowed
+    )
+    assert torch.equal(found, changed)
+    torch.testing.assert_close(
+        deployed_attention(query, key, value, None), _attend(query, key, value, None, 0.0)
+    )
+    assert bool(deployed_attention(query, key, value, torch.zeros_like(allowed)).isfinite().all())
 
 
 def test_weighted_attention_survives_a_huge_excluded_logit() -> None:
