@@ -34,7 +34,8 @@ class TargetSpec(BaseModel):
     """ONNX file format version; ONNX Runtime 1.31 reads up to 13."""
     precision: Precision = "fp32"
     """Of matrix products with weights; the file's actual precision must match. `int8-dynamic`
-    takes the ranges of activations from each query, `int8-static` from calibration data."""
+    takes the ranges of activations from each query, `int8-static` from calibration data. `fp16`
+    keeps the comparison of scores, and all inputs and outputs, in fp32."""
     quantize: tuple[Part, ...] = Field(default=("selector", "predictor"), min_length=1)
     """Parts in that precision; the other stays in fp32. With the predictor alone the rationale
     is exactly that of the fp32 file."""
