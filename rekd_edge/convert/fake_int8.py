@@ -67,8 +67,7 @@ class FakeInt8(TorchFunctionMode):
         if func is F.linear:
             return self._linear(*args, **kwargs)
         if func is F.embedding and self.precision == "int8-dynamic":
-            index, table, *rest = args
-            return func(index, _asymmetric(table), *rest, **kwargs)
+            return _asymmetric(func(*args, **kwargs), of=args[1])
         if func in _PRODUCTS and id(args[1]) in self._constants:
             return self._linear(args[0], args[1].transpose(-1, -2))
         return func(*args, **kwargs)
@@ -115,6 +114,7 @@ def fake_int8(
     the function is called that the context gives (weights in training change the ranges).
     """
     fakes: list[FakeInt8] = []
+    entered: list[FakeInt8] = []
     hooks = []
     for part in parts:
         module = model.get_submodule(part)
@@ -122,9 +122,10 @@ def fake_int8(
 
         def enter(*_: Any, fake: FakeInt8 = fake) -> None:
             fake.__enter__()
+            entered.append(fake)
 
-        def leave(*_: Any, fake: FakeInt8 = fake) -> None:
-            fake.__exit__(None, None, None)
+        def leave(*_: Any) -> None:
+            entered.pop().__exit__(None, None, None)
 
         hooks.append(module.register_forward_pre_hook(enter))
         hooks.append(module.register_forward_hook(leave, always_call=True))
@@ -146,6 +147,8 @@ def fake_int8(
     finally:
         for hook in hooks:
             hook.remove()
+        while entered:  # torch calls no hook after an interruption
+            entered.pop().__exit__(None, None, None)
 
 
 def _channels(weight: Tensor) -> Tensor:
@@ -155,9 +158,9 @@ def _channels(weight: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
-def _asymmetric(values: Tensor) -> Tensor:
-    """uint8 with one scale from the tensor's own range, zero included."""
-    low, high = values.detach().float().aminmax()
+def _asymmetric(values: Tensor, of: Tensor | None = None) -> Tensor:
+    """uint8 with one scale from the range of the tensor itself, or ``of`` another, with zero."""
+    low, high = (values if of is None else of).detach().float().aminmax()
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = _never_zero((high - low) / 255)
     zero = (-low / scale).round().clamp(0, 255).to(torch.int32)
