@@ -93,7 +93,7 @@ def test_a_spoilt_student_gets_nearer_to_its_fp32_answers_and_is_not_changed_its
     first = recovered(spoilt, bundled_text_preprocessor, tmp_path / "first")
     assert weights_sha256(spoilt) == before
     assert first.steps == 16
-    assert first.dev_loss_after < 0.6 * first.dev_loss_before
+    assert first.dev_loss_after < 0.8 * first.dev_loss_before
     assert not first.model.training
     assert not any(parameter.requires_grad for parameter in first.model.parameters())
     for name, module in first.model.named_modules():
