@@ -1,6 +1,7 @@
 """From a trained run to a bundle: convert, check, and only then give it its name.
 
     run --convert_to_onnx--> fp32 --quantize--> file --check_artefact--> CheckReport
+        int8, failed on labels or rationales: --recover--> student --> another file, checked too
         passed: --write_bundle--> OUTPUT
         failed: OUTPUT/../rejected/NAME with the file, reports/check.json and reason.json
 
@@ -13,9 +14,10 @@ import datetime as dt
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +36,19 @@ from rekd_edge.bundle import (
     write_bundle,
 )
 from rekd_edge.check import (
+    Accuracy,
     CheckReport,
     GateSet,
     LabelledBatch,
     TextEdges,
+    baseline_accuracy,
     check_artefact,
     load_gates,
 )
 from rekd_edge.check.gates import GateResult
 from rekd_edge.check.inputs import examples_of
 from rekd_edge.convert import (
+    RecoverySpec,
     TargetSpec,
     convert_to_onnx,
     file_sha256,
@@ -67,6 +72,7 @@ from rekd_edge.types import RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.bench.tune import TunePlan, TuneReport
+    from rekd_edge.distill.loop import ProgressListener
 
 CHECK_BATCH = 64
 BENCH_EXAMPLES = 200
@@ -74,6 +80,17 @@ REASON_FILE = "reason.json"
 REJECTED_FOLDER = "rejected"
 TWINS_FOLDER = "onnx"
 TUNE_REPORT = "runtime_settings"
+RECOVERY_REPORT = "recovery"
+RECOVERABLE = frozenset(
+    {
+        "accuracy",
+        "worst_class_accuracy",
+        "label_agreement",
+        "rationale_exact",
+        "rationale_jaccard",
+    }
+)
+"""Metrics that training can mend."""
 TWINS = ("plain", "masked")
 STUDENT_WEIGHTS = Path("student") / "best" / "model.safetensors"
 
@@ -91,6 +108,7 @@ class ExportResult:
     manifest: BundleManifest | None
     twins: Mapping[str, Path]
     tuning: TuneReport | None = None
+    recovery: RecoveryReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,7 +118,51 @@ class ExportResult:
             "check": None if self.report is None else self.report.to_json(),
             "twins": {name: str(path) for name, path in self.twins.items()},
             "runtime_settings": None if self.tuning is None else self.tuning.to_json(),
+            "recovery": None if self.recovery is None else self.recovery.to_json(),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What a file reaches on the test split, shares in 0..1, and the gates that it fails."""
+
+    accuracy: float | None
+    label_agreement: float | None
+    rationale_exact: float | None
+    rationale_jaccard: float | None
+    failed_gates: tuple[str, ...]
+
+    @staticmethod
+    def of(report: CheckReport) -> Agreement:
+        found = report.metrics
+        return Agreement(
+            found.get("accuracy"),
+            found.get("label_agreement"),
+            found.get("rationale_exact"),
+            found.get("rationale_jaccard"),
+            report.failures,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """A short training after quantization (docs/adr/0016-recovery.md): the file before and after,
+    against the fp32 student; ``after`` is None where there was none to check. ``taken`` says
+    which of the two was kept, ``why_not`` why it was the first. ``dev_loss`` is the loss on the
+    development split in int8, before and after."""
+
+    epochs: float
+    learning_rate: float
+    before: Agreement
+    after: Agreement | None = None
+    dev_loss: tuple[float, float] | None = None
+    steps: int = 0
+    wall_s: float = 0.0
+    taken: bool = False
+    why_not: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema_version": 1, **asdict(self)}
 
 
 def export_bundle(
@@ -114,6 +176,8 @@ def export_bundle(
     threads: int | None = None,
     tune: bool = False,
     plan: TunePlan | None = None,
+    recover: bool | None = None,
+    listener: ProgressListener | None = None,
 ) -> ExportResult:
     """Exports the run's student as a bundle at ``output``.
 
@@ -121,7 +185,9 @@ def export_bundle(
     target's. ``force`` replaces an existing bundle, once the new one has passed. ``twins`` also
     writes ``RUN/onnx/plain.onnx`` and ``masked.onnx``, which `rekd-edge bench` compares with.
     ``tune`` searches runtime settings on the finished file (:mod:`rekd_edge.bench.tune`) and checks
-    it again with them; ``threads`` are then those of the bundle, too.
+    it again with them; ``threads`` are then those of the bundle, too. ``recover`` trains a
+    little where an int8 file fails (:func:`recover_file`); None does as the target says.
+    ``listener`` is told of that training.
 
     A failed gate is a result with ``passed`` False. Raises :class:`UsageError` for an unknown
     target, a taken ``output`` or a run without a rationalist.
@@ -132,6 +198,7 @@ def export_bundle(
     require_free(output, force=force)
     if tune:
         require_tunable(spec)
+    recovery = recovery_of(spec, recover)
     fused = run.fused()
     with workplace(output) as work:
         file = work / "model.onnx"
@@ -140,10 +207,27 @@ def export_bundle(
         except GateError as error:
             path = reject(work, output, (error.message,), None)
             return ExportResult(path, False, (error.message,), None, None, {})
-        report = check_file(run, file, fused=fused, gates=gate_set, target=spec, threads=threads)
+        known = measure_baselines(run)
+        report = check_file(
+            run, file, fused=fused, gates=gate_set, target=spec, threads=threads, baselines=known
+        )
+        recovered = None
+        if recovery is not None and is_recoverable(report):
+            report, recovered = recover_file(
+                run,
+                file,
+                report,
+                recovery,
+                fused=fused,
+                gates=gate_set,
+                target=spec,
+                threads=threads,
+                baselines=known,
+                listener=listener,
+            )
         if not report.passed:
             path = reject(work, output, report.failures, report)
-            return ExportResult(path, False, report.failures, report, None, {})
+            return ExportResult(path, False, report.failures, report, None, {}, recovery=recovered)
         tuning = None
         if tune:
             report, tuning = tune_file(
@@ -155,12 +239,127 @@ def export_bundle(
                 target=spec,
                 threads=threads,
                 plan=plan,
+                baselines=known,
             )
         manifest = bundle_run(
-            run, fused, file, report, spec, output, force=force, work=work, tuning=tuning
+            run,
+            fused,
+            file,
+            report,
+            spec,
+            output,
+            force=force,
+            work=work,
+            tuning=tuning,
+            recovery=recovered,
         )
     written = export_twins(run, fused=fused, target=spec) if twins else {}
-    return ExportResult(output, True, (), report, manifest, written, tuning)
+    return ExportResult(output, True, (), report, manifest, written, tuning, recovered)
+
+
+def recovery_of(target: TargetSpec, wanted: bool | None) -> RecoverySpec | None:
+    """How a file of ``target`` is recovered; ``wanted`` None leaves it to the target.
+
+    Raises :class:`UsageError` where it is wanted and the target is not int8.
+    """
+    if wanted is False:
+        return None
+    if wanted and not target.precision.startswith("int8"):
+        raise UsageError(
+            f"--recover is for int8, and {target.name!r} is {target.precision}",
+            hint="leave it out, or take a target such as onnx-int8",
+        )
+    return target.recovery or (RecoverySpec() if wanted else None)
+
+
+def is_recoverable(report: CheckReport) -> bool:
+    """Whether every gate that failed is one that training can mend."""
+    failed = [gate for gate in report.gates if not gate.passed]
+    return bool(failed) and all(
+        gate.metric in RECOVERABLE and gate.measured is not None for gate in failed
+    )
+
+
+def recover_file(
+    run: Run,
+    file: Path,
+    report: CheckReport,
+    recovery: RecoverySpec,
+    *,
+    fused: FusedRationalist,
+    gates: GateSet,
+    target: TargetSpec,
+    threads: int | None = None,
+    baselines: Mapping[str, Accuracy] | None = None,
+    listener: ProgressListener | None = None,
+) -> tuple[CheckReport, RecoveryReport]:
+    """Trains a copy of the student in the arithmetic of ``file``, which failed its check
+    (``report``), makes a file of it and checks that against the same fp32 student.
+
+    ``file`` is replaced only by one that fails fewer gates, or equally many and agrees better,
+    and fails none that ``file`` held. The run is not changed.
+    """
+    from rekd_edge.distill.loop import DivergedError
+    from rekd_edge.distill.recovery import recover
+
+    assert target.precision in ("int8-dynamic", "int8-static")
+    started = time.monotonic()
+    found = RecoveryReport(recovery.epochs, recovery.learning_rate, Agreement.of(report))
+
+    def kept(why_not: str, done: RecoveryReport) -> tuple[CheckReport, RecoveryReport]:
+        return report, replace(done, why_not=why_not, wall_s=time.monotonic() - started)
+
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".recovery.") as folder:
+        try:
+            made = recover(
+                fused,
+                recovery,
+                precision=target.precision,
+                parts=target.quantize,
+                train=run.recipe.student.train,
+                examples=run.data().train,
+                dev=run.data().dev,
+                preprocessor=run.preprocessor.deployed(),
+                folder=Path(folder) / "training",
+                seed=run.recipe.seed,
+                calibration=_calibration(run, target),
+                listener=listener,
+            )
+            found = replace(
+                found, steps=made.steps, dev_loss=(made.dev_loss_before, made.dev_loss_after)
+            )
+            other = Path(folder) / "model.onnx"
+            metadata = artefact_metadata(run, made.model) | {"recovery_steps": str(made.steps)}
+            convert_run(run, made.model, target, other, metadata)
+        except (DivergedError, GateError) as error:  # the first file is still there
+            return kept(error.message, found)
+        after = check_file(
+            run,
+            other,
+            fused=fused,
+            gates=gates,
+            target=target,
+            threads=threads,
+            baselines=baselines,
+        )
+        found = replace(found, after=Agreement.of(after))
+        if not _better(after, report):
+            return kept("it is no better", found)
+        os.replace(other, file)
+    return after, replace(found, taken=True, wall_s=time.monotonic() - started)
+
+
+def _better(after: CheckReport, before: CheckReport) -> bool:
+    """Both were held to the same gates, in the same order."""
+    broken = [not a.passed and b.passed for a, b in zip(after.gates, before.gates, strict=True)]
+    if any(broken):
+        return False
+
+    def rank(report: CheckReport) -> tuple[float, ...]:
+        names = ("rationale_exact", "rationale_jaccard", "label_agreement", "accuracy")
+        return (-len(report.failures), *(report.metrics.get(name, 0.0) for name in names))
+
+    return rank(after) > rank(before)
 
 
 def tune_file(
@@ -173,6 +372,7 @@ def tune_file(
     target: TargetSpec,
     threads: int | None = None,
     plan: TunePlan | None = None,
+    baselines: Mapping[str, Accuracy] | None = None,
 ) -> tuple[CheckReport, TuneReport]:
     """Searches settings for a file that has passed its check (``report``), on examples of the test
     split, and checks it again with what was found; settings that do not pass are not taken."""
@@ -191,7 +391,13 @@ def tune_file(
     if found.settings.is_default:
         return report, found
     checked = check_file(
-        run, file, fused=fused, gates=gates, target=target, runtime_settings=found.settings
+        run,
+        file,
+        fused=fused,
+        gates=gates,
+        target=target,
+        runtime_settings=found.settings,
+        baselines=baselines,
     )
     if checked.passed:
         return checked, found
@@ -242,22 +448,26 @@ def convert_run(
     if target.precision == "fp32":
         return
     try:
-        calibration: list[dict[str, np.ndarray]] = []
-        if target.precision == "int8-static":
-            batches = test_batches(run.data().train, run.preprocessor)
-            calibration = examples_of(batches, target.calibration_examples)
         parts = target.quantize if isinstance(model, FusedRationalist) else ("predictor",)
         quantize(
             exported,
             path,
             precision=target.precision,
             parts=parts,
-            calibration=calibration,
+            calibration=_calibration(run, target),
             target=target.name,
         )
     finally:
         if exported != fp32:
             exported.unlink(missing_ok=True)
+
+
+def _calibration(run: Run, target: TargetSpec) -> list[dict[str, np.ndarray]]:
+    """The training examples from which `int8-static` takes its ranges; none for the others."""
+    if target.precision != "int8-static":
+        return []
+    batches = test_batches(run.data().train, run.preprocessor)
+    return examples_of(batches, target.calibration_examples)
 
 
 def check_bundle(
@@ -444,18 +654,20 @@ def check_file(
     target: TargetSpec,
     threads: int | None = None,
     runtime_settings: RuntimeSettings | None = None,
+    baselines: Mapping[str, Accuracy] | None = None,
 ) -> CheckReport:
     """One ONNX file against the run's fused student on the whole test split; the teacher and a
-    trained plain classifier, where the run has them, are measured on it too."""
+    trained plain classifier, where the run has them, are measured on it too, unless
+    ``baselines`` says what they reach."""
     return check_artefact(
         file,
         model=fused,
         io_spec=fused.io_spec(),
         label_names=run.label_names,
-        batches=test_batches(run.data().test, run.preprocessor, run.teacher_preprocessor),
+        batches=test_batches(run.data().test, run.preprocessor),
         gates=gates,
         edges=text_edges(run.preprocessor),
-        baselines=baselines(run),
+        baselines=measure_baselines(run) if baselines is None else baselines,
         provider=target.execution_provider,
         threads=threads,
         runtime=target.runtime,
@@ -490,16 +702,17 @@ def text_edges(preprocessor: Preprocessor) -> TextEdges | None:
     return TextEdges(special["cls"], special["sep"], special["pad"], preprocessor.max_length)
 
 
-def baselines(run: Run) -> dict[str, Any]:
-    """Functions from model inputs to logits of the teacher and the trained plain classifier."""
-    found: dict[str, Any] = {}
+def measure_baselines(run: Run) -> dict[str, Accuracy]:
+    """What the teacher and the trained plain classifier reach on the test split."""
+    functions: dict[str, Any] = {}
     teacher = run.teacher()
     if teacher is not None:
-        found["teacher"] = _mapping_logits(teacher)
+        functions["teacher"] = _mapping_logits(teacher)
     plain = run.plain()
     if plain is not None:
-        found["plain"] = _positional_logits(plain)
-    return found
+        functions["plain"] = _positional_logits(plain)
+    batches = test_batches(run.data().test, run.preprocessor, run.teacher_preprocessor)
+    return baseline_accuracy(functions, batches, run.label_names)
 
 
 def _mapping_logits(model: nn.Module) -> Any:
@@ -597,10 +810,13 @@ def bundle_run(
     work: Path,
     more_reports: Mapping[str, dict[str, Any]] | None = None,
     tuning: TuneReport | None = None,
+    recovery: RecoveryReport | None = None,
 ) -> BundleManifest:
     """Writes the bundle of a checked file, by way of the folder ``work`` if one is replaced."""
     accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
     reports = {"check": report.to_json(), **(more_reports or {})}
+    if recovery is not None:
+        reports[RECOVERY_REPORT] = recovery.to_json()
     settings = None
     if tuning is not None:
         reports[TUNE_REPORT] = tuning.to_json()

@@ -282,7 +282,7 @@ class _Table:
         """A digest of everything that the file and its accuracy follow from."""
         facts: dict[str, Any] = {
             "form": candidate.form,
-            "target": target.model_dump(mode="json"),
+            "target": target.model_dump(mode="json", exclude={"recovery"}),
             "student": student_sha256(run),
             "plain": student_sha256(self.run(self.spec.reference.run)),
             "recipe": run.recipe.model_dump(mode="json"),

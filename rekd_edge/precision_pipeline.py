@@ -2,7 +2,8 @@
 
 Every target that differs from the named one in precision alone is made, checked on the whole test
 split and, if it passes its gates, timed beside the others and the plain classifier in one
-interleaved run. The fastest is bundled; the others are listed with the reason why not.
+interleaved run. The fastest is bundled; the others are listed with the reason why not. int8 that
+fails on labels or rationales is trained a little first, where its target says so.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rekd_edge.bench import BenchSettings, bench_files
 from rekd_edge.check import CheckReport, load_gates
@@ -20,10 +21,15 @@ from rekd_edge.errors import GateError
 from rekd_edge.export_pipeline import (
     BENCH_EXAMPLES,
     ExportResult,
+    RecoveryReport,
     bundle_run,
     check_file,
     convert_run,
     export_twins,
+    is_recoverable,
+    measure_baselines,
+    recover_file,
+    recovery_of,
     reject,
     require_free,
     require_tunable,
@@ -35,6 +41,9 @@ from rekd_edge.pareto import dominates
 from rekd_edge.run_folder import Run
 from rekd_edge.runners import require_runtime
 
+if TYPE_CHECKING:
+    from rekd_edge.distill.loop import ProgressListener
+
 AUTO = "auto"
 REPORT = "precision"
 """Name of the report in the bundle."""
@@ -44,7 +53,8 @@ SETTINGS = BenchSettings(min_duration_s=3.0, min_count=200, cold_starts=0)
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One precision. Shares of the whole test split, against the torch model; ``p50_ms`` and
-    ``ratio_to_plain`` only where the gates hold. ``why_not`` is empty for the one chosen."""
+    ``ratio_to_plain`` only where the gates hold. ``recovery`` is there where its file was trained
+    after it had failed. ``why_not`` is empty for the one chosen."""
 
     target: str
     precision: str
@@ -57,6 +67,7 @@ class Variant:
     failed_gates: tuple[str, ...]
     p50_ms: float | None = None
     ratio_to_plain: float | None = None
+    recovery: RecoveryReport | None = None
     on_front: bool = False
     why_not: str = ""
 
@@ -89,6 +100,8 @@ def export_fastest(
     threads: int | None = None,
     tune: bool = False,
     settings: BenchSettings = SETTINGS,
+    recover: bool | None = None,
+    listener: ProgressListener | None = None,
 ) -> tuple[ExportResult, PrecisionReport]:
     """Exports the fastest variant of ``target`` that holds its gates; arguments as
     :func:`~rekd_edge.export_pipeline.export_bundle`, latency at one thread.
@@ -103,6 +116,7 @@ def export_fastest(
         require_tunable(base)
     fused = run.fused()
     specs = {spec.name: spec for spec in found_targets}
+    known = measure_baselines(run)
     with workplace(output) as work:
         fp32: Path | None = None
         variants: dict[str, Variant] = {}
@@ -119,15 +133,33 @@ def export_fastest(
             files[name] = file
             if spec.precision == "fp32":
                 fp32 = file  # exported once; the others are made from it
+            gate_set = load_gates(gates or spec.gates)
             checks[name] = check_file(
                 run,
                 file,
                 fused=fused,
-                gates=load_gates(gates or spec.gates),
+                gates=gate_set,
                 target=spec,
                 threads=threads,
+                baselines=known,
             )
-            variants[name] = _variant(spec, checks[name])
+            recovered = None
+            is_int8 = spec.precision.startswith("int8")
+            recovery = recovery_of(spec, recover) if is_int8 else None
+            if recovery is not None and is_recoverable(checks[name]):
+                checks[name], recovered = recover_file(
+                    run,
+                    file,
+                    checks[name],
+                    recovery,
+                    fused=fused,
+                    gates=gate_set,
+                    target=spec,
+                    threads=threads,
+                    baselines=known,
+                    listener=listener,
+                )
+            variants[name] = _variant(spec, checks[name], recovered)
         written = export_twins(run, fused=fused, target=base) if twins else {}
         passing = {name: files[name] for name in files if variants[name].passed}
         validity = None
@@ -145,7 +177,9 @@ def export_fastest(
                 None if nearest is None else checks[nearest],
             )
             found = None if nearest is None else checks[nearest]
-            return ExportResult(place, False, reasons, found, None, {}), report
+            recovered = None if nearest is None else variants[nearest].recovery
+            result = ExportResult(place, False, reasons, found, None, {}, recovery=recovered)
+            return result, report
         best = report.chosen
         tuning = None
         if tune:
@@ -157,6 +191,7 @@ def export_fastest(
                 gates=load_gates(gates or specs[best].gates),
                 target=specs[best],
                 threads=threads,
+                baselines=known,
             )
         manifest = bundle_run(
             run,
@@ -169,8 +204,12 @@ def export_fastest(
             work=work,
             more_reports={REPORT: report.to_json()},
             tuning=tuning,
+            recovery=variants[best].recovery,
         )
-    return ExportResult(output, True, (), checks[best], manifest, written, tuning), report
+    result = ExportResult(
+        output, True, (), checks[best], manifest, written, tuning, variants[best].recovery
+    )
+    return result, report
 
 
 def choose(variants: Sequence[Variant]) -> tuple[Variant, ...]:
@@ -243,7 +282,9 @@ def _time(
     return "VALID" if measured.valid else "INVALID"
 
 
-def _variant(spec: TargetSpec, report: CheckReport) -> Variant:
+def _variant(
+    spec: TargetSpec, report: CheckReport, recovery: RecoveryReport | None = None
+) -> Variant:
     found = report.metrics
     return Variant(
         target=spec.name,
@@ -255,6 +296,7 @@ def _variant(spec: TargetSpec, report: CheckReport) -> Variant:
         rationale_jaccard=found.get("rationale_jaccard"),
         size_bytes=report.size_bytes,
         failed_gates=report.failures,
+        recovery=recovery,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rekd_edge.check.checker import LogitFunction, check_artefact
+from rekd_edge.check.checker import LogitFunction, baseline_accuracy, check_artefact
 from rekd_edge.check.compare import Comparison, differences, summarise
 from rekd_edge.check.exclusion import (
     NumericalExclusion,
@@ -27,6 +27,7 @@ __all__ = [
     "ParityCase",
     "StructuralExclusion",
     "TextEdges",
+    "baseline_accuracy",
     "check_artefact",
     "differences",
     "evaluate_gates",

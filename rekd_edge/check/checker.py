@@ -66,7 +66,7 @@ def check_artefact(
     batches: Iterable[LabelledBatch],
     gates: GateSet,
     edges: TextEdges | None = None,
-    baselines: Mapping[str, LogitFunction] | None = None,
+    baselines: Mapping[str, Accuracy] | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     provider: str = "CPUExecutionProvider",
     threads: int | None = None,
@@ -77,8 +77,8 @@ def check_artefact(
     """Checks ``path`` against ``model`` (fused, in eval mode) on all of ``batches``.
 
     ``batches`` is the whole test split. ``edges`` gives what the edge lengths of a text model
-    are built from and is None for images. ``baselines`` are other models (``teacher``,
-    ``plain``), run on the same batches for their accuracy.
+    are built from and is None for images. ``baselines`` is what other models (``teacher``,
+    ``plain``) reach on the same batches (:func:`baseline_accuracy`).
 
     A gate that does not hold makes the report's ``passed`` False and raises nothing. Raises
     :class:`IntegrityError` if the file is no ONNX model, :class:`BackendError` if the runtime or
@@ -114,7 +114,8 @@ def check_artefact(
     except RunError as error:
         found.problems.append(error.message)
     _check_numbers(proto, named, found, engine, seed=seed)
-    references = _references(held, label_names, baselines or {}, found)
+    found.accuracy.update(baselines or {})
+    references = _references(held, label_names, found)
     if any(gate.metric in LATENCY_METRICS for gate in gates.gates):
         _measure_latency(path, examples, found, engine)
     return CheckReport(
@@ -296,20 +297,30 @@ def _check_numbers(
     )
 
 
-def _references(
-    batches: Sequence[LabelledBatch],
-    label_names: Sequence[str],
+def baseline_accuracy(
     baselines: Mapping[str, LogitFunction],
-    found: _Found,
+    batches: Iterable[LabelledBatch],
+    label_names: Sequence[str],
+) -> dict[str, Accuracy]:
+    """What other models reach on the whole test split, by name."""
+    held = list(batches)
+    labels = np.concatenate([batch.labels for batch in held])
+    return {
+        name: _accuracy(
+            np.concatenate([answer(one.other_inputs.get(name, one.inputs)) for one in held]),
+            labels,
+            label_names,
+        )
+        for name, answer in baselines.items()
+    }
+
+
+def _references(
+    batches: Sequence[LabelledBatch], label_names: Sequence[str], found: _Found
 ) -> dict[str, dict[str, float]]:
     labels = np.concatenate([batch.labels for batch in batches])
     counts = np.bincount(labels, minlength=len(label_names))
     references = {"majority": {"accuracy": float(counts.max() / counts.sum())}}
-    for name, function in baselines.items():
-        logits = np.concatenate(
-            [function(batch.other_inputs.get(name, batch.inputs)) for batch in batches]
-        )
-        found.accuracy[name] = _accuracy(logits, labels, label_names)
     for name, accuracy in found.accuracy.items():
         if name != "onnx":
             references[name] = {

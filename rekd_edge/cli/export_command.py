@@ -13,7 +13,7 @@ from rekd_edge.errors import GateError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rekd_edge.export_pipeline import ExportResult
+    from rekd_edge.export_pipeline import ExportResult, RecoveryReport
     from rekd_edge.precision_pipeline import PrecisionReport
     from rekd_edge.run_folder import Run
 
@@ -64,13 +64,21 @@ def export_run(
             "file; with --threads those are kept.",
         ),
     ] = False,
+    recover: Annotated[
+        bool | None,
+        typer.Option(
+            "--recover/--no-recover",
+            help="Train a little in int8 where an int8 file fails on labels, rationales or "
+            "accuracy. [as the target says]",
+        ),
+    ] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Convert the student to ONNX, check it on real data and write the bundle.
 
     If a gate fails, no bundle is written: the file goes to rejected/ with reason.json, exit 3.
     """
-    from rekd_edge.cli.console import status_console
+    from rekd_edge.cli.progress import ExportProgress
     from rekd_edge.export_pipeline import export_bundle
     from rekd_edge.run_folder import open_run
 
@@ -81,9 +89,11 @@ def export_run(
                 f"--precision {precision!r}: only 'auto' is searched for",
                 hint="a precision of its own is a target, e.g. --target onnx-int8",
             )
-        _export_fastest(opened, output, target, gates, threads, force, twins, tune, json_path)
+        _export_fastest(
+            opened, output, target, gates, threads, force, twins, tune, recover, json_path
+        )
         return
-    with status_console().status("converting and checking"):
+    with ExportProgress("converting and checking") as progress:
         result = export_bundle(
             opened,
             target=target,
@@ -93,11 +103,15 @@ def export_run(
             twins=twins,
             threads=threads,
             tune=tune,
+            recover=recover,
+            listener=progress,
         )
 
     def render(console: Console) -> None:
         if result.report is not None:
             result.report.render(console)
+        if result.recovery is not None:
+            show_recovery(console, target, result.recovery)
         show_tuning(console, result)
         if result.passed:
             console.print(f"bundle: {result.path}", markup=False)
@@ -119,12 +133,13 @@ def _export_fastest(
     force: bool,
     twins: bool,
     tune: bool,
+    recover: bool | None,
     json_path: str | None,
 ) -> None:
-    from rekd_edge.cli.console import status_console
+    from rekd_edge.cli.progress import ExportProgress
     from rekd_edge.precision_pipeline import export_fastest
 
-    with status_console().status("converting, checking and timing every precision"):
+    with ExportProgress("converting, checking and timing every precision") as progress:
         result, found = export_fastest(
             run,
             target=target,
@@ -134,6 +149,8 @@ def _export_fastest(
             twins=twins,
             threads=threads,
             tune=tune,
+            recover=recover,
+            listener=progress,
         )
 
     def render(console: Console) -> None:
@@ -149,6 +166,25 @@ def _export_fastest(
             "no precision holds its gates:\n  " + "\n  ".join(result.reasons),
             hint=f"the nearest file and the reasons are in {result.path}",
         )
+
+
+def show_recovery(console: Console, target: str, recovery: RecoveryReport) -> None:
+    """One line: what the training after quantization did to the file."""
+    parts = []
+    for what, name in (
+        ("labels", "label_agreement"),
+        ("rationales", "rationale_exact"),
+        ("accuracy", "accuracy"),
+    ):
+        after = None if recovery.after is None else getattr(recovery.after, name)
+        parts.append(f"{what} {_cell(getattr(recovery.before, name), '.4f')} -> ")
+        parts[-1] += _cell(after, ".4f")
+    outcome = "taken" if recovery.taken else f"not taken: {recovery.why_not}"
+    console.print(
+        f"{target}: trained in int8 for {recovery.steps} steps, {recovery.wall_s:.0f} s: "
+        f"{', '.join(parts)} ({outcome})",
+        markup=False,
+    )
 
 
 def show_tuning(console: Console, result: ExportResult) -> None:
@@ -189,6 +225,9 @@ def show(console: Console, report: PrecisionReport) -> None:
         )
         table.add_row(one.target, *cells, one.why_not or "chosen")
     console.print(table)
+    for one in report.variants:
+        if one.recovery is not None:
+            show_recovery(console, one.target, one.recovery)
 
 
 def _cell(value: float | None, form: str) -> str:

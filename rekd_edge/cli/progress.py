@@ -85,3 +85,31 @@ class TrainingProgress:
     def warning(self, warning: TrainingWarning) -> None:
         label = f"{self._title}: {warning.phase}" if self._title else warning.phase
         self._console.print(f"[yellow]warning[/] {label}, step {warning.step}: {warning}")
+
+
+class ExportProgress(TrainingProgress):
+    """A spinner that says ``what`` is done, and bars from when something is trained."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._status = self._console.status(what)
+
+    def __enter__(self) -> ExportProgress:
+        self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._status.stop()
+        if self._task is not None:
+            super().__exit__(kind, error, trace)
+
+    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
+        if self._task is None:
+            self._status.stop()
+            self._bar.start()
+        super().phase(name, total_steps, done_steps)

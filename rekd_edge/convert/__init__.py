@@ -12,7 +12,7 @@ from rekd_edge.convert.io_spec import (
     validate_io,
 )
 from rekd_edge.convert.quantize import PrecisionError, matrix_products, quantize
-from rekd_edge.convert.targets import TargetSpec, load_target, variants_of
+from rekd_edge.convert.targets import RecoverySpec, TargetSpec, load_target, variants_of
 from rekd_edge.convert.to_onnx import (
     ConversionError,
     OnnxArtefact,
@@ -32,6 +32,7 @@ __all__ = [
     "IoSpecError",
     "OnnxArtefact",
     "PrecisionError",
+    "RecoverySpec",
     "TargetSpec",
     "convert_to_onnx",
     "file_sha256",

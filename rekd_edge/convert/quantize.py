@@ -1,11 +1,12 @@
-"""The precision of a finished fp32 file: int8, for the predictor or the selector too.
+"""The precision of a finished fp32 file: int8 or fp16, for the predictor or the selector too.
 
 The graph is divided where the predictor can be cut off (``CUT_NAMES``): what `logits` needs beyond
 the cut is the predictor, everything else the selector. When only the predictor is changed,
 selection stays exactly as it is, so the rationale cannot drift.
 
-Weights of matrix products get one scale a channel. Products of two activations (attention) stay in
-floating point, and so do norms, softmax and the comparison of scores.
+In int8 the weights of matrix products get one scale a channel; products of two activations
+(attention) stay in floating point, and so do norms and softmax. In fp16 a part computes everything
+in fp16 (:mod:`rekd_edge.convert.half`). Scores are compared in fp32 in every precision.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import numpy as np
 import onnx
 
 from rekd_edge.convert.graph import CUT_NAMES, beyond_cut, producers
+from rekd_edge.convert.half import to_half, weights_in_fp32
 from rekd_edge.convert.to_onnx import write_model
-from rekd_edge.convert.types import Int8, Part
+from rekd_edge.convert.types import Lower, Part
 from rekd_edge.errors import BackendError, GateError, UsageError
 
 Inputs = Mapping[str, np.ndarray]
@@ -51,7 +53,7 @@ def quantize(
     source: Path,
     path: Path,
     *,
-    precision: Int8,
+    precision: Lower,
     parts: Sequence[Part] = ("selector", "predictor"),
     calibration: Sequence[Inputs] = (),
     target: str | None = None,
@@ -91,16 +93,24 @@ def quantize(
     ]
     del model.graph.value_info[:]  # inner shapes of the exporter contradict those of int8 nodes
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        made = Path(folder) / "model.onnx"
-        with _quiet():
-            if precision == "int8-dynamic":
-                _dynamic(model, made, _weighted(model, within))
-            else:
-                _static(model, made, _weighted(model, within), calibration)
-        result = onnx.load(str(made))
+    if precision == "fp16":
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+        result = to_half(result, node_parts(result), parts)
+        left = weights_in_fp32(result, node_parts(result), parts)
+        if left:
+            raise PrecisionError(f"asked for fp16; these weights are in fp32: {', '.join(left)}")
+    else:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            made = Path(folder) / "model.onnx"
+            with _quiet():
+                if precision == "int8-dynamic":
+                    _dynamic(model, made, _weighted(model, within))
+                else:
+                    _static(model, made, _weighted(model, within), calibration)
+            result = onnx.load(str(made))
     found = matrix_products(result)
-    _require(found, parts)
+    _require(found, precision.partition("-")[0], parts)
     _describe(result, model, precision, parts, target)
     write_model(result, path)
     return found
@@ -218,24 +228,24 @@ def _name_nodes(model: onnx.ModelProto) -> None:
             node.name = f"{node.op_type}_{index}"
 
 
-def _require(found: Mapping[str, Mapping[str, int]], parts: Sequence[Part]) -> None:
-    """Every product of the chosen parts is in the precision asked for, and no other one is."""
+def _require(found: Mapping[str, Mapping[str, int]], kind: str, parts: Sequence[Part]) -> None:
+    """Every product of the chosen parts is of the ``kind`` asked for, and no other one is."""
     for part, counts in found.items():
-        expected = "int8" if part in parts else "fp32"
+        expected = kind if part in parts else "fp32"
         wrong = {kind: count for kind, count in counts.items() if kind != expected}
         if wrong:
             listed = ", ".join(f"{count} in {kind}" for kind, count in wrong.items())
             raise PrecisionError(
                 f"asked for {expected} in the {part}; of its matrix products {listed}"
             )
-    if not any(counts.get("int8") for counts in found.values()):
-        raise PrecisionError(f"no matrix product of {', '.join(parts)} could be made int8")
+    if not any(counts.get(kind) for counts in found.values()):
+        raise PrecisionError(f"no matrix product of {', '.join(parts)} could be made {kind}")
 
 
 def _describe(
     result: onnx.ModelProto,
     source: onnx.ModelProto,
-    precision: Int8,
+    precision: Lower,
     parts: Sequence[Part],
     target: str | None,
 ) -> None:

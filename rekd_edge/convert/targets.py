@@ -13,6 +13,16 @@ from rekd_edge.resources import export_dir
 from rekd_edge.types import RuntimeName
 
 
+class RecoverySpec(BaseModel):
+    """A short training in the target's arithmetic, where an int8 file fails its gates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epochs: float = Field(default=1.0, gt=0, le=100)
+    """Passes over the training split."""
+    learning_rate: float = Field(default=2.0e-5, gt=0, allow_inf_nan=False)
+
+
 class TargetSpec(BaseModel):
     """One target: the runtime, the file format and the gates that must hold there."""
 
@@ -34,12 +44,16 @@ class TargetSpec(BaseModel):
     """ONNX file format version; ONNX Runtime 1.31 reads up to 13."""
     precision: Precision = "fp32"
     """Of matrix products with weights; the file's actual precision must match. `int8-dynamic`
-    takes the ranges of activations from each query, `int8-static` from calibration data."""
+    takes the ranges of activations from each query, `int8-static` from calibration data. `fp16`
+    keeps the comparison of scores, and all inputs and outputs, in fp32."""
     quantize: tuple[Part, ...] = Field(default=("selector", "predictor"), min_length=1)
     """Parts in that precision; the other stays in fp32. With the predictor alone the rationale
     is exactly that of the fp32 file."""
     calibration_examples: int = Field(default=128, ge=1)
     """`int8-static`: training examples, drawn evenly over the split."""
+    recovery: RecoverySpec | None = None
+    """int8: how a file that fails a gate on labels, rationales or accuracy is trained to answer
+    like the fp32 student (docs/adr/0016-recovery.md); null: not at all."""
     dynamic_batch: bool = True
     """Whether one file serves every batch size."""
     dynamic_tokens: bool = True
@@ -53,6 +67,8 @@ class TargetSpec(BaseModel):
             raise ValueError(f"{self.runtime} has no execution_provider {self.execution_provider}")
         if self.runtime == "openvino" and self.precision != "fp32":
             raise ValueError("the runtime openvino is supported in fp32 alone")
+        if self.recovery is not None and not self.precision.startswith("int8"):
+            raise ValueError(f"recovery is for int8, not for {self.precision}")
         return self
 
 
@@ -74,7 +90,7 @@ def variants_of(name: str) -> tuple[TargetSpec, ...]:
 
 def _but_precision(target: TargetSpec) -> dict[str, object]:
     differs = {"name", "description", "precision", "quantize", "calibration_examples", "gates"}
-    return target.model_dump(exclude=differs)
+    return target.model_dump(exclude=differs | {"recovery"})
 
 
 def load_target(name_or_path: str) -> TargetSpec:

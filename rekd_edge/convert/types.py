@@ -5,5 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 Int8 = Literal["int8-dynamic", "int8-static"]
-Precision = Literal["fp32"] | Int8
+Lower = Literal["fp16"] | Int8
+Precision = Literal["fp32"] | Lower
 Part = Literal["selector", "predictor"]

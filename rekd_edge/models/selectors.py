@@ -7,6 +7,7 @@ content tokens as the predictor.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -193,6 +194,11 @@ class SharedSelector(Selector):
         self.depth = depth
         self.norm = nn.LayerNorm(encoder.embed_dim)
         self.head = selection_head(encoder.embed_dim)
+
+    def untie(self) -> None:
+        """Takes a copy of the shared blocks: training the predictor changes no score any more."""
+        self.own = copy.deepcopy(self._shared[0])
+        self._shared = (self.own,)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         encoder = self._shared[0]

@@ -45,6 +45,8 @@ def test_the_fastest_precision_that_holds_its_gates_is_bundled(run: Run, tmp_pat
     assert result.passed
     assert [one.target for one in report.variants] == [
         "onnx",
+        "onnx-fp16",
+        "onnx-fp16-predictor",
         "onnx-int8",
         "onnx-int8-predictor",
         "onnx-int8-static",
@@ -56,9 +58,11 @@ def test_the_fastest_precision_that_holds_its_gates_is_bundled(run: Run, tmp_pat
     chosen = next(one for one in report.variants if one.target == report.chosen)
     assert chosen.on_front
     assert all(bool(one.why_not) == (one is not chosen) for one in report.variants)
-    # The selector is untouched where the predictor alone is int8.
+    # The selector is untouched where the predictor alone is changed.
     exact = {one.target: one.rationale_exact for one in report.variants}
-    assert exact["onnx-int8-predictor"] == exact["onnx"]
+    assert exact["onnx-int8-predictor"] == exact["onnx-fp16-predictor"] == exact["onnx"]
+    size = {one.target: one.size_bytes or 0 for one in report.variants}
+    assert size["onnx-fp16"] < 0.55 * size["onnx"]
 
     manifest = verify_bundle(output)
     assert manifest.target == report.chosen
@@ -68,7 +72,7 @@ def test_the_fastest_precision_that_holds_its_gates_is_bundled(run: Run, tmp_pat
     stated = {item.key: item.value for item in model.metadata_props}
     assert stated["rekd_edge.target"] == report.chosen
     kinds = {kind for counts in matrix_products(model).values() for kind in counts}
-    assert ("int8" in kinds) == (load_target(report.chosen or "").precision != "fp32")
+    assert load_target(report.chosen or "").precision.partition("-")[0] in kinds
     assert not list(run.path.glob(".bundle*"))
 
 
@@ -109,7 +113,7 @@ def test_without_a_variant_inside_the_gates_nothing_is_bundled(run: Run, tmp_pat
     assert "Traceback" not in answer.stderr
     assert not output.exists()
     reason = json.loads((output.parent / "rejected" / "bundle" / "reason.json").read_text())
-    assert len(reason["reasons"]) == 4
+    assert len(reason["reasons"]) == 6
     assert [path.name for path in output.parent.iterdir()] == ["rejected"]
 
 

@@ -18,6 +18,7 @@ from rekd_edge.check import (
     GateSet,
     LabelledBatch,
     TextEdges,
+    baseline_accuracy,
     check_artefact,
     load_gates,
 )
@@ -227,7 +228,11 @@ def test_baselines_are_references(tiny_text_onnx: OnnxArtefact, check_text: Chec
         tiny_text_onnx.path,
         batches=held,
         gates=GateSet(schema_version=1, name="teacher", gates=(gate,)),
-        baselines={"teacher": lambda _: np.eye(3, dtype=np.float32)[labels]},
+        baselines=baseline_accuracy(
+            {"teacher": lambda _: np.eye(3, dtype=np.float32)[labels]},
+            held,
+            ("negative", "neutral", "positive"),
+        ),
     )
     assert not report.passed
     assert report.accuracy["teacher"].overall == 1.0

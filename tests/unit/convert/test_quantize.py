@@ -20,10 +20,12 @@ from rekd_edge.convert import (
     variants_of,
 )
 from rekd_edge.convert.quantize import node_parts
-from rekd_edge.convert.types import Int8, Part
+from rekd_edge.convert.types import Lower, Part
 from rekd_edge.errors import UsageError
 from rekd_edge.runners import OnnxRunner
+from rekd_edge.selection import LOWEST_SCORE
 
+CLS, SEP = 101, 102
 BOTH: tuple[Part, ...] = ("selector", "predictor")
 
 
@@ -40,10 +42,13 @@ def calibration(text_batches: list[LabelledBatch]) -> list[dict[str, np.ndarray]
         ("int8-dynamic", ("selector",)),
         ("int8-static", BOTH),
         ("int8-static", ("predictor",)),
+        ("fp16", BOTH),
+        ("fp16", ("predictor",)),
+        ("fp16", ("selector",)),
     ],
 )
 def test_only_the_chosen_parts_change_and_all_of_their_products_do(
-    precision: Int8,
+    precision: Lower,
     parts: tuple[Part, ...],
     tiny_text_onnx: OnnxArtefact,
     text_batches: list[LabelledBatch],
@@ -57,7 +62,8 @@ def test_only_the_chosen_parts_change_and_all_of_their_products_do(
     )
     assert set(before["selector"]) == set(before["predictor"]) == {"fp32"}
     for part in BOTH:
-        assert found[part] == {("int8" if part in parts else "fp32"): before[part]["fp32"]}
+        kind = precision.partition("-")[0] if part in parts else "fp32"
+        assert found[part] == {kind: before[part]["fp32"]}
     model = onnx.load(str(path))
     stated = {item.key: item.value for item in model.metadata_props}
     assert stated["rekd_edge.precision"] == precision
@@ -75,7 +81,8 @@ def test_only_the_chosen_parts_change_and_all_of_their_products_do(
             same = (got.rationale_mask == expected.rationale_mask).all(axis=1)
             scale = np.abs(expected.logits).max()
             assert same.any()
-            assert np.abs(got.logits - expected.logits)[same].max() < 0.25 * scale
+            tolerance = 0.01 if precision == "fp16" else 0.25
+            assert np.abs(got.logits - expected.logits)[same].max() < tolerance * scale
 
 
 def test_dynamic_int8_is_smaller(tiny_text_onnx: OnnxArtefact, tmp_path: Path) -> None:
@@ -83,14 +90,78 @@ def test_dynamic_int8_is_smaller(tiny_text_onnx: OnnxArtefact, tmp_path: Path) -
     assert (tmp_path / "dynamic.onnx").stat().st_size < 0.6 * tiny_text_onnx.size_bytes
 
 
-def test_images_and_plain_classifiers_can_be_quantized(
-    tiny_image_onnx: OnnxArtefact, image_batches: list[LabelledBatch], tmp_path: Path
+@pytest.mark.parametrize("precision", ["int8-dynamic", "fp16"])
+def test_images_can_be_quantized(
+    precision: Lower,
+    tiny_image_onnx: OnnxArtefact,
+    image_batches: list[LabelledBatch],
+    tmp_path: Path,
 ) -> None:
-    found = quantize(tiny_image_onnx.path, tmp_path / "low.onnx", precision="int8-dynamic")
-    assert all(set(counts) == {"int8"} for counts in found.values())
+    found = quantize(tiny_image_onnx.path, tmp_path / "low.onnx", precision=precision)
+    assert all(set(counts) == {precision.partition("-")[0]} for counts in found.values())
+    assert structural_exclusion(onnx.load(str(tmp_path / "low.onnx"))).passed
     with OnnxRunner(tmp_path / "low.onnx", threads=1) as low:
         assert np.isfinite(low.run(image_batches[0].inputs).logits).all()
     assert set(node_parts(onnx.load(str(tiny_image_onnx.path)))) == {"selector", "predictor"}
+
+
+def test_fp16_weights_are_the_rounded_ones_and_scores_are_never_rounded(
+    tiny_text_onnx: OnnxArtefact, text_batches: list[LabelledBatch], tmp_path: Path
+) -> None:
+    path = tmp_path / "half.onnx"
+    quantize(tiny_text_onnx.path, path, precision="fp16")
+    assert path.stat().st_size < 0.65 * tiny_text_onnx.size_bytes
+    exact, half = onnx.load(str(tiny_text_onnx.path)), onnx.load(str(path))
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in half.graph.initializer}
+    compared = 0
+    for tensor in exact.graph.initializer:
+        before = onnx.numpy_helper.to_array(tensor)
+        if before.dtype == np.float32 and before.ndim > 1:
+            after = weights[tensor.name]
+            assert after.dtype == np.float16
+            assert np.array_equal(after, before.astype(np.float16))
+            compared += 1
+    assert compared > 5
+    assert {value.type.tensor_type.elem_type for value in half.graph.output} == {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.BOOL,
+    }
+    with OnnxRunner(path, threads=1) as runner:
+        for batch in text_batches:
+            answer = runner.run(batch.inputs)
+            never = answer.selection_score == LOWEST_SCORE
+            assert np.array_equal(never, ~selectable(batch))
+            assert np.isfinite(answer.selection_score).all()
+
+
+def selectable(batch: LabelledBatch) -> np.ndarray:
+    ids, valid = batch.inputs["input_ids"], batch.inputs["attention_mask"] > 0
+    return valid & ~np.isin(ids, (CLS, SEP))
+
+
+def test_weights_that_both_parts_share_are_rounded_for_one_of_them_only(
+    tiny_text_onnx: OnnxArtefact, text_batches: list[LabelledBatch], tmp_path: Path
+) -> None:
+    model = onnx.load(str(tiny_text_onnx.path))
+    shared = "predictor.encoder.backbone.embeddings.word_embeddings.weight"
+    assert any(shared in node.input for node in model.graph.node)
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if name == shared.replace("predictor", "selector"):
+                node.input[position] = shared
+    onnx.save(model, str(tmp_path / "tied.onnx"))
+    path = tmp_path / "half.onnx"
+    quantize(tmp_path / "tied.onnx", path, precision="fp16", parts=("predictor",))
+    kinds = {t.name: t.data_type for t in onnx.load(str(path)).graph.initializer}
+    assert kinds[shared] == onnx.TensorProto.FLOAT
+    assert kinds[f"{shared}_fp16"] == onnx.TensorProto.FLOAT16
+    with (
+        OnnxRunner(tmp_path / "tied.onnx", threads=1) as exact,
+        OnnxRunner(path, threads=1) as half,
+    ):
+        for batch in text_batches:
+            expected, got = exact.run(batch.inputs), half.run(batch.inputs)
+            assert np.array_equal(got.selection_score, expected.selection_score)
 
 
 def test_nothing_is_calibrated_on_nothing(tiny_text_onnx: OnnxArtefact, tmp_path: Path) -> None:
@@ -113,5 +184,6 @@ def test_a_file_that_is_already_int8_is_refused(
 def test_the_shipped_variants_of_a_target_differ_in_precision_alone() -> None:
     names = [target.name for target in variants_of("onnx")]
     assert names[0] == "onnx"
-    assert set(names) == {"onnx", *(f"onnx-int8{kind}" for kind in ("", "-predictor", "-static"))}
+    int8 = {f"onnx-int8{kind}" for kind in ("", "-predictor", "-static")}
+    assert set(names) == {"onnx", "onnx-fp16", "onnx-fp16-predictor", *int8}
     assert variants_of("onnx-int8-static") == (load_target("onnx-int8-static"),)

@@ -71,6 +71,8 @@ def test_malformed_files_are_refused(tmp_path: Path, content: bytes, what: str) 
         ("execution_provider: CPUExecutionProvider", "openvino has no execution_provider"),
         ("execution_provider: CPU\nprecision: int8-dynamic", "fp32 alone"),
         ("runtime: onnxruntime\nexecution_provider: CPU", "onnxruntime has no execution_provider"),
+        ("runtime: onnxruntime\nprecision: fp16\nrecovery: {}", "recovery is for int8"),
+        ("runtime: onnxruntime\nprecision: int8-dynamic\nrecovery: {epochs: 0}", "greater than 0"),
     ],
 )
 def test_a_target_names_what_its_runtime_has(tmp_path: Path, change: str, what: str) -> None:
