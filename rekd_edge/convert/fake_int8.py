@@ -9,8 +9,9 @@ Follows onnxruntime.quantization as :mod:`rekd_edge.convert.quantize` calls it:
                           data; the output before the bias is added, but after it in a product of
                           two dimensions (Gemm); tables stay in fp32
 
-Convolutions, products of two activations, norms and softmax stay in fp32, as in the file. Gradients
-pass rounding straight through (Bengio et al. 2013), by torch's own fake-quantize functions.
+Convolutions, products of two activations, norms and softmax stay in fp32, as in the file; so does a
+product whose weight the graph rearranges first (the patch projection of a ViT). Gradients pass
+rounding straight through (Bengio et al. 2013), by torch's own fake-quantize functions.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class FakeInt8(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear:
+        if func is F.linear and id(args[1]) in self._constants:
             return self._linear(*args, **kwargs)
         if func is F.embedding and self.precision == "int8-dynamic":
             return _asymmetric(func(*args, **kwargs), of=args[1])
