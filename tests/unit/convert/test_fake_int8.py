@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,10 +146,15 @@ def test_a_product_is_that_of_numpy_and_its_gradient_passes_the_rounding() -> No
     assert layer.weight.grad.abs().min() > 0
 
 
+def resampled_by(matrix: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    return lambda _, __, output: output @ matrix
+
+
 class Resampled(Product):
     def __init__(self) -> None:
         super().__init__()
-        self.predictor.register_forward_hook(lambda _, __, output: output @ self.matrix)
+        matrix = self.get_buffer("matrix")
+        self.predictor.register_forward_hook(resampled_by(matrix))
 
 
 def test_a_product_with_a_buffer_is_one_with_weights() -> None:

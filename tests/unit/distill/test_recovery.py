@@ -39,12 +39,12 @@ def spoil(encoder: nn.Module, factor: float = 300.0) -> None:
     same function, but the range of an activation is ruined."""
     assert isinstance(encoder, BertEncoder)
     for layer in encoder.backbone.encoder.layer:
-        value = layer.attention.self.value
-        assert isinstance(value, nn.Linear)
+        value = layer.get_submodule("attention.self.value")
+        after = layer.get_submodule("attention.output.dense")
         with torch.no_grad():
-            value.weight[3] *= factor
-            value.bias[3] *= factor
-            layer.attention.output.dense.weight[:, 3] /= factor
+            value.get_parameter("weight")[3] *= factor
+            value.get_parameter("bias")[3] *= factor
+            after.get_parameter("weight")[:, 3] /= factor
 
 
 @pytest.fixture(scope="module")
