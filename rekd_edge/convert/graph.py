@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import onnx
 import onnx.inliner
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from rekd_edge.convert.io_spec import data_inputs
 from rekd_edge.errors import GateError
@@ -43,6 +44,36 @@ def strip_provenance(model: onnx.ModelProto) -> None:
         for tensor in graph.initializer:
             tensor.doc_string = ""
             del tensor.metadata_props[:]
+
+
+def fold_transposed_weights(model: onnx.ModelProto) -> int:
+    """Stores weights as they are multiplied, instead of transposing them in the graph; how many.
+
+    The exporter does so by itself except for weights that several products share, which would then
+    be no weights to whoever reads the graph.
+    """
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    folded = [
+        node
+        for node in graph.node
+        if node.op_type == "Transpose"
+        and node.input[0] in weights
+        and weights[node.input[0]].data_type == TensorProto.FLOAT
+    ]
+    for node in folded:
+        weight = numpy_helper.to_array(weights[node.input[0]])
+        order = next((list(item.ints) for item in node.attribute if item.name == "perm"), None)
+        turned = np.ascontiguousarray(weight.transpose(order))
+        graph.initializer.append(numpy_helper.from_array(turned, node.output[0]))
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    for node in folded:
+        name = node.input[0]
+        if name not in used and name in weights:
+            graph.initializer.remove(weights.pop(name))
+    return len(folded)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
@@ -117,16 +148,28 @@ def _cut_info(name: str) -> onnx.ValueInfoProto:
 def beyond_cut(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
     """Positions in ``graph.node`` of all nodes between the cut and ``logits``, and the names of all
     values that they read or make, those of the cut included."""
+    return _needed(graph, ["logits"], stop=CUT_NAMES)
+
+
+def before_cut(graph: onnx.GraphProto) -> set[int]:
+    """Positions in ``graph.node`` of all nodes that the cut and the outputs beside ``logits``
+    need."""
+    others = [output.name for output in graph.output if output.name != "logits"]
+    return _needed(graph, [*CUT_NAMES, *others])[0]
+
+
+def _needed(
+    graph: onnx.GraphProto, pending: list[str], stop: Sequence[str] = ()
+) -> tuple[set[int], set[str]]:
     made = producers(graph)
     needed: set[int] = set()
     values: set[str] = set()
-    pending = ["logits"]
     while pending:
         name = pending.pop()
         if name in values:
             continue
         values.add(name)
-        if name in CUT_NAMES or name not in made:
+        if name in stop or name not in made:
             continue
         if made[name] not in needed:
             needed.add(made[name])

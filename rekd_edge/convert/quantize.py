@@ -1,7 +1,7 @@
 """The precision of a finished fp32 file: int8 or fp16, for the predictor or the selector too.
 
-The graph is divided where the predictor can be cut off (``CUT_NAMES``): what `logits` needs beyond
-the cut is the predictor, everything else the selector. When only the predictor is changed,
+The graph is divided where the predictor can be cut off (``CUT_NAMES``): what only `logits` needs
+beyond the cut is the predictor, everything else the selector. When only the predictor is changed,
 selection stays exactly as it is, so the rationale cannot drift.
 
 In int8 the weights of matrix products get one scale a channel; products of two activations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rekd_edge.convert.graph import CUT_NAMES, beyond_cut, producers
+from rekd_edge.convert.graph import CUT_NAMES, before_cut, beyond_cut, producers
 from rekd_edge.convert.half import to_half, weights_in_fp32
 from rekd_edge.convert.to_onnx import write_model
 from rekd_edge.convert.types import Lower, Part
@@ -40,13 +40,18 @@ class PrecisionError(GateError):
 
 
 def node_parts(model: onnx.ModelProto) -> list[Part]:
-    """Which part each node of the graph belongs to. Without a cut all are the predictor's."""
+    """Which part each node of the graph belongs to; what both need is the selector's, so that
+    changing the predictor alone moves no score. Without a cut all are the predictor's."""
     graph = model.graph
     made = producers(graph)
     if any(name not in made for name in CUT_NAMES):
         return ["predictor"] * len(graph.node)
     needed, _ = beyond_cut(graph)
-    return ["predictor" if index in needed else "selector" for index in range(len(graph.node))]
+    selecting = before_cut(graph)
+    return [
+        "predictor" if index in needed and index not in selecting else "selector"
+        for index in range(len(graph.node))
+    ]
 
 
 def quantize(
@@ -103,6 +108,7 @@ def quantize(
     else:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             made = Path(folder) / "model.onnx"
+            _untie(model, set(_weighted(model, within)))
             with _quiet():
                 if precision == "int8-dynamic":
                     _dynamic(model, made, _weighted(model, within))
@@ -168,6 +174,27 @@ def _weighted(model: onnx.ModelProto, within: Sequence[str]) -> list[str]:
         elif node.op_type in TABLES and node.input[0] in tables:
             found.append(node.name)
     return found
+
+
+def _untie(model: onnx.ModelProto, quantized: set[str]) -> None:
+    """Gives the nodes ``quantized`` weights of their own where others use them too: a table that is
+    quantized for one is dequantized for all, and a selector in fp32 would read rounded words."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    elsewhere = {
+        name for node in model.graph.node if node.name not in quantized for name in node.input
+    }
+    for node in model.graph.node:
+        if node.name not in quantized:
+            continue
+        for position, name in enumerate(node.input):
+            if name in tensors and name in elsewhere:
+                own = f"{name}_quantized"
+                if own not in tensors:
+                    tensors[own] = onnx.TensorProto()
+                    tensors[own].CopyFrom(tensors[name])
+                    tensors[own].name = own
+                    model.graph.initializer.append(tensors[own])
+                node.input[position] = own
 
 
 def _dynamic(model: onnx.ModelProto, path: Path, nodes: list[str]) -> None:

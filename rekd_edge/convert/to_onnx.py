@@ -24,7 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from rekd_edge import __version__
-from rekd_edge.convert.graph import CUT_NAMES, hide_outputs, require_cut, strip_provenance
+from rekd_edge.convert.graph import (
+    CUT_NAMES,
+    fold_transposed_weights,
+    hide_outputs,
+    require_cut,
+    strip_provenance,
+)
 from rekd_edge.convert.io_spec import declare_axes, validate_io
 from rekd_edge.convert.targets import TargetSpec
 from rekd_edge.errors import BackendError, GateError, UsageError
@@ -99,6 +105,7 @@ def convert_to_onnx(
         require_cut(proto)
         hide_outputs(proto, hidden)
     strip_provenance(proto)
+    fold_transposed_weights(proto)
     validate_io(proto, io_spec)
     declare_axes(proto, io_spec)
     _validate_versions(proto, target)

@@ -70,9 +70,7 @@ def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Te
     return (weight / weight.sum(dim=-1, keepdim=True)) @ value
 
 
-def deployed_attention(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None
-) -> Tensor:
+def deployed_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
     """Attention to the keys that are ``allowed``, bool ``[batch, token]``, in few operations.
 
     The exporter of PyTorch's own function writes a mask for every block, and a way out for rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rekd_edge.check.inputs import examples_of
 from rekd_edge.convert import (
     OnnxArtefact,
     PrecisionError,
+    convert_to_onnx,
     load_target,
     matrix_products,
     quantize,
@@ -22,6 +24,10 @@ from rekd_edge.convert import (
 from rekd_edge.convert.quantize import node_parts
 from rekd_edge.convert.types import Lower, Part
 from rekd_edge.errors import UsageError
+from rekd_edge.fuse import FusedRationalist, fuse
+from rekd_edge.models.encoder import Encoder
+from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.models.selectors import SharedSelector
 from rekd_edge.runners import OnnxRunner
 from rekd_edge.selection import LOWEST_SCORE
 
@@ -162,6 +168,34 @@ def test_weights_that_both_parts_share_are_rounded_for_one_of_them_only(
         for batch in text_batches:
             expected, got = exact.run(batch.inputs), half.run(batch.inputs)
             assert np.array_equal(got.selection_score, expected.selection_score)
+
+
+def test_blocks_that_both_parts_share_become_int8_in_both(
+    tiny_text: FusedRationalist, text_batches: list[LabelledBatch], tmp_path: Path
+) -> None:
+    predictor = copy.deepcopy(tiny_text.predictor)
+    assert isinstance(predictor.encoder, Encoder)
+    selector = SharedSelector(predictor.encoder, depth=1)
+    model = fuse(
+        Rationalist(selector, predictor, 0.3), label_names=tiny_text.label_names, max_length=48
+    )
+    full = tmp_path / "full.onnx"
+    convert_to_onnx(model, model.io_spec(), full, target=load_target("onnx"), metadata={})
+    assert not any(
+        node.op_type == "Transpose" and node.input[0].endswith("weight")
+        for node in onnx.load(str(full)).graph.node
+    )
+    for parts in (BOTH, ("predictor",)):
+        path = tmp_path / f"{len(parts)}.onnx"
+        found = quantize(full, path, precision="int8-dynamic", parts=parts)
+        assert set(found["predictor"]) == {"int8"}
+        assert set(found["selector"]) == {"int8" if "selector" in parts else "fp32"}
+        with OnnxRunner(full, threads=1) as exact, OnnxRunner(path, threads=1) as low:
+            for batch in text_batches:
+                expected, got = exact.run(batch.inputs), low.run(batch.inputs)
+                if "selector" not in parts:
+                    assert np.array_equal(got.selection_score, expected.selection_score)
+                assert np.isfinite(got.logits).all()
 
 
 def test_nothing_is_calibrated_on_nothing(tiny_text_onnx: OnnxArtefact, tmp_path: Path) -> None:
