@@ -5,9 +5,8 @@ Follows onnxruntime.quantization as :mod:`rekd_edge.convert.quantize` calls it:
     weights of products   q = round(w / s), s = max|w| / 127 for each output channel, -127..127
     int8-dynamic          input of a product: uint8, s = (max - min) / 255 over the tensor, with 0;
                           tables of embeddings: the same over the table
-    int8-static           input and output of a product: int8, s = max|x| / 127 over calibration
-                          data; the output before the bias is added, but after it in a product of
-                          two dimensions (Gemm); tables stay in fp32
+    int8-static           input of a product: int8, s = max|x| / 127 over calibration data; tables
+                          stay in fp32
 
 Convolutions, products of two activations, norms and softmax stay in fp32, as in the file; so does a
 product whose weight the graph rearranges first (the patch projection of a ViT). Gradients pass
@@ -45,7 +44,7 @@ class FakeInt8(TorchFunctionMode):
         self._constants: set[int] = set()
         self._observing = False
         self._call = 0
-        self._ranges: list[tuple[Tensor, Tensor]] = []
+        self._ranges: list[Tensor] = []
 
     def __enter__(self) -> Any:
         self._call = 0
@@ -76,29 +75,20 @@ class FakeInt8(TorchFunctionMode):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.precision == "int8-dynamic":
             return F.linear(_asymmetric(input), _channels(weight), bias)
-        whole = input.dim() == 2 and bias is not None
         if self._observing:
-            product = F.linear(input, weight, bias if whole else None)
-            self._observe(input, product)
+            self._observe(input.detach().abs().amax())
+            answer = F.linear(input, weight, bias)
         else:
-            ranges = self._ranges[self._call]
-            product = F.linear(
-                _symmetric(input, ranges[0]), _channels(weight), bias if whole else None
-            )
-            product = _symmetric(product, ranges[1])
+            largest = self._ranges[self._call]
+            answer = F.linear(_symmetric(input, largest), _channels(weight), bias)
         self._call += 1
-        return product if whole or bias is None else product + bias
+        return answer
 
-    def _observe(self, *values: Tensor) -> None:
-        seen, largest = [v.detach().abs().amax() for v in values], self._ranges
-        if self._call == len(largest):
-            largest.append((seen[0], seen[1]))
+    def _observe(self, largest: Tensor) -> None:
+        if self._call == len(self._ranges):
+            self._ranges.append(largest)
         else:
-            before = largest[self._call]
-            largest[self._call] = (
-                torch.maximum(before[0], seen[0]),
-                torch.maximum(before[1], seen[1]),
-            )
+            self._ranges[self._call] = torch.maximum(self._ranges[self._call], largest)
 
 
 @contextmanager

@@ -115,6 +115,7 @@ def quantize(
                 else:
                     _static(model, made, _weighted(model, within), calibration)
             result = onnx.load(str(made))
+            _round_for_products_alone(result)
     found = matrix_products(result)
     _require(found, precision.partition("-")[0], parts)
     _describe(result, model, precision, parts, target)
@@ -213,8 +214,8 @@ def _dynamic(model: onnx.ModelProto, path: Path, nodes: list[str]) -> None:
 def _static(
     model: onnx.ModelProto, path: Path, nodes: list[str], calibration: Sequence[Inputs]
 ) -> None:
-    """TensorRT's form: symmetric int8 on both sides, its own pair of nodes for each use, biases in
-    floating point."""
+    """TensorRT's form: symmetric int8 on both sides, its own pair of nodes for each use, biases and
+    answers in floating point."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
 
@@ -243,8 +244,28 @@ def _static(
             "DedicatedQDQPair": True,
             "QuantizeBias": False,
             "MatMulConstBOnly": True,
+            # What a product answers goes into a sum, a norm or the scores: rounding it saves
+            # nothing and costs labels and rationales (docs/adr/0018-static-int8-answers.md).
+            "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
         },
     )
+
+
+def _round_for_products_alone(model: onnx.ModelProto) -> None:
+    """The quantizer also hands what it rounded for a product to whoever else reads that value, such
+    as the sum that goes around a block; those get the value itself again."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    exact = {
+        node.output[0]: made[node.input[0]].input[0]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in made
+        and made[node.input[0]].op_type == "QuantizeLinear"
+    }
+    for node in model.graph.node:
+        if node.op_type not in PRODUCTS:
+            for position, name in enumerate(node.input):
+                node.input[position] = exact.get(name, name)
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

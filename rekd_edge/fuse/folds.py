@@ -149,6 +149,7 @@ def apply_folds(model: DeployModel, scale: PixelScale | None) -> tuple[Fold, ...
         model.read_pixels(scale)
         after, now = _run(model, (pixels,))
         found.append(_compared(PIXELS, before, after, cost, now))
+    model.train(model.training)  # new modules start in training mode
     return tuple(found)
 
 

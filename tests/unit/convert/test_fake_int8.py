@@ -82,12 +82,6 @@ def test_it_answers_like_the_file_and_not_like_fp32(
         return float(logits), float(scores)
 
     (mine, my_scores), (theirs, their_scores) = error(fake), error(exact)
-    if precision == "int8-static":
-        # Such a file rounds what it answers too: a value at a rounding edge shows as a whole step.
-        assert my_scores < 0.9 * their_scores
-        step = np.diff(np.unique(file.logits)).min()
-        assert np.abs(fake[0].numpy() - file.logits).max() < 3.5 * step
-        return
     assert mine < 0.25 * theirs
     if "selector" in parts:
         assert my_scores < 0.25 * their_scores

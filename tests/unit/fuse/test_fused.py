@@ -11,8 +11,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from rekd_edge.fuse import FuseReport, fuse
-from rekd_edge.fuse.folds import FOLDS, Fold
-from rekd_edge.fuse.fused import FusedRationalist, masked_form, plain_form
+from rekd_edge.fuse.folds import FOLDS, Fold, apply_folds
+from rekd_edge.fuse.fused import FusedRationalist, PlainClassifier, masked_form, plain_form
 from rekd_edge.fuse.report import Flops, fuse_report
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, TokenReader, VitEncoder, fold_into
@@ -224,6 +224,21 @@ def test_each_fold_is_exact_and_saves_what_it_says() -> None:
     ]
     # 32 channels projected to 8 for each of 14 tokens, and what is left of 3000 word vectors.
     assert fuse_text().folds[0].flops == 2 * 32 * 8 * 15
+
+
+def test_folds_leave_no_module_in_training_mode() -> None:
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224",
+        pretrained=False,
+        num_classes=0,
+        img_size=64,
+        depth=1,
+        init_values=0.5,
+    )
+    for encoder, length in ((VitEncoder(backbone), None), (text_encoder(), 64)):
+        plain = PlainClassifier(Predictor(encoder, 2), label_names=("a", "b"), max_length=length)
+        assert apply_folds(plain.eval(), None)
+        assert not any(module.training for module in plain.modules())
 
 
 def fuse_text() -> FusedRationalist:
