@@ -185,7 +185,8 @@ def test_blocks_that_both_parts_share_become_int8_in_both(
         node.op_type == "Transpose" and node.input[0].endswith("weight")
         for node in onnx.load(str(full)).graph.node
     )
-    for parts in (BOTH, ("predictor",)):
+    choices: tuple[tuple[Part, ...], ...] = (BOTH, ("predictor",))
+    for parts in choices:
         path = tmp_path / f"{len(parts)}.onnx"
         found = quantize(full, path, precision="int8-dynamic", parts=parts)
         assert set(found["predictor"]) == {"int8"}
