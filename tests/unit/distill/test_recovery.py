@@ -39,11 +39,12 @@ def spoil(encoder: nn.Module, factor: float = 300.0) -> None:
     same function, but the range of an activation is ruined."""
     assert isinstance(encoder, BertEncoder)
     for layer in encoder.backbone.encoder.layer:
-        value = layer.get_submodule("attention.self.value")
+        joined = layer.get_submodule("attention.self.qkv")  # the value's rows are the last third
         after = layer.get_submodule("attention.output.dense")
         with torch.no_grad():
-            value.get_parameter("weight")[3] *= factor
-            value.get_parameter("bias")[3] *= factor
+            row = 2 * joined.get_parameter("weight").shape[0] // 3 + 3
+            joined.get_parameter("weight")[row] *= factor
+            joined.get_parameter("bias")[row] *= factor
             after.get_parameter("weight")[:, 3] /= factor
 
 
