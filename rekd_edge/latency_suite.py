@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,6 +60,8 @@ from rekd_edge.types import OUTPUTS, Outputs
 RESULT_FILE = "latency.json"
 TABLE_FILE = "latency.md"
 SETTINGS = BenchSettings(cold_starts=0)
+EXPORTING = ("convert", "fuse", "models", "selection")
+"""Folders of the package whose code decides what is in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +290,7 @@ class _Table:
             "plain": student_sha256(self.run(self.spec.reference.run)),
             "recipe": run.recipe.model_dump(mode="json"),
             "versions": package_versions() | {"rekd-edge": __version__},
+            "code": export_code(),
         }
         if candidate.peer is not None:
             facts["peer"] = self._peer_source(candidate.peer, run)
@@ -542,6 +546,13 @@ def _peer_modules() -> tuple[ModuleType, ModuleType]:
 
 
 _MODULES = ("build", "training")
+
+
+@cache
+def export_code(package: Path = Path(__file__).parent) -> str:
+    """A digest of the modules that a file is made by: a change there makes it anew."""
+    files = sorted(path for part in EXPORTING for path in (package / part).glob("*.py"))
+    return _digest({path.relative_to(package).as_posix(): file_sha256(path) for path in files})
 
 
 def _digest(value: Any) -> str:

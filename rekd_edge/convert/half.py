@@ -70,9 +70,7 @@ def _computing(
         chosen |= _ancestors(graph, products) & set(selector)
     if "predictor" in parts:
         chosen |= {i for i, part in enumerate(node_parts) if part == "predictor"}
-    # What an untouched node is made from is not touched either.
-    untouched = selector if "selector" not in parts else []
-    return chosen - _ancestors(graph, untouched)
+    return chosen
 
 
 def _reads_weight(graph: onnx.GraphProto, node: onnx.NodeProto, constants: set[str]) -> bool:

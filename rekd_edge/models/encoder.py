@@ -90,8 +90,9 @@ def excluding(allowed: Tensor) -> Tensor:
 
 
 def query_key_value(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Projections of a ``BertSelfAttention``, one product or three (:func:`fold_projections`);
-    ``[batch, head, token, channel]`` each."""
+    """Projections of a ``BertSelfAttention``, by three products or by the one that
+    :func:`rekd_edge.fuse.folds.fold_projections` makes of them; ``[batch, head, token, channel]``
+    each."""
     heads, channel = attention.num_attention_heads, attention.attention_head_size
     if hasattr(attention, "qkv"):
         projected = attention.qkv(tokens).unflatten(2, (3, heads, channel)).permute(2, 0, 3, 1, 4)
