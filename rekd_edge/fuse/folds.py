@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rekd_edge.models.encoder import BertEncoder
 from rekd_edge.models.rationalist import Selector
 from rekd_edge.models.selectors import WordEmbedding
 from rekd_edge.selection import LOWEST_SCORE
@@ -69,6 +70,22 @@ def fold_selection_head(module: nn.Module) -> bool:
     return True
 
 
+def fold_embeddings(module: nn.Module) -> bool:
+    """BERT's token type goes into its table of positions, and ``[CLS]`` at position 0, which is the
+    same for every text, becomes one vector."""
+    if not isinstance(module, BertEncoder):
+        return False
+    embeddings: Any = module.backbone.embeddings
+    if hasattr(embeddings, "prefix"):
+        return False
+    prefix = module.embed_prefix(1)
+    table = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+    embeddings.position_embeddings = nn.Embedding.from_pretrained(table)
+    del embeddings.token_type_embeddings
+    embeddings.prefix = nn.Parameter(prefix)
+    return True
+
+
 def fold_layer_scale(module: nn.Module) -> bool:
     """A vision transformer's LayerScale is multiplied into the projections before it."""
     from timm.layers.layer_scale import LayerScale
@@ -120,6 +137,7 @@ def fold_projections(module: nn.Module) -> bool:
 FOLDS: dict[str, Callable[[nn.Module], bool]] = {
     "word table": fold_word_table,
     "selection head": fold_selection_head,
+    "embeddings": fold_embeddings,
     "layer scale": fold_layer_scale,
     "attention": fold_attention,
     "query, key and value": fold_projections,

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rekd_edge.fuse.folds import Fold, apply_folds
-from rekd_edge.models.encoder import BertEncoder, PatchGrid
-from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Scores, Selector
+from rekd_edge.models.encoder import BertEncoder, PatchGrid, TokenView
+from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
 from rekd_edge.selection import (
     LOWEST_SCORE,
-    gather_slots,
     gather_tokens,
-    keep_top_k,
+    keep_constant,
+    keep_with_margin,
+    kept_positions,
     rationale_budget,
-    selection_margin,
     slot_count,
 )
 from rekd_edge.types import AxisSpec, IoSpec, Modality, PixelScale, TensorSpec, input_names
@@ -104,6 +106,19 @@ class DeployModel(nn.Module):
         return (torch.randn(shape, generator=generator),)
 
 
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """``keep`` bool ``[batch, token]``; ``budget`` int64 ``[batch, 1]``, None where it is ``slots``
+    for all; and ``rationale_mask``, ``selection_score`` and ``selection_margin`` as in
+    ``types.OUTPUTS``."""
+
+    view: TokenView
+    keep: Tensor
+    slots: int
+    budget: Tensor | None
+    outputs: tuple[Tensor, Tensor, Tensor]
+
+
 class _SelectingModel(DeployModel):
     """A deploy model with a selector: adds the rationale outputs."""
 
@@ -123,6 +138,11 @@ class _SelectingModel(DeployModel):
         self.rationale_ratio_fraction = rationale_ratio_fraction
         # Text outputs count [CLS] as token 0; content starts after it.
         self.token_offset = 1 if self.modality == "text" else 0
+        encoder = predictor.encoder
+        if isinstance(encoder, BertEncoder):
+            counts = torch.arange(encoder.max_positions + 1).unsqueeze(1)
+            budgets = rationale_budget(counts, *rationale_ratio_fraction)
+            self.register_buffer("budgets", budgets, persistent=False)
 
     def io_spec(self) -> IoSpec:
         base = super().io_spec()
@@ -136,23 +156,22 @@ class _SelectingModel(DeployModel):
         )
         return IoSpec(base.inputs, base.outputs + rationale)
 
-    def _select(self, inputs: Mapping[str, Tensor]) -> tuple[Scores, Tensor]:
+    def _select(self, inputs: Mapping[str, Tensor]) -> _Selection:
         scores = self.selector(inputs)
+        slots = slot_count(scores.score.shape[1], *self.rationale_ratio_fraction)
+        if self.modality == "image":
+            keep, margin = keep_constant(scores.score, slots)
+            return _Selection(scores.view, keep, slots, None, (keep, scores.score, margin))
         selectable = scores.view.selectable
-        budget = rationale_budget(selectable.sum(dim=1), *self.rationale_ratio_fraction)
-        slots = slot_count(selectable.shape[1], *self.rationale_ratio_fraction)
-        return scores, keep_top_k(scores.score, selectable, budget, slots=slots)
-
-    def _rationale_outputs(self, scores: Scores, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        selectable = scores.view.selectable
-        margin = selection_margin(scores.score, selectable, keep)
-        # Said outright: OpenVINO's largest value of nothing is the lowest float, not -inf.
-        margin = torch.where((selectable & ~keep).any(dim=1), margin, torch.inf)
+        budget = F.embedding(selectable.sum(dim=1), self.budgets)
+        keep, margin = keep_with_margin(scores.score, selectable, budget, slots=slots)
         score = torch.where(selectable, scores.score, LOWEST_SCORE)
-        if self.token_offset:
-            keep = torch.cat([torch.zeros_like(keep[:, :1]), keep], dim=1)
-            score = torch.cat([torch.full_like(score[:, :1], LOWEST_SCORE), score], dim=1)
-        return keep, score, margin
+        outputs = (
+            F.pad(keep, (self.token_offset, 0), value=False),
+            F.pad(score, (self.token_offset, 0), value=LOWEST_SCORE),
+            margin,
+        )
+        return _Selection(scores.view, keep, slots, budget, outputs)
 
 
 class FusedRationalist(_SelectingModel):
@@ -169,12 +188,16 @@ class FusedRationalist(_SelectingModel):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = self.named_inputs(inputs)
-        scores, keep = self._select(named)
-        slots = slot_count(scores.view.content.shape[1], *self.rationale_ratio_fraction)
-        index, valid = gather_slots(keep, slots)
-        index = index + self.token_offset
+        selection = self._select(named)
+        index = kept_positions(selection.keep, selection.slots)
+        if selection.budget is None:
+            valid = index >= 0
+        else:
+            slot = torch.arange(selection.slots, device=index.device)
+            valid = slot.unsqueeze(0) < selection.budget
+            index = torch.where(valid, index, index[:, :1]) + self.token_offset
         logits = self._predict(named, index, valid)
-        return (logits, *self._rationale_outputs(scores, keep), index, valid)
+        return (logits, *selection.outputs, index, valid)
 
     def predict_from(self, *tensors: Tensor) -> Tensor:
         """Logits from a held rationale: the inputs, then ``rationale_index`` and
@@ -184,10 +207,9 @@ class FusedRationalist(_SelectingModel):
 
     def _predict(self, inputs: Mapping[str, Tensor], index: Tensor, valid: Tensor) -> Tensor:
         if self.modality == "text":
-            content = torch.gather(inputs["input_ids"], 1, index)
-        else:
-            content = gather_tokens(self.predictor.encoder.view(inputs).content, index)
-        return self.predictor(content, index, valid)
+            return self.predictor(torch.gather(inputs["input_ids"], 1, index), index, valid)
+        content = gather_tokens(self.predictor.encoder.view(inputs).content, index)
+        return self.predictor(content, index)
 
 
 class MaskedRationalist(_SelectingModel):
@@ -197,11 +219,11 @@ class MaskedRationalist(_SelectingModel):
     """
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        scores, keep = self._select(self.named_inputs(inputs))
-        view = scores.view
+        selection = self._select(self.named_inputs(inputs))
+        view = selection.view
         weight = view.attended if self.modality == "text" else None
-        logits = self.predictor(view.content, view.position, weight, keep.to(scores.score.dtype))
-        return (logits, *self._rationale_outputs(scores, keep))
+        scale = selection.keep.to(selection.outputs[1].dtype)
+        return (self.predictor(view.content, view.position, weight, scale), *selection.outputs)
 
 
 class PlainClassifier(DeployModel):

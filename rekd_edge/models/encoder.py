@@ -52,7 +52,7 @@ def text_view(inputs: Mapping[str, Tensor], *, cls_id: int, sep_id: int) -> Toke
     content = inputs["input_ids"][:, 1:]
     attended = inputs["attention_mask"][:, 1:] > 0
     position = torch.arange(1, content.shape[1] + 1, device=content.device)
-    selectable = attended & (content != sep_id) & (content != cls_id)
+    selectable = attended & ~((content == sep_id) | (content == cls_id))
     return TokenView(content, position.unsqueeze(0).expand_as(content), attended, selectable)
 
 
@@ -85,8 +85,14 @@ def deployed_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tenso
 def excluding(allowed: Tensor) -> Tensor:
     """What is added to the logits of keys: 0 where ``allowed``, else the lowest float32, whose
     exponential is exactly 0 beside any other; same shape."""
-    lowest = torch.finfo(torch.float32).min
-    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, lowest)
+    return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+
+
+def split_heads(projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value ``[batch, head, token, channel]`` out of their joint projection
+    ``[batch, token, 3 * head * channel]``."""
+    query, key, value = projected.unflatten(2, (3 * heads, -1)).transpose(1, 2).chunk(3, dim=1)
+    return query, key, value
 
 
 def query_key_value(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,9 +101,7 @@ def query_key_value(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Ten
     each."""
     heads, channel = attention.num_attention_heads, attention.attention_head_size
     if hasattr(attention, "qkv"):
-        projected = attention.qkv(tokens).unflatten(2, (3, heads, channel)).permute(2, 0, 3, 1, 4)
-        query, key, value = projected.unbind(0)
-        return query, key, value
+        return split_heads(attention.qkv(tokens), heads)
 
     def split(projected: Tensor) -> Tensor:
         return projected.unflatten(2, (heads, channel)).transpose(1, 2)
@@ -261,7 +265,9 @@ class Encoder(TokenReader):
         if pooling == "cls":
             return class_token
         if key_weight is None:
-            return torch.cat([class_token.unsqueeze(1), content], dim=1).mean(dim=1)
+            if self.num_prefix_tokens > 1:
+                hidden = torch.cat([class_token.unsqueeze(1), content], dim=1)
+            return hidden.mean(dim=1)
         weight = key_weight.to(hidden.dtype).unsqueeze(2)
         total = class_token + (content * weight).sum(dim=1)
         return total / (1.0 + weight.sum(dim=1))
@@ -285,8 +291,7 @@ class Encoder(TokenReader):
         embedded = self.embed_content(content, position, scale)
         tokens = torch.cat([self.embed_prefix(content.shape[0], prefix_scale), embedded], dim=1)
         if key_weight is not None:
-            always = key_weight.new_ones((key_weight.shape[0], self.num_prefix_tokens))
-            key_weight = torch.cat([always, key_weight], dim=1)
+            key_weight = F.pad(key_weight, (self.num_prefix_tokens, 0), value=1)
         return self.run_blocks(tokens, key_weight, depth)
 
 
@@ -318,14 +323,14 @@ class BertEncoder(Encoder):
         word = embeddings.word_embeddings(content)
         if scale is not None:
             word = word * scale.unsqueeze(2)
-        embedded = (
-            word
-            + embeddings.token_type_embeddings.weight[0]
-            + embeddings.position_embeddings(position)
-        )
+        if hasattr(embeddings, "token_type_embeddings"):
+            word = word + embeddings.token_type_embeddings.weight[0]
+        embedded = word + embeddings.position_embeddings(position)
         return embeddings.dropout(embeddings.LayerNorm(embedded))
 
     def embed_prefix(self, batch_size: int, scale: Tensor | None = None) -> Tensor:
+        if scale is None and hasattr(self.backbone.embeddings, "prefix"):
+            return self.backbone.embeddings.prefix.expand(batch_size, -1, -1)
         weight = self.backbone.embeddings.word_embeddings.weight
         content = torch.full((batch_size, 1), self.cls_id, device=weight.device)
         return self.embed_content(content, torch.zeros_like(content), scale)
@@ -417,8 +422,7 @@ class VitEncoder(PatchGrid, Encoder):
     @staticmethod
     def _attention(attention: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
         heads = attention.num_heads
-        projected = attention.qkv(tokens).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = projected.unbind(0)
+        query, key, value = split_heads(attention.qkv(tokens), heads)
         attended = _attend(
             attention.q_norm(query),
             attention.k_norm(key),

@@ -97,10 +97,11 @@ class ConvolutionMixer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        # Padding is zeroed before every convolution, so it cannot be told from the border.
-        channels_first = (hidden * attended.unsqueeze(2)).transpose(1, 2)
-        if self.grid is not None:
-            channels_first = channels_first.unflatten(2, self.grid)
+        if self.grid is None:
+            # Padding is zeroed before every convolution, so it cannot be told from the border.
+            channels_first = (hidden * attended.unsqueeze(2)).transpose(1, 2)
+        else:
+            channels_first = hidden.transpose(1, 2).unflatten(2, self.grid)
         mixed = self.convolution(channels_first).flatten(2).transpose(1, 2)
         return hidden + self.dropout(F.gelu(self.norm(mixed)))
 

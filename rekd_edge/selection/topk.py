@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 LOWEST_SCORE = torch.finfo(torch.float32).min
 """Reported as the score of positions that can never be selected."""
@@ -28,11 +29,48 @@ def keep_top_k(
     best = torch.topk(masked, score.shape[1] if slots is None else slots, dim=1).values
     last = (budget - 1).clamp(min=0, max=best.shape[1] - 1)
     threshold = torch.gather(best, 1, last.unsqueeze(1))
+    return _keep_from(masked, selectable, budget.unsqueeze(1), threshold)
+
+
+def keep_with_margin(
+    score: Tensor, selectable: Tensor, budget: Tensor, *, slots: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`keep_top_k` and :func:`selection_margin` from one sorted list, in few operations: for
+    deployed models.
+
+    ``budget`` int64 ``[batch, 1]``, at most ``slots`` and at most what is selectable.
+    """
+    masked = torch.where(selectable, score, -torch.inf)
+    best = torch.topk(F.pad(masked, (0, 1), value=-torch.inf), slots + 1, dim=1).values
+    threshold = torch.gather(best, 1, (budget - 1).clamp(min=0))
+    keep = _keep_from(masked, selectable, budget, threshold)
+    gap = threshold - torch.gather(best, 1, budget)
+    complete = selectable.sum(dim=1, keepdim=True) <= budget
+    return keep, gap.masked_fill(complete, torch.inf).squeeze(1)
+
+
+def keep_constant(score: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """:func:`keep_with_margin` where every token is selectable and every budget the same."""
+    everything = budget == score.shape[1]
+    best = torch.topk(score, budget if everything else budget + 1, dim=1).values
+    threshold = best[:, budget - 1 : budget]
+    keep = _keep_from(score, None, budget, threshold)
+    if everything:
+        return keep, torch.full_like(best[:, 0], torch.inf)
+    return keep, (threshold - best[:, budget:]).squeeze(1)
+
+
+def _keep_from(
+    masked: Tensor, selectable: Tensor | None, budget: Tensor | int, threshold: Tensor
+) -> Tensor:
+    """All above the ``threshold`` ``[batch, 1]``, and the earliest that equal it up to the
+    ``budget``, ``[batch, 1]`` or one for all."""
     above = masked > threshold
-    equal = (masked == threshold) & selectable
-    room = budget - above.sum(dim=1)
-    earliest = torch.cumsum(equal.to(torch.int64), dim=1) <= room.unsqueeze(1)
-    return above | (equal & earliest)
+    equal = masked == threshold
+    if selectable is not None:
+        equal = equal & selectable
+    room = budget - above.sum(dim=1, keepdim=True)
+    return above | (equal & (torch.cumsum(equal.to(torch.int64), dim=1) <= room))
 
 
 def gather_slots(keep: Tensor, slots: int) -> tuple[Tensor, Tensor]:
@@ -42,14 +80,17 @@ def gather_slots(keep: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     ``[batch, slot]``. Unused slots point at the first kept position (so that no unselected
     content is even read) and are flagged invalid; with nothing kept they point at 0.
     """
-    count = keep.shape[1]
-    position = torch.arange(count, device=keep.device)
-    # Unique keys: kept tokens score count..1 by position, dropped ones are below zero.
-    key = torch.where(keep, count - position, -1 - position).to(torch.float32)
-    index = torch.topk(key, slots, dim=1, largest=True, sorted=True).indices
+    index = kept_positions(keep, slots)
     valid = torch.arange(slots, device=keep.device).unsqueeze(0) < keep.sum(dim=1, keepdim=True)
-    first = index[:, :1].expand(-1, slots)
-    return torch.where(valid, index, first), valid
+    return torch.where(valid, index, index[:, :1]), valid
+
+
+def kept_positions(keep: Tensor, slots: int) -> Tensor:
+    """Kept positions in ascending order, then the others: int64 ``[batch, slot]``."""
+    count = keep.shape[1]
+    # Unique keys: kept tokens score count..1 by position, dropped ones zero or less.
+    key = torch.arange(count, 0, -1, dtype=torch.float32, device=keep.device)
+    return torch.topk(torch.where(keep, key, key - count), slots, dim=1).indices
 
 
 def gather_tokens(values: Tensor, index: Tensor) -> Tensor:

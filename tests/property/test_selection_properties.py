@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
+    keep_constant,
     keep_top_k,
+    keep_with_margin,
+    kept_positions,
     rationale_budget,
+    selection_margin,
     slot_count,
 )
 
@@ -45,6 +49,29 @@ def test_keeps_exactly_the_budget_by_score_then_index(
     assert index[0][valid[0]].tolist() == expected
     if expected:
         assert set(index[0].tolist()) <= set(expected)
+
+
+@given(selections())
+@settings(deadline=None, max_examples=200)
+def test_the_deployed_selection_is_the_trained_one(
+    selection: tuple[torch.Tensor, torch.Tensor, float],
+) -> None:
+    score, selectable, ratio = selection
+    fraction = budget_fraction(ratio)
+    slots = slot_count(score.shape[1], *fraction)
+    budget = rationale_budget(selectable.sum(dim=1), *fraction)
+    expected = keep_top_k(score, selectable, budget)
+    keep, margin = keep_with_margin(score, selectable, budget.unsqueeze(1), slots=slots)
+    assert torch.equal(keep, expected)
+    assert torch.equal(margin, selection_margin(score, selectable, expected))
+    index, valid = gather_slots(keep, slots)
+    assert torch.equal(kept_positions(keep, slots)[valid], index[valid])
+
+    everything = torch.ones_like(selectable)
+    expected = keep_top_k(score, everything, torch.tensor([slots]))
+    keep, margin = keep_constant(score, slots)
+    assert torch.equal(keep, expected)
+    assert torch.equal(margin, selection_margin(score, everything, expected))
 
 
 @given(selections(), st.integers(0, 2**16))

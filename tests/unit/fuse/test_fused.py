@@ -219,6 +219,7 @@ def test_each_fold_is_exact_and_saves_what_it_says() -> None:
     assert [fold.name for fold in fuse_text().folds] == [
         "word table",
         "selection head",
+        "embeddings",
         "attention",
         "query, key and value",
     ]
