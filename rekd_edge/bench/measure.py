@@ -1,7 +1,7 @@
-"""Measures several ONNX files in one run, query by query in turn.
+"""Measures several ONNX files in one run, a few queries at a time in turn.
 
-One round gives every file the same example, in an order that rotates from round to round, so
-that drift of the clock, other load and the length of the example hit all alike.
+One round gives every file the same examples, in an order that rotates from round to round, so
+that drift of the clock, other load and the length of the examples hit all alike.
 """
 
 from __future__ import annotations
@@ -162,21 +162,28 @@ def measure_in_turn(
     inputs: Mapping[str, Sequence[Inputs]],
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:
-    """Nanoseconds of each query by name, ``[round]``; sample i of all is the same input."""
+    """Nanoseconds of each counted query by name; sample i of all is the same input."""
     names = list(runners)
     samples: dict[str, list[int]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0)
     need_ns = settings.min_duration_s * 1e9
+    turn = settings.turn_count
     round_number = 0
-    while round_number < settings.min_count or min(spent.values()) < need_ns:
+    while round_number * turn < settings.min_count or min(spent.values()) < need_ns:
         shift = round_number % len(names)
         for name in names[shift:] + names[:shift]:
-            query = inputs[name][round_number % len(inputs[name])]
-            start = time.perf_counter_ns()
-            runners[name].run_named(query, outputs[name])
-            elapsed = time.perf_counter_ns() - start
-            samples[name].append(elapsed)
-            spent[name] += elapsed
+            queries = [
+                inputs[name][i % len(inputs[name])]
+                for i in range(round_number * turn, (round_number + 1) * turn)
+            ]
+            if turn > 1:
+                runners[name].run_named(queries[-1], outputs[name])
+            for query in queries:
+                start = time.perf_counter_ns()
+                runners[name].run_named(query, outputs[name])
+                elapsed = time.perf_counter_ns() - start
+                samples[name].append(elapsed)
+                spent[name] += elapsed
         round_number += 1
     return {name: np.asarray(values, dtype=np.int64) for name, values in samples.items()}
 

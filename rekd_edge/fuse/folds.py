@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rekd_edge.models.encoder import BertEncoder
 from rekd_edge.models.rationalist import Selector
-from rekd_edge.models.selectors import WordEmbedding
+from rekd_edge.models.selectors import ConvolutionMixer, WordEmbedding
 from rekd_edge.selection import LOWEST_SCORE
 from rekd_edge.types import PixelScale
 
@@ -86,6 +86,21 @@ def fold_embeddings(module: nn.Module) -> bool:
     return True
 
 
+def fold_convolution(module: nn.Module) -> bool:
+    """A convolution along the tokens becomes one over an image of one row, which ONNX Runtime lays
+    out for its vector units."""
+    if not isinstance(module, ConvolutionMixer) or not isinstance(module.convolution, nn.Conv1d):
+        return False
+    old = module.convolution
+    new = nn.Conv2d(
+        old.in_channels, old.out_channels, (1, old.kernel_size[0]), padding=(0, old.padding[0])
+    )
+    new.weight = nn.Parameter(old.weight.unsqueeze(2))
+    new.bias = old.bias
+    module.convolution = new
+    return True
+
+
 def fold_layer_scale(module: nn.Module) -> bool:
     """A vision transformer's LayerScale is multiplied into the projections before it."""
     from timm.layers.layer_scale import LayerScale
@@ -138,6 +153,7 @@ FOLDS: dict[str, Callable[[nn.Module], bool]] = {
     "word table": fold_word_table,
     "selection head": fold_selection_head,
     "embeddings": fold_embeddings,
+    "convolution": fold_convolution,
     "layer scale": fold_layer_scale,
     "attention": fold_attention,
     "query, key and value": fold_projections,

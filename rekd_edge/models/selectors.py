@@ -100,6 +100,8 @@ class ConvolutionMixer(nn.Module):
         if self.grid is None:
             # Padding is zeroed before every convolution, so it cannot be told from the border.
             channels_first = (hidden * attended.unsqueeze(2)).transpose(1, 2)
+            if isinstance(self.convolution, nn.Conv2d):
+                channels_first = channels_first.unsqueeze(2)
         else:
             channels_first = hidden.transpose(1, 2).unflatten(2, self.grid)
         mixed = self.convolution(channels_first).flatten(2).transpose(1, 2)

@@ -103,13 +103,26 @@ def test_files_take_turns_on_the_same_input_in_rotating_order() -> None:
     runners = {name: _Runner(name, asked) for name in "abc"}
     outputs: dict[str, tuple[str, ...]] = dict.fromkeys("abc", ())
     inputs = {name: [{"id": 0}, {"id": 1}] for name in "abc"}
-    settings = BenchSettings(min_duration_s=0.0, min_count=4)
+    settings = BenchSettings(min_duration_s=0.0, min_count=4, turn_count=1)
     samples = measure_in_turn(runners, outputs, inputs, settings)  # type: ignore[arg-type]
     rounds = [asked[start : start + 3] for start in range(0, 12, 3)]
     assert ["".join(name for name, _ in each) for each in rounds] == ["abc", "bca", "cab", "abc"]
     assert [each[0][1] for each in rounds] == [0, 1, 0, 1]
     assert all(len({i for _, i in each}) == 1 for each in rounds)
     assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_the_first_query_of_a_turn_is_not_counted() -> None:
+    asked: list[tuple[str, int]] = []
+    runners = {name: _Runner(name, asked) for name in "ab"}
+    outputs: dict[str, tuple[str, ...]] = dict.fromkeys("ab", ())
+    inputs = {name: [{"id": i} for i in range(3)] for name in "ab"}
+    settings = BenchSettings(min_duration_s=0.0, min_count=3, turn_count=2)
+    samples = measure_in_turn(runners, outputs, inputs, settings)  # type: ignore[arg-type]
+    turns = [asked[start : start + 3] for start in range(0, 12, 3)]
+    assert [[name for name, _ in turn] for turn in turns] == [[n] * 3 for n in "abba"]
+    assert [[i for _, i in turn] for turn in turns] == [[1, 0, 1]] * 2 + [[0, 2, 0]] * 2
+    assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4}
 
 
 def test_minimum_duration_and_count_are_both_met(

@@ -220,6 +220,7 @@ def test_each_fold_is_exact_and_saves_what_it_says() -> None:
         "word table",
         "selection head",
         "embeddings",
+        "convolution",
         "attention",
         "query, key and value",
     ]
