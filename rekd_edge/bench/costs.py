@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,11 +49,14 @@ SCHEMA_VERSION = 1
 FORMS = ("gathered", "plain")
 SQUARE, LAYER, BANDWIDTH = "square product", "layer product", "bandwidth"
 POINTS_FOLDER = "points"
+MOST_QUERIES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class CostPlan:
-    """What is swept around a base point of each modality, and how long each point is measured.
+    """What is swept around a base point of each modality, and how long each point is measured:
+    at least ``settings.min_count`` queries, and as many as the gathered form answers in
+    ``settings.min_duration_s``, up to :data:`MOST_QUERIES`.
     ``square`` is the side of the large product; ``bandwidth_queries`` triads go before, among and
     after the rounds."""
 
@@ -328,15 +332,20 @@ def _interleaved(
         outputs: dict[str, Sequence[str]] = {
             name: runner.output_names for name, runner in runners.items()
         }
+        spent = 0.0
         for name, runner in runners.items():
             for _ in range(plan.settings.warmup_count):
+                started = time.perf_counter()
                 runner.run_named(feeds[name], outputs[name])
+                if name == FORMS[0]:
+                    spent = time.perf_counter() - started
+        wanted = min(MOST_QUERIES, int(plan.settings.min_duration_s / spent))
         probe = BandwidthProbe(plan.bandwidth_bytes)
         probe.run_named({}, ())
         half = replace(
             plan.settings,
-            min_duration_s=plan.settings.min_duration_s / 2,
-            min_count=-(-plan.settings.min_count // 2),
+            min_duration_s=0.0,
+            min_count=-(-max(plan.settings.min_count, wanted) // 2),
         )
         third = replace(plan.settings, min_duration_s=0.0, min_count=plan.bandwidth_queries // 3)
 
