@@ -18,9 +18,9 @@ class BenchSettings:
     """How long is measured. Minimum duration *and* minimum count must both be met, each by every
     candidate. ``quick`` marks the result INVALID, as LoadGen does.
 
-    In each turn a candidate answers ``turn_count`` queries in a row. Where that is more than one, one
-    goes before them that is not counted: it finds the caches full of the other candidates' weights,
-    and how many others there are must not decide a ratio."""
+    In each turn a candidate answers ``turn_count`` queries in a row. Where that is more than one,
+    one goes before them that is not counted: it finds the caches full of the other candidates'
+    weights, and how many others there are must not decide a ratio."""
 
     min_duration_s: float = 10.0
     min_count: int = 200
