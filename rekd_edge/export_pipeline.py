@@ -271,9 +271,7 @@ def export_bundle(
             calibration=calibration,
         )
     written = export_twins(run, fused=fused, target=spec) if twins else {}
-    return ExportResult(
-        output, True, (), report, manifest, written, tuning, recovered, calibration
-    )
+    return ExportResult(output, True, (), report, manifest, written, tuning, recovered, calibration)
 
 
 def recovery_of(target: TargetSpec, wanted: bool | None) -> RecoverySpec | None:

@@ -21,7 +21,7 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Of one split: ``logits`` float32 ``[example, class]``, ``margin`` float32 ``[example]``,
+    """Of one split: ``logits`` float32 ``[example, class]``, ``margin`` float64 ``[example]``,
     ``labels`` int64 ``[example]``, and the kept positions of each example."""
 
     logits: np.ndarray
@@ -60,7 +60,10 @@ def answers_of(runner: Answering, batches: Iterable[LabelledBatch]) -> Answers:
     if not labels:
         raise DataError("the split is empty: there is nothing to calibrate on")
     answers = Answers(
-        np.asarray(logits), np.asarray(margins), np.asarray(labels, dtype=np.int64), tuple(kept)
+        np.asarray(logits),
+        np.asarray(margins, dtype=np.float64),
+        np.asarray(labels, dtype=np.int64),
+        tuple(kept),
     )
     if not np.isfinite(answers.logits).all() or np.isnan(answers.margin).any():
         raise DataError("the file answers with numbers that are not finite")

@@ -90,7 +90,8 @@ def reliability(
 def expected_calibration_error(
     confidence: np.ndarray, right: np.ndarray, bins: int = ECE_BINS
 ) -> float:
-    """``sum_b n_b / n |accuracy_b - confidence_b|`` over bins of equal width (Naeini et al. 2015)."""
+    """``sum_b n_b / n |accuracy_b - confidence_b|`` over bins of equal width
+    (Naeini et al. 2015)."""
     total = 0.0
     for one in reliability(confidence, right, bins):
         if one.accuracy is not None and one.confidence is not None:

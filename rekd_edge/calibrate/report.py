@@ -63,9 +63,9 @@ class Curve:
 @dataclass(frozen=True, slots=True)
 class Side:
     """One split. ``risk`` is the share of wrong labels among the ``coverage`` answered (None if
-    none is), ``refused`` counts examples by reason, an example under both. ``rationale_risk`` is the
-    share of rationales among those answered that the torch model did not choose (None where it was
-    not asked)."""
+    none is), ``refused`` counts examples by reason, one may be under both. ``rationale_risk`` is
+    the share of rationales among those answered that the torch model did not choose (None where it
+    was not asked)."""
 
     examples: int
     accuracy: float

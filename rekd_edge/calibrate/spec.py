@@ -38,9 +38,9 @@ class AbstentionSpec(_Spec):
 class Calibration(_Spec):
     """What ``config.json`` holds and runtimes apply::
 
-        probabilities = softmax(logits / temperature)
-        abstain = max(probabilities) < confidence_threshold
-               or selection_margin < margin_threshold
+    probabilities = softmax(logits / temperature)
+    abstain = max(probabilities) < confidence_threshold
+           or selection_margin < margin_threshold
     """
 
     method: Literal["temperature"] = "temperature"
