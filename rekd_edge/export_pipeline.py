@@ -510,6 +510,8 @@ def check_bundle(
     gate_set = load_gates(gates or target.gates)
     fused = run.fused()
     wrong = _contradictions(bundle, run, fused, target)
+    if not wrong:
+        wrong = _miscalibrated(bundle, run, fused, target)
     if wrong:
         place = reject(folder, folder, wrong, None) if reject_failed else folder
         raise GateError(
@@ -1014,6 +1016,35 @@ def _contradictions(
     if load_preprocessor(bundle.folder).fingerprint != run.preprocessor.fingerprint:
         found.append("the bundle prepares its input otherwise than the run")
     return tuple(found)
+
+
+def _miscalibrated(
+    bundle: Bundle, run: Run, fused: FusedRationalist, target: TargetSpec
+) -> tuple[str, ...]:
+    """Where temperature or thresholds are not what the file's own answers to the development split
+    give, by more than another processor's rounding moves them."""
+    stated = bundle.config.calibration
+    if stated is None:
+        return ()
+    found = calibrate_file(run, bundle.model_path, fused=fused, target=target, asked=stated.asked)
+    assert found is not None  # its split was large enough when the bundle was made
+    wrong = []
+    for name, tolerance in _CALIBRATION_TOLERANCE.items():
+        mine, true = getattr(stated, name), getattr(found.calibration, name)
+        agree = mine == true
+        if mine is not None and true is not None:
+            agree = abs(mine - true) <= tolerance * max(abs(true), 1e-3)
+        if not agree:
+            wrong.append(f"config.json says {name} is {mine}, the development split gives {true}")
+    return tuple(wrong)
+
+
+_CALIBRATION_TOLERANCE = {
+    "temperature": 0.05,
+    "confidence_threshold": 0.02,
+    "margin_threshold": 0.05,
+}
+"""Relative."""
 
 
 def read_inputs(path: Path, preprocessor: Preprocessor) -> list[dict[str, np.ndarray]]:

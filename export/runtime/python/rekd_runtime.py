@@ -63,7 +63,6 @@ TOKENIZER_FILE = "tokenizer.json"
 CPU_PROVIDER = "CPUExecutionProvider"
 TRACEBACK_VARIABLE = "REKD_EDGE_TRACEBACK"
 _OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
-_WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _OPTIMIZATION_LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -126,32 +125,62 @@ def verify_bundle(folder: str | os.PathLike[str]) -> dict[str, Any]:
     absolute, climbs out or leaves through a symbolic link, and where a file is missing, changed
     or not listed (``__pycache__`` folders are overlooked).
     """
-    return _verified(Path(folder), keep=())[0]
+    return _verified(Path(folder))[0]
 
 
-def _verified(root: Path, keep: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """:func:`verify_bundle`, and the content of the files in ``keep``: the very bytes that were
-    hashed, so that nothing can change between the check and the use."""
+@dataclass(slots=True)
+class _Evidence:
+    """What came of the files while they were hashed: the content of small ones, which are used
+    from here, and the state of all others, which must be the same once they have been opened."""
+
+    contents: dict[str, bytes]
+    states: dict[str, tuple[int, ...]]
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """Changes with every write, rename and replacement."""
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        0 if os.name == "nt" else status.st_ctime_ns,
+    )
+
+
+def _require_unchanged(root: Path, states: Mapping[str, tuple[int, ...]]) -> None:
+    for path, state in states.items():
+        try:
+            same = _state((root / path).stat()) == state
+        except OSError:
+            same = False
+        if not same:
+            raise _broken(f"bundle {root}: {path!r} has changed while it was opened")
+
+
+def _verified(root: Path, keep: Collection[str] = ()) -> tuple[dict[str, Any], _Evidence]:
+    """:func:`verify_bundle`, and what is needed to use the very bytes that were hashed: the content
+    of the files in ``keep``, the state of the others."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{root} {what}", hint="name the folder of an exported bundle")
     manifest = _read_manifest(root)
     listed: set[str] = set()
     problems: list[str] = []
-    contents: dict[str, bytes] = {}
+    evidence = _Evidence({}, {})
     for entry in manifest["files"]:
         path = _listed_path(entry)
         if path in listed:
             raise _broken(f"{MANIFEST_FILE} lists {path!r} twice")
         listed.add(path)
-        problem = _file_problem(root, path, entry, contents if path in keep else None)
+        problem = _file_problem(root, path, entry, evidence, keep=path in keep)
         if problem is not None:
             problems.append(problem)
     problems += [f"{path!r} is not listed" for path in _files_in(root) if path not in listed]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise _broken(f"bundle {root}: {'; '.join(problems[:3])}{more}")
-    return manifest, contents
+    return manifest, evidence
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:
@@ -202,9 +231,9 @@ def _require_inside(root: Path, path: str) -> None:
 
 
 def _file_problem(
-    root: Path, path: str, entry: dict[str, Any], contents: dict[str, bytes] | None
+    root: Path, path: str, entry: dict[str, Any], evidence: _Evidence, *, keep: bool
 ) -> str | None:
-    """What is wrong with one file; ``contents`` gets what was read of it."""
+    """What is wrong with one file."""
     _require_inside(root, path)
     place = root / path
     if not place.is_file():
@@ -214,12 +243,14 @@ def _file_problem(
             return f"{path!r} has {place.stat().st_size} bytes, not {entry['size_bytes']}"
         digest = hashlib.sha256()
         with place.open("rb", buffering=0) as file:
-            if contents is None:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
+            if keep:
+                evidence.contents[path] = file.read()
+                digest.update(evidence.contents[path])
             else:
-                contents[path] = file.read()
-                digest.update(contents[path])
+                evidence.states[path] = _state(os.fstat(file.fileno()))
+                chunk = memoryview(bytearray(_CHUNK_BYTES))
+                while count := file.readinto(chunk):
+                    digest.update(chunk[:count])
     except OSError as error:
         return f"{path!r} cannot be read: {error.strerror or error}"
     return None if digest.hexdigest() == entry["sha256"] else f"{path!r} has changed (sha256)"
@@ -721,8 +752,8 @@ class Rationalist:
         threads: int | None = None,
         provider: str | None = None,
     ) -> Rationalist:
-        """Verify every byte of the bundle, then open its model from the bytes that were verified
-        (onnxruntime itself reads weights in a file of their own, as models above 1 GB have).
+        """Verify every byte of the bundle, then open its model. Small files are used from the bytes
+        that were hashed; the model's must be the same file, unchanged, once it is open.
 
         ``provider`` is onnxruntime's, or OpenVINO's device; by default the CPU.
         ``threads`` defaults to those of the bundle's settings or all, but never to more than the
@@ -731,23 +762,26 @@ class Rationalist:
         """
         folder = Path(bundle)
         needed = {CONFIG_FILE, PREPROCESSOR_FILE, MODEL_FILE}
-        manifest, contents = _verified(folder, keep=needed | {TOKENIZER_FILE})
+        small = {CONFIG_FILE, PREPROCESSOR_FILE, TOKENIZER_FILE}
+        manifest, evidence = _verified(folder, keep=small)
         listed = {entry["path"] for entry in manifest["files"]}
         if needed - listed:
             raise _broken(f"bundle {folder} has no {', '.join(sorted(needed - listed))}")
-        config = read_config(folder, contents)
+        config = read_config(folder, evidence.contents)
         cores = resolve_threads(threads, config.settings.threads)
         encoder = None
         if config.modality == "text":
-            encoder = TextEncoder(folder, config.max_length, contents.pop(TOKENIZER_FILE, None))
-        content = contents.pop(MODEL_FILE)
+            tokenizer = evidence.contents.get(TOKENIZER_FILE)
+            if tokenizer is None:
+                raise _broken(f"bundle {folder} has no {TOKENIZER_FILE}")
+            encoder = TextEncoder(folder, config.max_length, tokenizer)
         if config.runtime == "openvino":
-            session: Any = _OpenVinoSession(content, cores, provider or "CPU")
+            session: Any = _OpenVinoSession(folder / MODEL_FILE, cores, provider or "CPU")
         else:
             session = _open_session(
-                content, folder, cores, provider or CPU_PROVIDER, config.settings
+                folder / MODEL_FILE, cores, provider or CPU_PROVIDER, config.settings
             )
-        del content
+        _require_unchanged(folder, evidence.states)
         model = cls(folder, manifest, config, session, encoder)
         model._require_interface()
         return model
@@ -907,9 +941,7 @@ def session_options(onnxruntime: Any, threads: int, settings: SessionSettings) -
     return options
 
 
-def _open_session(
-    model: bytes, folder: Path, threads: int, provider: str, settings: SessionSettings
-) -> Any:
+def _open_session(path: Path, threads: int, provider: str, settings: SessionSettings) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -921,14 +953,12 @@ def _open_session(
             hint="install a build of onnxruntime that has it",
         )
     options = session_options(onnxruntime, threads, settings)
-    # Where weights in a file of their own are looked for: never in the current folder.
-    options.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(folder.resolve()))
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's own classes share no documented base
         reason = " ".join(str(error).split())
         raise BackendError(
-            f"onnxruntime {onnxruntime.__version__} cannot open {MODEL_FILE}: {reason}",
+            f"onnxruntime {onnxruntime.__version__} cannot open {path}: {reason}",
             hint="python -m pip install --upgrade onnxruntime",
         ) from error
     if session.get_providers()[0] != provider:
@@ -947,7 +977,7 @@ class _OpenVinoSession:
     """OpenVINO with the three methods of an onnxruntime session that are used here. It computes in
     fp32 on the device and the threads asked for, or refuses."""
 
-    def __init__(self, model: bytes, threads: int, device: str) -> None:
+    def __init__(self, path: Path, threads: int, device: str) -> None:
         try:
             import openvino
         except ImportError as error:
@@ -959,7 +989,7 @@ class _OpenVinoSession:
         core = openvino.Core()
         try:
             compiled = core.compile_model(
-                core.read_model(model),
+                core.read_model(str(path)),
                 device,
                 {
                     **asked,
@@ -971,7 +1001,7 @@ class _OpenVinoSession:
         except Exception as error:  # openvino raises bare RuntimeError
             reason = " ".join(str(error).split())
             raise BackendError(
-                f"openvino {openvino.__version__} cannot open {MODEL_FILE}: {reason}",
+                f"openvino {openvino.__version__} cannot open {path}: {reason}",
                 hint="python -m pip install --upgrade openvino",
             ) from error
         found = {
