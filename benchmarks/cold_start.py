@@ -233,7 +233,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append("| bundle, form | " + " | ".join(names) + " |")
     lines.append("|---" * (len(names) + 1) + "|")
     for row in result["rows"]:
-        cells = [f"{row['parts_ms'].get(name, 0):.0f}" for name in names]
+        cells = [f"{row['parts_processor_ms'].get(name, 0):.0f}" for name in names]
         label = f"{row['modality']} {row['precision']}, {row['form']}"
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     machine = result["machine"]
