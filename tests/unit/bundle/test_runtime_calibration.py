@@ -260,9 +260,7 @@ def test_a_single_input_is_not_taken_for_a_list(text_bundle: Path, image_bundle:
         with pytest.raises(runtime.InputError, match="takes a list") as caught:
             runtime.Rationalist.load(bundle, threads=1).predict("photo.jpg")
         assert caught.value.hint == "predict([one_input])"
-    with pytest.raises(
-        runtime.InputError, match="a text is due, not Path|a text is due, not Posix"
-    ):
+    with pytest.raises(runtime.InputError, match="a text is due, not"):
         runtime.Rationalist.load(text_bundle, threads=1).predict([Path("a.txt")])
 
 
