@@ -1,5 +1,5 @@
-"""From a trained run to a runtime that withholds what it should: temperature and thresholds come from
-the exported file's own answers to the development split."""
+"""From a trained run to a runtime that withholds what it should: temperature and thresholds come
+from the exported file's own answers to the development split."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_check_holds_a_bundle_to_its_calibration(exported: ExportResult, run: Ru
             entry["sha256"] = hashlib.sha256(content).hexdigest()
             entry["size_bytes"] = len(content)
     (forged / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(GateError, match="config.json says temperature is"):
+    with pytest.raises(GateError, match=r"config\.json says temperature is"):
         check_bundle(forged, run=run, threads=1)
     assert not forged.exists()  # in rejected/
 
