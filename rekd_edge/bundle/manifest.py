@@ -2,7 +2,7 @@
 
     BUNDLE/
       manifest.json              this schema: sha256 and size of every other file, gates, lineage
-      config.json                BundleConfig: what the model is, its inputs, outputs and calibration
+      config.json                BundleConfig: what the model is, inputs, outputs, calibration
       preprocessor_config.json   how a text or an image becomes model input
       tokenizer.json, tokenizer_config.json   (text)
       labels.json                class names in the order of the logits

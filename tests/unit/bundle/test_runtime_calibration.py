@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -274,12 +276,21 @@ def test_a_megabyte_of_text_is_answered_with_a_notice(
     assert "truncated" in answer.notices[0]
 
 
+def png_of_size(width: int, height: int) -> bytes:
+    """A file that says it is that large; what it claims is not in it."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": b"x"}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks.items()
+    )
+
+
 def test_one_pixel_and_many_are_answered_or_refused_in_a_line(
     image_bundle: Path, tmp_path: Path
 ) -> None:
     model = runtime.Rationalist.load(image_bundle, threads=1)
     Image.new("RGB", (1, 1), (9, 9, 9)).save(tmp_path / "one.png")
     assert model.predict([tmp_path / "one.png"])[0].kept == 4
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
+    (tmp_path / "large.png").write_bytes(png_of_size(20_000, 20_000))
     with pytest.raises(runtime.InputError, match=r"large\.png: the image is too large"):
         model.predict([tmp_path / "large.png"])
