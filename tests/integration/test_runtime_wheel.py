@@ -139,6 +139,25 @@ def test_a_thousand_images_get_the_answers_of_torch(
             assert answer["label"] == bundled_image_model.label_names[int(logits.argmax())]
 
 
+def test_its_cold_start_can_be_measured(binaries: Path, text_bundle: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "cold_start.py"
+    command = [
+        *(sys.executable, str(script), "--python", str(binaries / "python")),
+        *("--rounds", "2", "--part-rounds", "1", "--output", str(tmp_path)),
+        f"{text_bundle}=a gorgeous, witty film",
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    found = json.loads((tmp_path / "cold-start.json").read_text())
+    assert [row["form"] for row in found["rows"]] == ["script", "wheel"]
+    for row in found["rows"]:
+        assert len(row["samples_s"]) == 2
+        assert 0 < row["processor_s"] < row["first_answer_s"]["most"] + 5
+        # More than Python and numpy, so it is the child that was looked at.
+        assert found["starter_peak_mb"] < row["peak_rss_mb"] < 400
+        assert set(row["parts_processor_ms"]) >= {"read and hash", "open session", "first answer"}
+    assert "| text fp32 | " in (tmp_path / "cold-start.md").read_text()
+
+
 def test_the_types_can_be_checked_from_outside(binaries: Path, tmp_path: Path) -> None:
     (tmp_path / "use.py").write_text(
         "from rekd_runtime import Prediction, Rationalist\n"
