@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 GOAL_S = 0.7
+BUSY = 1.3
+"""A start that takes so many times its processor seconds has waited for others: the median is then
+no measure of the runtime, and the row is marked so."""
 MB = 1_000_000
 """All MB here are 10^6 bytes."""
 PROBE = """
@@ -179,6 +182,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         size = sum(path.stat().st_size for path in bundle.glob("model.onnx*")) / MB
         config = json.loads((bundle / "config.json").read_text())
         seconds = sorted(one["first_answer_s"] for one in seen)
+        median = statistics.median(seconds)
+        processor = statistics.median(one["processor_s"] for one in seen)
         peak = max(one["peak_rss_mb"] for one in seen)
         rows.append(
             {
@@ -189,13 +194,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "model_mb": round(size, 1),
                 "first_answer_s": {
                     "least": round(seconds[0], 3),
-                    "median": round(statistics.median(seconds), 3),
+                    "median": round(median, 3),
                     "most": round(seconds[-1], 3),
                 },
-                "processor_s": round(statistics.median(one["processor_s"] for one in seen), 3),
+                "processor_s": round(processor, 3),
+                "invalid": "the machine was busy" if median > BUSY * processor else None,
                 "peak_rss_mb": round(peak, 1),
                 "peak_rss_goal_mb": round(3 * size + 60, 1),
-                "within_time": statistics.median(seconds) <= GOAL_S,
+                "within_time": median <= GOAL_S,
+                "within_time_by_processor": processor <= GOAL_S,
                 "within_memory": peak <= 3 * size + 60,
                 "samples_s": [round(value, 4) for value in seconds],
                 "parts_processor_ms": parts_ms(
@@ -216,10 +223,11 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         first = row["first_answer_s"]
-        kept = [
-            f"{name} {'held' if row[key] else 'MISSED'}"
-            for name, key in (("time", "within_time"), ("memory", "within_memory"))
-        ]
+        said = {True: "held", False: "MISSED"}
+        time_goal = said[row["within_time"]]
+        if row["invalid"] is not None:
+            time_goal = f"INVALID (busy), by processor {said[row['within_time_by_processor']]}"
+        kept = [f"time {time_goal}", f"memory {said[row['within_memory']]}"]
         lines.append(
             f"| {row['modality']} {row['precision']} | {row['model_mb']} | {row['form']} | "
             f"{first['median']:.2f} ({first['least']:.2f}) | {row['processor_s']:.2f} | "
