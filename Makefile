@@ -56,6 +56,10 @@ docs: $(INSTALLED) ## write docs/recipe.md from the schema, and the tables of re
 	$(BIN)/python -m rekd_edge.recipe.deviations docs/deviations.md benchmarks/results/deviations.json
 	$(BIN)/python benchmarks/readme.py README.md benchmarks/results/accuracy.json
 
+.PHONY: runtime-wheel
+runtime-wheel: $(INSTALLED) ## build dist/rekd_edge_runtime-*.whl, the runtime of bundles as a package
+	cd export/runtime/python && $(abspath $(BIN))/python -m hatchling build -t wheel -d $(abspath dist)
+
 .PHONY: constraints
 constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 \

@@ -35,6 +35,10 @@ from rekd_edge.bundle import (
     open_bundle,
     write_bundle,
 )
+from rekd_edge.calibrate.answers import answers_of
+from rekd_edge.calibrate.fit import FEWEST_EXAMPLES, calibrate
+from rekd_edge.calibrate.report import CalibrationReport, report_of
+from rekd_edge.calibrate.spec import AbstentionSpec, Calibration
 from rekd_edge.check import (
     Accuracy,
     CheckReport,
@@ -67,7 +71,7 @@ from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
-from rekd_edge.runners import RuntimeSettings, require_runtime
+from rekd_edge.runners import RuntimeSettings, TorchRunner, file_runner, require_runtime
 from rekd_edge.types import RuntimeName
 
 if TYPE_CHECKING:
@@ -81,6 +85,7 @@ REJECTED_FOLDER = "rejected"
 TWINS_FOLDER = "onnx"
 TUNE_REPORT = "runtime_settings"
 RECOVERY_REPORT = "recovery"
+CALIBRATION_REPORT = "calibration"
 RECOVERABLE = frozenset(
     {
         "accuracy",
@@ -109,6 +114,7 @@ class ExportResult:
     twins: Mapping[str, Path]
     tuning: TuneReport | None = None
     recovery: RecoveryReport | None = None
+    calibration: CalibrationReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -119,6 +125,7 @@ class ExportResult:
             "twins": {name: str(path) for name, path in self.twins.items()},
             "runtime_settings": None if self.tuning is None else self.tuning.to_json(),
             "recovery": None if self.recovery is None else self.recovery.to_json(),
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
 
 
@@ -177,6 +184,7 @@ def export_bundle(
     tune: bool = False,
     plan: TunePlan | None = None,
     recover: bool | None = None,
+    abstention: AbstentionSpec | None = None,
     listener: ProgressListener | None = None,
 ) -> ExportResult:
     """Exports the run's student as a bundle at ``output``.
@@ -187,7 +195,8 @@ def export_bundle(
     ``tune`` searches runtime settings on the finished file (:mod:`rekd_edge.bench.tune`) and checks
     it again with them; ``threads`` are then those of the bundle, too. ``recover`` trains a
     little where an int8 file fails (:func:`recover_file`); None does as the target says.
-    ``listener`` is told of that training.
+    ``listener`` is told of that training. ``abstention`` is when answers are withheld; None takes
+    the target's (:func:`calibrate_file`).
 
     A failed gate is a result with ``passed`` False. Raises :class:`UsageError` for an unknown
     target, a taken ``output`` or a run without a rationalist.
@@ -241,6 +250,13 @@ def export_bundle(
                 plan=plan,
                 baselines=known,
             )
+        try:
+            calibration = calibrate_file(
+                run, file, fused=fused, target=spec, asked=abstention or spec.abstention
+            )
+        except GateError as error:
+            path = reject(work, output, (error.message,), report)
+            return ExportResult(path, False, (error.message,), report, None, {}, tuning, recovered)
         manifest = bundle_run(
             run,
             fused,
@@ -252,9 +268,10 @@ def export_bundle(
             work=work,
             tuning=tuning,
             recovery=recovered,
+            calibration=calibration,
         )
     written = export_twins(run, fused=fused, target=spec) if twins else {}
-    return ExportResult(output, True, (), report, manifest, written, tuning, recovered)
+    return ExportResult(output, True, (), report, manifest, written, tuning, recovered, calibration)
 
 
 def recovery_of(target: TargetSpec, wanted: bool | None) -> RecoverySpec | None:
@@ -493,6 +510,8 @@ def check_bundle(
     gate_set = load_gates(gates or target.gates)
     fused = run.fused()
     wrong = _contradictions(bundle, run, fused, target)
+    if not wrong:
+        wrong = _miscalibrated(bundle, run, fused, target)
     if wrong:
         place = reject(folder, folder, wrong, None) if reject_failed else folder
         raise GateError(
@@ -675,6 +694,36 @@ def check_file(
     )
 
 
+def calibrate_file(
+    run: Run,
+    file: Path,
+    *,
+    fused: FusedRationalist,
+    target: TargetSpec,
+    asked: AbstentionSpec | None,
+) -> CalibrationReport | None:
+    """Temperature and thresholds of one file, from its own answers to the development split, and
+    what they are worth on the test split. None where that split is too small and nothing is asked.
+
+    Raises :class:`UsageError` where it is too small for what is asked, :class:`GateError` where
+    that cannot be had.
+    """
+    data = run.data()
+    if asked is None and len(data.dev) < FEWEST_EXAMPLES:
+        return None
+    splits = [list(test_batches(split, run.preprocessor)) for split in (data.dev, data.test)]
+    provider = target.execution_provider
+    with file_runner(file, runtime=target.runtime, threads=1, provider=provider) as runner:
+        dev, test = (answers_of(runner, batches) for batches in splits)
+    dev_torch = test_torch = None
+    if asked is not None and asked.rationale_risk is not None:
+        names = tuple(tensor.name for tensor in fused.io_spec().inputs)
+        with TorchRunner(fused, names, threads=1) as reference:
+            dev_torch, test_torch = (answers_of(reference, batches) for batches in splits)
+    fitted = calibrate(dev, asked, dev_torch)
+    return report_of(fitted, dev, test, dev_reference=dev_torch, test_reference=test_torch)
+
+
 def test_batches(
     split: Split,
     preprocessor: Preprocessor,
@@ -776,6 +825,7 @@ def bundle_config(
     fused: FusedRationalist,
     target: TargetSpec,
     runtime_settings: RuntimeSettings | None = None,
+    calibration: Calibration | None = None,
 ) -> BundleConfig:
     """What a bundle of this run says about its model."""
     preprocessor = run.preprocessor
@@ -791,6 +841,7 @@ def bundle_config(
         precision=target.precision,
         runtime=target.runtime,
         runtime_settings=runtime_settings,
+        calibration=calibration,
         image_size=fused.image_size,
         patch_size=fused.patch_size,
         max_length=fused.max_length,
@@ -811,12 +862,15 @@ def bundle_run(
     more_reports: Mapping[str, dict[str, Any]] | None = None,
     tuning: TuneReport | None = None,
     recovery: RecoveryReport | None = None,
+    calibration: CalibrationReport | None = None,
 ) -> BundleManifest:
     """Writes the bundle of a checked file, by way of the folder ``work`` if one is replaced."""
     accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
     reports = {"check": report.to_json(), **(more_reports or {})}
     if recovery is not None:
         reports[RECOVERY_REPORT] = recovery.to_json()
+    if calibration is not None:
+        reports[CALIBRATION_REPORT] = calibration.to_json()
     settings = None
     if tuning is not None:
         reports[TUNE_REPORT] = tuning.to_json()
@@ -832,7 +886,9 @@ def bundle_run(
         onnx=file,
         preprocessor=run.preprocessor.deployed(),
         label_names=run.label_names,
-        config=bundle_config(run, fused, target, settings),
+        config=bundle_config(
+            run, fused, target, settings, None if calibration is None else calibration.calibration
+        ),
         recipe_yaml=dump_recipe(run.recipe),
         lineage=_lineage(run),
         reports=reports,
@@ -949,14 +1005,46 @@ def _contradictions(
     """Where a bundle's description of its model is not true of the run: with other class names
     or another preparation of the input, a right file gives wrong answers."""
     found = []
-    expected = bundle_config(run, fused, target, bundle.config.runtime_settings)
+    stated_config = bundle.config
+    expected = bundle_config(
+        run, fused, target, stated_config.runtime_settings, stated_config.calibration
+    ).model_copy(update={"schema_version": stated_config.schema_version})
     for name in BundleConfig.model_fields:
-        stated, true = getattr(bundle.config, name), getattr(expected, name)
+        stated, true = getattr(stated_config, name), getattr(expected, name)
         if stated != true:
             found.append(f"config.json says {name} is {stated}, the run {true}")
     if load_preprocessor(bundle.folder).fingerprint != run.preprocessor.fingerprint:
         found.append("the bundle prepares its input otherwise than the run")
     return tuple(found)
+
+
+def _miscalibrated(
+    bundle: Bundle, run: Run, fused: FusedRationalist, target: TargetSpec
+) -> tuple[str, ...]:
+    """Where temperature or thresholds are not what the file's own answers to the development split
+    give, by more than another processor's rounding moves them."""
+    stated = bundle.config.calibration
+    if stated is None:
+        return ()
+    found = calibrate_file(run, bundle.model_path, fused=fused, target=target, asked=stated.asked)
+    assert found is not None  # its split was large enough when the bundle was made
+    wrong = []
+    for name, tolerance in _CALIBRATION_TOLERANCE.items():
+        mine, true = getattr(stated, name), getattr(found.calibration, name)
+        agree = mine == true
+        if mine is not None and true is not None:
+            agree = abs(mine - true) <= tolerance * max(abs(true), 1e-3)
+        if not agree:
+            wrong.append(f"config.json says {name} is {mine}, the development split gives {true}")
+    return tuple(wrong)
+
+
+_CALIBRATION_TOLERANCE = {
+    "temperature": 0.05,
+    "confidence_threshold": 0.02,
+    "margin_threshold": 0.05,
+}
+"""Relative."""
 
 
 def read_inputs(path: Path, preprocessor: Preprocessor) -> list[dict[str, np.ndarray]]:

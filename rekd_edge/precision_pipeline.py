@@ -23,6 +23,7 @@ from rekd_edge.export_pipeline import (
     ExportResult,
     RecoveryReport,
     bundle_run,
+    calibrate_file,
     check_file,
     convert_run,
     export_twins,
@@ -42,6 +43,7 @@ from rekd_edge.run_folder import Run
 from rekd_edge.runners import require_runtime
 
 if TYPE_CHECKING:
+    from rekd_edge.calibrate.spec import AbstentionSpec
     from rekd_edge.distill.loop import ProgressListener
 
 AUTO = "auto"
@@ -101,6 +103,7 @@ def export_fastest(
     tune: bool = False,
     settings: BenchSettings = SETTINGS,
     recover: bool | None = None,
+    abstention: AbstentionSpec | None = None,
     listener: ProgressListener | None = None,
 ) -> tuple[ExportResult, PrecisionReport]:
     """Exports the fastest variant of ``target`` that holds its gates; arguments as
@@ -193,6 +196,18 @@ def export_fastest(
                 threads=threads,
                 baselines=known,
             )
+        try:
+            calibration = calibrate_file(
+                run,
+                files[best],
+                fused=fused,
+                target=specs[best],
+                asked=abstention or specs[best].abstention,
+            )
+        except GateError as error:
+            reasons = (f"{best}: {error.message}",)
+            place = reject(files[best].parent, output, reasons, checks[best])
+            return ExportResult(place, False, reasons, checks[best], None, {}, tuning), report
         manifest = bundle_run(
             run,
             fused,
@@ -205,9 +220,18 @@ def export_fastest(
             more_reports={REPORT: report.to_json()},
             tuning=tuning,
             recovery=variants[best].recovery,
+            calibration=calibration,
         )
     result = ExportResult(
-        output, True, (), checks[best], manifest, written, tuning, variants[best].recovery
+        output,
+        True,
+        (),
+        checks[best],
+        manifest,
+        written,
+        tuning,
+        variants[best].recovery,
+        calibration,
     )
     return result, report
 

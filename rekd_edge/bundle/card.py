@@ -139,6 +139,25 @@ def _gates(manifest: BundleManifest) -> str:
     )
 
 
+def _calibration(config: BundleConfig) -> str:
+    found = config.calibration
+    if found is None:
+        return "Probabilities are softmax values and are not calibrated."
+    text = (
+        f"Probabilities are softmax values at temperature {found.temperature:.3f}, fitted on "
+        f"{found.examples} examples of the development split; `reports/calibration.json` says how "
+        "far they are from what comes true on the test split."
+    )
+    low = []
+    if found.confidence_threshold is not None:
+        low.append(f"the probability is below {found.confidence_threshold:.4g}")
+    if found.margin_threshold is not None:
+        low.append(f"the margin is below {found.margin_threshold:.4g}")
+    if not low:
+        return text + " No answer is withheld."
+    return text + f" The answer is withheld (`abstain`) where {' or '.join(low)}."
+
+
 def _use_and_limits(config: BundleConfig) -> str:
     what, unit, shown = _UNITS[config.modality]
     source = f"{what}s like those of the data named above"
@@ -156,8 +175,8 @@ def _use_and_limits(config: BundleConfig) -> str:
         f"itself is made by the selector, which reads everything.\n"
         f"- That the answer was read from these {shown} does not make them the reason a person "
         "would give, nor does it make the answer right.\n"
-        "- Probabilities are softmax values and are not calibrated. Every input gets one of the "
-        "labels, also one that belongs to none of them.\n"
+        f"- {_calibration(config)}\n"
+        "- Every input gets one of the labels, also one that belongs to none of them.\n"
         f"- {beyond}\n"
         "- `margin` is the gap between the last kept and the best dropped score. Near 0, "
         "another machine or runtime may round to another rationale.\n"

@@ -2,7 +2,7 @@
 
     BUNDLE/
       manifest.json              this schema: sha256 and size of every other file, gates, lineage
-      config.json                BundleConfig: what the model is, its inputs and its outputs
+      config.json                BundleConfig: what the model is, inputs, outputs, calibration
       preprocessor_config.json   how a text or an image becomes model input
       tokenizer.json, tokenizer_config.json   (text)
       labels.json                class names in the order of the logits
@@ -23,11 +23,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.runners.settings import RuntimeSettings
 from rekd_edge.types import DType, IoSpec, Modality, RuntimeName, TensorSpec
 
 FORMAT = "rekd-edge-bundle"
 SCHEMA_VERSION = 1
+"""Of ``manifest.json``."""
+CONFIG_SCHEMA_VERSION = 2
+"""Of ``config.json``: 2 brought ``calibration``. A runtime that does not know it would answer where
+it should abstain, so it must refuse the file."""
 
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
@@ -134,7 +139,7 @@ class BundleConfig(Record):
         protected_namespaces=(),
     )
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = CONFIG_SCHEMA_VERSION
     model_type: str
     """``bert`` or ``vit``."""
     modality: Modality
@@ -159,6 +164,9 @@ class BundleConfig(Record):
     """What the file was checked in."""
     runtime_settings: RuntimeSettings | None = None
     """Settings of ONNX Runtime found by ``rekd-edge export --tune``; null for the defaults."""
+    calibration: Calibration | None = None
+    """Temperature and thresholds (docs/bundle.md); null: answers are softmax values as they come,
+    and none is withheld."""
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
 
@@ -168,6 +176,8 @@ class BundleConfig(Record):
             raise ValueError("an image model needs image_size and patch_size")
         if self.modality == "text" and self.max_length is None:
             raise ValueError("a text model needs max_length")
+        if self.schema_version == 1 and self.calibration is not None:
+            raise ValueError("calibration needs schema_version 2")
         if len(set(self.label_names)) != len(self.label_names):
             raise ValueError("label_names must differ from one another")
         return self
@@ -186,6 +196,7 @@ class BundleConfig(Record):
         precision: str = "fp32",
         runtime: RuntimeName = "onnxruntime",
         runtime_settings: RuntimeSettings | None = None,
+        calibration: Calibration | None = None,
         image_size: int | None = None,
         patch_size: int | None = None,
         max_length: int | None = None,
@@ -209,6 +220,7 @@ class BundleConfig(Record):
             precision=precision,
             runtime=runtime,
             runtime_settings=runtime_settings,
+            calibration=calibration,
             inputs=tuple(_tensor_record(tensor) for tensor in io_spec.inputs),
             outputs=tuple(_tensor_record(tensor) for tensor in io_spec.outputs),
         )

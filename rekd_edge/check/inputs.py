@@ -55,12 +55,13 @@ def examples_of(batches: Iterable[LabelledBatch], count: int) -> list[dict[str, 
     for batch in held:
         for row in range(len(batch.labels)):
             if start + row in wanted:
-                chosen.append(_single(batch.inputs, row))
+                chosen.append(single(batch.inputs, row))
         start += len(batch.labels)
     return chosen
 
 
-def _single(inputs: Inputs, row: int) -> dict[str, np.ndarray]:
+def single(inputs: Inputs, row: int) -> dict[str, np.ndarray]:
+    """One example of a batch, ``[1, ...]`` each, without padding."""
     if "attention_mask" not in inputs:
         return {name: value[row : row + 1] for name, value in inputs.items()}
     length = int(inputs["attention_mask"][row].sum())

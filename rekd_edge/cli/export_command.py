@@ -13,6 +13,7 @@ from rekd_edge.errors import GateError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rekd_edge.calibrate.spec import AbstentionSpec
     from rekd_edge.export_pipeline import ExportResult, RecoveryReport
     from rekd_edge.precision_pipeline import PrecisionReport
     from rekd_edge.run_folder import Run
@@ -72,6 +73,18 @@ def export_run(
             "accuracy. [as the target says]",
         ),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(help="Share of inputs to answer; the least sure are withheld. [all]"),
+    ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(help="Share of wrong answers not to be exceeded; withholds what it must."),
+    ] = None,
+    rationale_risk: Annotated[
+        float | None,
+        typer.Option(help="Share of rationales other than the torch model's not to be exceeded."),
+    ] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Convert the student to ONNX, check it on real data and write the bundle.
@@ -82,6 +95,7 @@ def export_run(
     from rekd_edge.export_pipeline import export_bundle
     from rekd_edge.run_folder import open_run
 
+    abstention = _abstention(coverage, risk, rationale_risk)
     opened = open_run(run)
     if precision is not None:
         if precision != AUTO:
@@ -90,7 +104,17 @@ def export_run(
                 hint="a precision of its own is a target, e.g. --target onnx-int8",
             )
         _export_fastest(
-            opened, output, target, gates, threads, force, twins, tune, recover, json_path
+            opened,
+            output,
+            target,
+            gates,
+            threads,
+            force,
+            twins,
+            tune,
+            recover,
+            abstention,
+            json_path,
         )
         return
     with ExportProgress("converting and checking") as progress:
@@ -104,6 +128,7 @@ def export_run(
             threads=threads,
             tune=tune,
             recover=recover,
+            abstention=abstention,
             listener=progress,
         )
 
@@ -113,6 +138,8 @@ def export_run(
         if result.recovery is not None:
             show_recovery(console, target, result.recovery)
         show_tuning(console, result)
+        if result.calibration is not None:
+            result.calibration.render(console)
         if result.passed:
             console.print(f"bundle: {result.path}", markup=False)
 
@@ -134,6 +161,7 @@ def _export_fastest(
     twins: bool,
     tune: bool,
     recover: bool | None,
+    abstention: AbstentionSpec | None,
     json_path: str | None,
 ) -> None:
     from rekd_edge.cli.progress import ExportProgress
@@ -150,12 +178,15 @@ def _export_fastest(
             threads=threads,
             tune=tune,
             recover=recover,
+            abstention=abstention,
             listener=progress,
         )
 
     def render(console: Console) -> None:
         show(console, found)
         show_tuning(console, result)
+        if result.calibration is not None:
+            result.calibration.render(console)
         if result.passed:
             console.print(f"bundle: {result.path} ({found.chosen})", markup=False)
 
@@ -166,6 +197,27 @@ def _export_fastest(
             "no precision holds its gates:\n  " + "\n  ".join(result.reasons),
             hint=f"the nearest file and the reasons are in {result.path}",
         )
+
+
+def _abstention(
+    coverage: float | None, risk: float | None, rationale_risk: float | None
+) -> AbstentionSpec | None:
+    """What the options ask for; None leaves it to the target."""
+    if (coverage, risk, rationale_risk) == (None, None, None):
+        return None
+    from pydantic import ValidationError
+
+    from rekd_edge.calibrate.spec import AbstentionSpec
+
+    try:
+        return AbstentionSpec(coverage=coverage, risk=risk, rationale_risk=rationale_risk)
+    except ValidationError as error:
+        problems = (
+            " ".join(["--" + "-".join(map(str, one["loc"])).replace("_", "-")] * bool(one["loc"]))
+            + f" {one['msg']}"
+            for one in error.errors()
+        )
+        raise UsageError("; ".join(problem.strip() for problem in problems)) from error
 
 
 def show_recovery(console: Console, target: str, recovery: RecoveryReport) -> None:

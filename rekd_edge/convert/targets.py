@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rekd_edge.calibrate.spec import AbstentionSpec
 from rekd_edge.convert.spec_file import find_spec, read_spec
 from rekd_edge.convert.types import Part, Precision
 from rekd_edge.resources import export_dir
@@ -54,6 +55,9 @@ class TargetSpec(BaseModel):
     recovery: RecoverySpec | None = None
     """int8: how a file that fails a gate on labels, rationales or accuracy is trained to answer
     like the fp32 student (docs/adr/0016-recovery.md); null: not at all."""
+    abstention: AbstentionSpec | None = None
+    """When runtimes withhold an answer (docs/adr/0020-calibration.md); null: never. Options of
+    `rekd-edge export` come before it. Probabilities are calibrated either way."""
     dynamic_batch: bool = True
     """Whether one file serves every batch size."""
     dynamic_tokens: bool = True
@@ -90,7 +94,7 @@ def variants_of(name: str) -> tuple[TargetSpec, ...]:
 
 def _but_precision(target: TargetSpec) -> dict[str, object]:
     differs = {"name", "description", "precision", "quantize", "calibration_examples", "gates"}
-    return target.model_dump(exclude=differs | {"recovery"})
+    return target.model_dump(exclude=differs | {"recovery", "abstention"})
 
 
 def load_target(name_or_path: str) -> TargetSpec:

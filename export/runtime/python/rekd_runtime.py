@@ -10,11 +10,13 @@ As a module:
 
     from rekd_runtime import Rationalist
     prediction = Rationalist.load("BUNDLE").predict(["a text"])[0]
-    prediction.label, prediction.probability, prediction.rationale
+    prediction.label, prediction.probability, prediction.rationale, prediction.abstain
 
 The model chooses a few words or patches (the rationale) and its answer is computed from those
 alone. ``margin`` is the gap in score between the last one kept and the best one dropped: near 0,
-another machine may round to another choice.
+another machine may round to another choice. Probabilities are calibrated where the bundle says
+how; ``abstain`` is True where they, or the margin, are below what the bundle answers for: show
+such an answer to a person, not as an answer.
 
 Exit codes: 0 answered; 1 unexpected (a bug); 2 an input cannot be used; 4 a package is missing
 or too old; 6 the bundle is not what its manifest promises; 130 interrupted.
@@ -32,10 +34,10 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 try:
     import numpy as np
@@ -48,9 +50,11 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from PIL import Image
 
+__version__ = "0.1.0"
 FORMAT = "rekd-edge-bundle"
-SCHEMA_VERSION = 1
-"""Newest manifest and config schema that this file understands."""
+MANIFEST_SCHEMA_VERSION = 1
+CONFIG_SCHEMA_VERSION = 2
+"""Newest schemas of ``manifest.json`` and ``config.json`` that this file understands."""
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -67,8 +71,15 @@ _OPTIMIZATION_LEVELS = {
 }
 _PIL_RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
 _CHUNK_BYTES = 1 << 20
+_MOST_PIXELS = 1 << 26
+"""Of an image once resized: what is longer and thinner would not fit into small memories."""
 _HIGHLIGHT = ("\x1b[1;7m", "\x1b[0m")
 _BRACKETS = ("[", "]")
+
+
+ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
+"""The path of an image file, a Pillow image, or pixels: uint8 ``[height, width, 3]`` (RGB) or
+``[height, width]`` (grey)."""
 
 
 class RekdRuntimeError(Exception):
@@ -114,26 +125,62 @@ def verify_bundle(folder: str | os.PathLike[str]) -> dict[str, Any]:
     absolute, climbs out or leaves through a symbolic link, and where a file is missing, changed
     or not listed (``__pycache__`` folders are overlooked).
     """
-    root = Path(folder)
+    return _verified(Path(folder))[0]
+
+
+@dataclass(slots=True)
+class _Evidence:
+    """What came of the files while they were hashed: the content of small ones, which are used
+    from here, and the state of all others, which must be the same once they have been opened."""
+
+    contents: dict[str, bytes]
+    states: dict[str, tuple[int, ...]]
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """Changes with every write, rename and replacement."""
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        0 if os.name == "nt" else status.st_ctime_ns,
+    )
+
+
+def _require_unchanged(root: Path, states: Mapping[str, tuple[int, ...]]) -> None:
+    for path, state in states.items():
+        try:
+            same = _state((root / path).stat()) == state
+        except OSError:
+            same = False
+        if not same:
+            raise _broken(f"bundle {root}: {path!r} has changed while it was opened")
+
+
+def _verified(root: Path, keep: Collection[str] = ()) -> tuple[dict[str, Any], _Evidence]:
+    """:func:`verify_bundle`, and what is needed to use the very bytes that were hashed: the content
+    of the files in ``keep``, the state of the others."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{root} {what}", hint="name the folder of an exported bundle")
     manifest = _read_manifest(root)
     listed: set[str] = set()
     problems: list[str] = []
+    evidence = _Evidence({}, {})
     for entry in manifest["files"]:
         path = _listed_path(entry)
         if path in listed:
             raise _broken(f"{MANIFEST_FILE} lists {path!r} twice")
         listed.add(path)
-        problem = _file_problem(root, path, entry)
+        problem = _file_problem(root, path, entry, evidence, keep=path in keep)
         if problem is not None:
             problems.append(problem)
     problems += [f"{path!r} is not listed" for path in _files_in(root) if path not in listed]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise _broken(f"bundle {root}: {'; '.join(problems[:3])}{more}")
-    return manifest
+    return manifest, evidence
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:
@@ -143,21 +190,20 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     manifest = _read_json(root / MANIFEST_FILE)
     if manifest.get("format") != FORMAT:
         raise _broken(f"{root / MANIFEST_FILE}: format is not {FORMAT!r}")
-    _require_schema(root / MANIFEST_FILE, manifest)
+    _require_schema(root / MANIFEST_FILE, manifest, MANIFEST_SCHEMA_VERSION)
     files = manifest.get("files")
     if not isinstance(files, list) or not files:
         raise _broken(f"{root / MANIFEST_FILE}: files is not a list of files")
     return manifest
 
 
-def _require_schema(path: Path, document: dict[str, Any]) -> None:
+def _require_schema(path: Path, document: dict[str, Any], newest: int) -> None:
     version = document.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _broken(f"{path}: schema_version is not a positive integer")
-    if version > SCHEMA_VERSION:
+    if version > newest:
         raise IntegrityError(
-            f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest known "
-            "here",
+            f"{path}: schema_version {version} is newer than {newest}, the newest known here",
             hint="upgrade rekd-edge, or run the bundle's own runtime/rekd_runtime.py",
         )
 
@@ -184,7 +230,10 @@ def _require_inside(root: Path, path: str) -> None:
         raise _broken(f"{path!r} is a symbolic link that leads out of the bundle")
 
 
-def _file_problem(root: Path, path: str, entry: dict[str, Any]) -> str | None:
+def _file_problem(
+    root: Path, path: str, entry: dict[str, Any], evidence: _Evidence, *, keep: bool
+) -> str | None:
+    """What is wrong with one file."""
     _require_inside(root, path)
     place = root / path
     if not place.is_file():
@@ -193,9 +242,15 @@ def _file_problem(root: Path, path: str, entry: dict[str, Any]) -> str | None:
         if place.stat().st_size != entry["size_bytes"]:
             return f"{path!r} has {place.stat().st_size} bytes, not {entry['size_bytes']}"
         digest = hashlib.sha256()
-        with place.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+        with place.open("rb", buffering=0) as file:
+            if keep:
+                evidence.contents[path] = file.read()
+                digest.update(evidence.contents[path])
+            else:
+                evidence.states[path] = _state(os.fstat(file.fileno()))
+                chunk = memoryview(bytearray(_CHUNK_BYTES))
+                while count := file.readinto(chunk):
+                    digest.update(chunk[:count])
     except OSError as error:
         return f"{path!r} cannot be read: {error.strerror or error}"
     return None if digest.hexdigest() == entry["sha256"] else f"{path!r} has changed (sha256)"
@@ -211,9 +266,10 @@ def _files_in(root: Path) -> Iterator[str]:
                 yield path
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """``content``, where the file has been read already."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads((path.read_bytes() if content is None else content).decode("utf-8"))
     except OSError as error:
         raise _broken(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -264,6 +320,55 @@ class SessionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """What turns logits into probabilities, and below what no answer is given; the defaults are
+    those of a bundle without. docs/bundle.md describes the fields."""
+
+    temperature: float = 1.0
+    confidence_threshold: float | None = None
+    margin_threshold: float | None = None
+
+    @classmethod
+    def of(cls, document: Any) -> Calibration:
+        """Raises KeyError, TypeError or ValueError where it cannot be applied as meant."""
+        if document is None:
+            return cls()
+        if document["method"] != "temperature":
+            raise ValueError(f"calibration by {document['method']!r} is not known")
+
+        def number(name: str) -> float | None:
+            value = document[name]
+            return None if value is None else float(value)
+
+        found = cls(
+            temperature=float(document["temperature"]),
+            confidence_threshold=number("confidence_threshold"),
+            margin_threshold=number("margin_threshold"),
+        )
+        # Not-a-number fails every comparison.
+        if not (
+            0 < found.temperature < math.inf
+            and (found.confidence_threshold is None or 0 <= found.confidence_threshold <= 1)
+            and (found.margin_threshold is None or 0 <= found.margin_threshold < math.inf)
+        ):
+            raise ValueError(f"{found} is out of range")
+        return found
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """float64 ``[class]``."""
+        return softmax(logits, self.temperature)
+
+    def refusals(self, confidence: float, margin: float) -> tuple[str, ...]:
+        """Why an answer is withheld: ``confidence``, ``margin``, both or neither."""
+        found = []
+        if self.confidence_threshold is not None and confidence < self.confidence_threshold:
+            found.append("confidence")
+        if self.margin_threshold is not None and margin < self.margin_threshold:
+            found.append("margin")
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What ``config.json`` and ``preprocessor_config.json`` say, as far as it is needed here."""
 
@@ -284,14 +389,17 @@ class Config:
     runtime: str
     """``onnxruntime`` or ``openvino``."""
     settings: SessionSettings
+    calibration: Calibration
 
 
-def read_config(folder: Path) -> Config:
-    """Raises :class:`IntegrityError` where a file is malformed."""
+def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Config:
+    """From ``contents`` where the files have been read already. Raises :class:`IntegrityError`
+    where one is malformed."""
+    contents = contents or {}
     path = folder / CONFIG_FILE
-    document = _read_json(path)
-    _require_schema(path, document)
-    preprocessing = _read_json(folder / PREPROCESSOR_FILE)
+    document = _read_json(path, contents.get(CONFIG_FILE))
+    _require_schema(path, document, CONFIG_SCHEMA_VERSION)
+    preprocessing = _read_json(folder / PREPROCESSOR_FILE, contents.get(PREPROCESSOR_FILE))
     try:
         modality = document["modality"]
         if modality not in ("text", "image") or preprocessing["modality"] != modality:
@@ -310,6 +418,7 @@ def read_config(folder: Path) -> Config:
             model_normalises=preprocessing.get("model_normalises", False) is True,
             runtime=_known_runtime(document.get("runtime", "onnxruntime")),
             settings=SessionSettings.of(document.get("runtime_settings")),
+            calibration=Calibration.of(document.get("calibration")),
         )
         if not is_text and not (
             0 < config.patch_size <= config.image_size
@@ -367,10 +476,17 @@ class Prediction:
     """One answer and its evidence."""
 
     source: str
-    """The text, or the path of the image."""
+    """The text, or the path of the image (empty for pixels)."""
     label: str
+    """The most probable one, also where ``abstain`` is True."""
     probability: float
+    """Of the label; calibrated where the bundle says how."""
     probabilities: dict[str, float]
+    abstain: bool
+    """Whether the bundle does not answer for this label or its rationale: see ``refused_for``."""
+    refused_for: tuple[str, ...]
+    """``confidence``: the probability is below the bundle's threshold. ``margin``: the rationale is
+    too near to a tie."""
     rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...]
     margin: float
     """Score of the last kept minus the best dropped token; infinite if nothing was dropped."""
@@ -386,6 +502,17 @@ class Prediction:
     """Patches along one side of the model's view (images)."""
     overlay: str | None = None
     """Path of the overlay, where one was written."""
+
+    @property
+    def rationale_mask(self) -> np.ndarray | None:
+        """Images: bool ``[row, column]``, True for the patches that were read. None for texts."""
+        if self.grid is None:
+            return None
+        kept = np.zeros((self.grid, self.grid), dtype=bool)
+        for part in self.rationale:
+            if isinstance(part, PatchBox):
+                kept[part.row, part.column] = True
+        return kept
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only; an infinite margin is null."""
@@ -414,16 +541,18 @@ class EncodedText:
 
 
 class TextEncoder:
-    """``tokenizer.json`` with the bundle's own truncation and no padding."""
+    """``tokenizer.json`` with the bundle's own truncation and no padding. ``content`` is that of
+    the file, where it has been read already."""
 
-    def __init__(self, folder: Path, max_length: int) -> None:
+    def __init__(self, folder: Path, max_length: int, content: bytes | None = None) -> None:
         try:
             import tokenizers
         except ImportError as error:
             raise _missing("tokenizers", "a text bundle", error) from error
         path = folder / TOKENIZER_FILE
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
+            content = path.read_bytes() if content is None else content
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except FileNotFoundError as error:
             raise _broken(f"{path} is missing") from error
         except Exception as error:  # tokenizers raises bare Exception for a malformed file
@@ -499,7 +628,7 @@ def read_image(path: Path) -> Image.Image:
     Raises :class:`InputError` where it is missing, corrupt, too large or no image.
     """
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise _missing("pillow", "an image bundle", error) from error
     try:
@@ -512,14 +641,44 @@ def read_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)  # broken metadata, whole pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                return _as_rgb(ImageOps.exif_transpose(image))
+                return upright_rgb(image, str(path))
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: not an image, or of an unknown format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: the image is too large: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: the image is corrupt or truncated: {error}") from error
+        raise _corrupt(str(path), error) from error
+
+
+def upright_rgb(image: Image.Image, place: str) -> Image.Image:
+    """A Pillow image as :func:`read_image` gives it."""
+    from PIL import ImageOps
+
+    try:
+        image.load()
+        return _as_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise _corrupt(place, error) from error
+
+
+def _corrupt(place: str, error: Exception) -> InputError:
+    return InputError(f"{place}: the image is corrupt or truncated: {error}")
+
+
+def image_of_pixels(pixels: np.ndarray) -> Image.Image:
+    """uint8 ``[height, width, 3]`` (RGB) or ``[height, width]`` (grey), as a camera gives them."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise _missing("pillow", "an image bundle", error) from error
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
+        raise InputError(
+            f"pixels are uint8 [height, width, 3] or [height, width], not {pixels.dtype} "
+            f"{list(pixels.shape)}"
+        )
+    if min(pixels.shape[:2]) < 1:
+        raise InputError(f"an image of {list(pixels.shape)} has no pixels")
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -541,6 +700,11 @@ def encode_image(image: Image.Image, config: Config) -> tuple[np.ndarray, View]:
     """``pixel_values`` ``[1, 3, size, size]`` of an RGB image, uint8 where the model normalises,
     else float32."""
     view = view_of(image.width, image.height, config.image_size)
+    if view.resized_width * view.resized_height > _MOST_PIXELS:
+        raise InputError(
+            f"an image of {image.width}x{image.height} pixels is too long and thin",
+            hint="cut out the part that matters",
+        )
     size = config.image_size
     if image.size != (size, size):
         resample = _PIL_RESAMPLE[config.interpolation]
@@ -555,9 +719,9 @@ def encode_image(image: Image.Image, config: Config) -> tuple[np.ndarray, View]:
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2)), view
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Over the last axis, in float64: ``[..., class]`` -> ``[..., class]``."""
-    wide = logits.astype(np.float64)
+    wide = logits.astype(np.float64) / temperature
     exponents = np.exp(wide - wide.max(axis=-1, keepdims=True))
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
@@ -565,15 +729,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 class Rationalist:
     """A verified bundle, ready to answer. Use :meth:`load`."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], config: Config, session: Any):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        config: Config,
+        session: Any,
+        encoder: TextEncoder | None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.config = config
         self._session = session
         self._input_names = tuple(value.name for value in session.get_inputs())
-        self._encoder = (
-            TextEncoder(folder, config.max_length) if config.modality == "text" else None
-        )
+        self._encoder = encoder
 
     @classmethod
     def load(
@@ -583,7 +752,8 @@ class Rationalist:
         threads: int | None = None,
         provider: str | None = None,
     ) -> Rationalist:
-        """Verify every byte of the bundle, then open its model.
+        """Verify every byte of the bundle, then open its model. Small files are used from the bytes
+        that were hashed; the model's must be the same file, unchanged, once it is open.
 
         ``provider`` is onnxruntime's, or OpenVINO's device; by default the CPU.
         ``threads`` defaults to those of the bundle's settings or all, but never to more than the
@@ -591,20 +761,28 @@ class Rationalist:
         :class:`InputError`.
         """
         folder = Path(bundle)
-        manifest = verify_bundle(folder)
-        listed = {entry["path"] for entry in manifest["files"]}
         needed = {CONFIG_FILE, PREPROCESSOR_FILE, MODEL_FILE}
+        small = {CONFIG_FILE, PREPROCESSOR_FILE, TOKENIZER_FILE}
+        manifest, evidence = _verified(folder, keep=small)
+        listed = {entry["path"] for entry in manifest["files"]}
         if needed - listed:
             raise _broken(f"bundle {folder} has no {', '.join(sorted(needed - listed))}")
-        config = read_config(folder)
+        config = read_config(folder, evidence.contents)
         cores = resolve_threads(threads, config.settings.threads)
+        encoder = None
+        if config.modality == "text":
+            tokenizer = evidence.contents.get(TOKENIZER_FILE)
+            if tokenizer is None:
+                raise _broken(f"bundle {folder} has no {TOKENIZER_FILE}")
+            encoder = TextEncoder(folder, config.max_length, tokenizer)
         if config.runtime == "openvino":
             session: Any = _OpenVinoSession(folder / MODEL_FILE, cores, provider or "CPU")
         else:
             session = _open_session(
                 folder / MODEL_FILE, cores, provider or CPU_PROVIDER, config.settings
             )
-        model = cls(folder, manifest, config, session)
+        _require_unchanged(folder, evidence.states)
+        model = cls(folder, manifest, config, session, encoder)
         model._require_interface()
         return model
 
@@ -617,18 +795,22 @@ class Rationalist:
                 f"{', '.join(sorted(outputs))}, not those of a {self.config.modality} rationalist"
             )
 
-    def predict(self, inputs: Sequence[str | os.PathLike[str]]) -> list[Prediction]:
-        """Answer texts, or images given by path, one by one: an answer does not depend on its
-        neighbours. Raises :class:`InputError` naming the first input that cannot be used."""
+    def predict(self, inputs: Sequence[str] | Sequence[ImageInput]) -> list[Prediction]:
+        """Answer texts, or images, one by one: an answer does not depend on its neighbours.
+        Raises :class:`InputError` naming the first input that cannot be used."""
         return list(self.iter_predict(inputs))
 
-    def iter_predict(self, inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Prediction]:
+    def iter_predict(self, inputs: Iterable[str] | Iterable[ImageInput]) -> Iterator[Prediction]:
         """:meth:`predict`, answer by answer."""
+        if isinstance(inputs, str | bytes | os.PathLike):
+            raise InputError("predict takes a list of inputs", hint="predict([one_input])")
         for number, item in enumerate(inputs, start=1):
-            if self.config.modality == "text":
-                yield self._predict_text(str(item), f"input {number}")
+            if self.config.modality == "image":
+                yield self._predict_image(item, f"input {number}")
+            elif isinstance(item, str):
+                yield self._predict_text(item, f"input {number}")
             else:
-                yield self._predict_image(Path(item))
+                raise InputError(f"input {number}: a text is due, not {type(item).__name__}")
 
     def _predict_text(self, text: str, place: str) -> Prediction:
         assert self._encoder is not None
@@ -653,8 +835,17 @@ class Rationalist:
             notices=notices,
         )
 
-    def _predict_image(self, path: Path) -> Prediction:
-        image = read_image(path)
+    def _predict_image(self, item: ImageInput, place: str) -> Prediction:
+        source = ""
+        if isinstance(item, str | os.PathLike):
+            source = os.fspath(item)
+            image = read_image(Path(source))
+        elif isinstance(item, np.ndarray):
+            image = image_of_pixels(item)
+        elif hasattr(item, "getexif"):
+            image = upright_rgb(item, place)
+        else:
+            raise InputError(f"{place}: an image is due, not {type(item).__name__}")
         pixels, view = encode_image(image, self.config)
         patch_size = self.config.patch_size
         grid = self.config.image_size // patch_size
@@ -665,7 +856,7 @@ class Rationalist:
             box = view.box(row, column, patch_size)
             boxes.append(PatchBox(*box, row, column, float(answer.scores[position])))
         prediction = self._prediction(
-            str(path), answer, rationale=tuple(boxes), candidates=grid * grid, notices=()
+            source, answer, rationale=tuple(boxes), candidates=grid * grid, notices=()
         )
         return replace(prediction, width=image.width, height=image.height, grid=grid)
 
@@ -692,8 +883,9 @@ class Rationalist:
         candidates: int,
         notices: tuple[str, ...],
     ) -> Prediction:
-        probabilities = softmax(answer.logits)
+        probabilities = self.config.calibration.probabilities(answer.logits)
         best = int(answer.logits.argmax())
+        refused_for = self.config.calibration.refusals(float(probabilities[best]), answer.margin)
         return Prediction(
             source=source,
             label=self.config.label_names[best],
@@ -701,6 +893,8 @@ class Rationalist:
             probabilities=dict(
                 zip(self.config.label_names, map(float, probabilities), strict=True)
             ),
+            abstain=bool(refused_for),
+            refused_for=refused_for,
             rationale=rationale,
             margin=answer.margin,
             kept=int(answer.kept.sum()),
@@ -967,8 +1161,11 @@ def visible(text: str) -> str:
 def describe(prediction: Prediction, *, color: bool) -> str:
     """An answer for the terminal, without a final line end."""
     unit = "tokens" if prediction.grid is None else "patches"
+    withheld = ""
+    if prediction.abstain:
+        withheld = f"no answer ({' and '.join(prediction.refused_for)} too low), at best "
     head = (
-        f"{visible(prediction.label)}  {prediction.probability:.3f}  "
+        f"{withheld}{visible(prediction.label)}  {prediction.probability:.3f}  "
         f"(from {prediction.kept} of {prediction.candidates} {unit}, margin "
         f"{prediction.margin:.3g})"
     )
@@ -1026,6 +1223,8 @@ def write_overlay(prediction: Prediction, path: Path) -> Prediction:
     """Draw the answer's overlay as a PNG at ``path`` (whole or not at all) and return the
     prediction with ``overlay`` set. Raises :class:`InputError` where it cannot be written."""
     boxes = [part for part in prediction.rationale if isinstance(part, PatchBox)]
+    if not prediction.source:
+        raise InputError("an overlay needs an image file", hint="use draw_overlay with the image")
     picture = draw_overlay(read_image(Path(prediction.source)), boxes)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
@@ -1162,6 +1361,7 @@ def notices(predictions: Sequence[Prediction]) -> Iterator[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    own = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(
         description="Answer from a rekd-edge bundle and show what the answer was read from.",
     )
@@ -1174,9 +1374,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bundle",
         type=Path,
-        default=Path(__file__).resolve().parent.parent,
+        default=own if (own / MANIFEST_FILE).is_file() else None,
+        required=not (own / MANIFEST_FILE).is_file(),
         help="the bundle folder (default: the one this file lies in)",
     )
+    parser.add_argument("--version", action="version", version=f"rekd-edge-runtime {__version__}")
     parser.add_argument(
         "--json", metavar="PATH|-", help="write the result as JSON; - prints only JSON"
     )
