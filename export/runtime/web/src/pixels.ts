@@ -39,10 +39,7 @@ export async function decode(file: Blob): Promise<Picture> {
   if (size !== undefined) requireSize(...size);
   let bitmap: ImageBitmap;
   try {
-    bitmap = await createImageBitmap(file, {
-      colorSpaceConversion: "none",
-      premultiplyAlpha: "default",
-    });
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
     throw new RekdError(
       "input",

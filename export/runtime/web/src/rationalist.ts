@@ -51,6 +51,8 @@ export interface TextPrediction extends Answer {
   readonly modality: "text";
   readonly text: string;
   readonly rationale: readonly WordSpan[];
+  /** Where the model stopped reading, in characters: the end, unless the text was too long. */
+  readonly readTo: number;
 }
 
 export interface ImagePrediction extends Answer {
@@ -159,13 +161,14 @@ export class Rationalist {
     const preprocessMs = performance.now() - start;
     const answer = await this.run(feeds, encoded.ids.length);
     const candidates = encoded.words.filter((word) => word !== null).length;
+    const length = Array.from(text).length;
     const notices: string[] = [];
+    let readTo = length;
     if (encoded.droppedTokens > 0) {
-      const end = Math.max(...encoded.offsets.map(([, last]) => last));
+      readTo = Math.max(...encoded.offsets.map(([, end]) => end));
       notices.push(
         `Truncated: the model reads the first ${candidates} of ` +
-          `${candidates + encoded.droppedTokens} tokens (to character ${end} of ` +
-          `${Array.from(text).length}).`,
+          `${candidates + encoded.droppedTokens} tokens (to character ${readTo} of ${length}).`,
       );
     }
     return {
@@ -173,6 +176,7 @@ export class Rationalist {
       text,
       ...decide(answer, config),
       rationale: wordSpans(text, encoded, answer.kept, answer.scores),
+      readTo,
       candidates,
       notices,
       preprocessMs,
