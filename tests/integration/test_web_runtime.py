@@ -112,7 +112,7 @@ def bundles(
         quantize(found[name] / "model.onnx", low, precision="int8-dynamic")
         make_bundle(folder / name, low, model, preprocessor)
         found[f"{name}-int8"] = folder / name
-    return found | {bundle.name: bundle for bundle in BUNDLES}
+    return found | {f"{bundle.name}-{number}": bundle for number, bundle in enumerate(BUNDLES)}
 
 
 def real_texts() -> list[str]:

@@ -139,12 +139,19 @@ function showPrediction(prediction: Prediction): void {
   at("margin").textContent = Number.isFinite(margin)
     ? margin.toPrecision(3)
     : "none: nothing was dropped";
-  at("time").textContent =
-    `${milliseconds(preprocessMs + modelMs)} (model ${milliseconds(modelMs)}, ` +
-    `${isText ? "tokens" : "decoding and resizing"} ${milliseconds(preprocessMs)})`;
+  at("time").textContent = milliseconds(preprocessMs + modelMs);
+  at("shares").textContent =
+    `model ${milliseconds(modelMs)}, ` +
+    `${isText ? "tokens" : "reading the image"} ${milliseconds(preprocessMs)}`;
   show("highlighted", isText);
   show("overlay", !isText);
+}
+
+/** The whole answer, or as much of it as there is room for. */
+function bringIntoView(): void {
   show("result");
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  at("result").scrollIntoView({ block: "nearest", behavior: isCalm ? "instant" : "smooth" });
 }
 
 function announce(prediction: Prediction): void {
@@ -187,6 +194,7 @@ function readyForTexts(model: Rationalist): void {
       if (prediction.modality !== "text") return;
       showPrediction(prediction);
       showText(prediction);
+      bringIntoView();
       announce(prediction);
     });
   });
@@ -215,6 +223,7 @@ function readyForImages(model: Rationalist): void {
       show("crop", width !== height);
       canvas.setAttribute("aria-label", patchesInWords(prediction));
       redraw();
+      bringIntoView();
       announce(prediction);
     });
   const answerFirst = (files: FileList | null | undefined) => {

@@ -124,6 +124,7 @@ export class Rationalist {
     const session = await openSession(take("model.onnx"), options.wasm);
     const model = new Rationalist(manifest, config, session, tokenizer);
     model.requireInterface();
+    await model.warmUp();
     return model;
   }
 
@@ -230,6 +231,12 @@ export class Rationalist {
       throw new RekdError("backend", "The model answers with numbers that are not finite.", hint);
     }
     return answer;
+  }
+
+  /** The browser compiles what a run needs in the first run: not at the cost of the first answer. */
+  private async warmUp(): Promise<void> {
+    const data = new Uint8Array(4).fill(255);
+    await this.predict(this.config.modality === "text" ? "a" : { width: 1, height: 1, data });
   }
 
   private requireInterface(): void {
