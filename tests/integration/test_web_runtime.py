@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "export" / "runtime" / "web"
 CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
 BUNDLES = [Path(word).resolve() for word in os.environ.get("REKD_WEB_BUNDLES", "").split()]
+DECODED_SIZE = 224
 ODD_TEXTS = (
     "a",
     "Déjà vu, naïve façade — ‘résumé’ costs 5 €…",
@@ -228,12 +229,10 @@ def resampled(folder: Path, pictures: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def golden(
-    bundles: dict[str, Path],
-    bundled_image_preprocessor: ImagePreprocessor,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def golden(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that the tests in JavaScript compare with."""
+    from rekd_edge.data.preprocess import ImagePreprocessor
+
     folder = tmp_path_factory.mktemp("golden")
     texts = real_texts()
     exact, near = write_images(folder / "images")
@@ -242,7 +241,7 @@ def golden(
     decoded = []
     for name in (*exact, *near):
         image = runtime.read_image(folder / "images" / name)
-        square = bundled_image_preprocessor.resize(np.asarray(image))
+        square = ImagePreprocessor(DECODED_SIZE, (0, 0, 0), (1, 1, 1)).resize(np.asarray(image))
         (folder / "pixels" / f"{name}.rgb").write_bytes(square.tobytes())
         decoded.append({"file": name, "isExact": name in exact, "width": image.width})
     answers: dict[str, Any] = {}
@@ -268,7 +267,7 @@ def golden(
         "tokenizer": str(text),
         "resampled": list(resampled(folder, [folder / "images" / name for name in pictures])),
         "decoded": decoded,
-        "imageSize": bundled_image_preprocessor.image_size,
+        "decodedSize": DECODED_SIZE,
         "bundles": answers,
     }
     (folder / "golden.json").write_text(json.dumps(document), encoding="utf-8")

@@ -71,7 +71,7 @@ async function load(): Promise<Rationalist> {
 function describeModel(model: Rationalist): void {
   const { document: manifest, files, sha256 } = model.manifest;
   const { config } = model;
-  state("verified", `All ${files.length} files match their sha256`, "good");
+  state("verified", `${files.length} files match their sha256`, "good");
   const unit = config.modality === "text" ? "tokens" : "patches";
   const accuracy = manifest["accuracy"] as Record<string, number> | undefined;
   const measured = accuracy?.["student_onnx"];
@@ -103,7 +103,7 @@ function describeModel(model: Rationalist): void {
   );
   at("fingerprint").textContent = sha256;
   const versions = manifest["versions"] as Record<string, string> | undefined;
-  at("version").textContent = versions?.["rekd-edge"] ?? "";
+  at("version").textContent = ` ${versions?.["rekd-edge"] ?? ""}`;
 }
 
 function bars(list: HTMLElement, values: ReadonlyArray<readonly [string, number]>): void {
@@ -277,13 +277,28 @@ async function keepForOffline(): Promise<void> {
   state("offline", "Being saved for use without a network", "busy");
   try {
     const registration = await navigator.serviceWorker.register("service_worker.js");
-    await navigator.serviceWorker.ready;
+    await activated(registration);
     await navigator.storage?.persist?.();
-    state("offline", "Saved: works without a network", "good");
+    state("offline", "Works without a network", "good");
     offerUpdate(registration);
   } catch (error) {
     state("offline", `Not saved for use without a network (${explain(error)[0]})`, "bad");
   }
+}
+
+/** Everything is kept; throws where a file did not arrive as it was built. */
+function activated({ active, installing, waiting }: ServiceWorkerRegistration): Promise<void> {
+  const worker = active ?? waiting ?? installing;
+  return new Promise((resolve, reject) => {
+    const look = () => {
+      if (worker?.state === "activated") resolve();
+      if (worker === null || worker.state === "redundant") {
+        reject(new RekdError("integrity", "a file did not arrive as it was built"));
+      }
+    };
+    worker?.addEventListener("statechange", look);
+    look();
+  });
 }
 
 /** A new version is fetched beside the old one and used when the person says so. */

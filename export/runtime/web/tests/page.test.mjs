@@ -111,7 +111,7 @@ describe("answers", () => {
         }
         return found;
       },
-      [golden.decoded, golden.imageSize],
+      [golden.decoded, golden.decodedSize],
     );
     context.diagnostic(rows.filter(({ most }) => most > 0).map(({ file, most }) => `${file} ${most}`).join(", "));
     for (const [index, { file, isExact, width }] of golden.decoded.entries()) {
@@ -126,7 +126,7 @@ describe("the page for texts", () => {
 
   test("answers from the keyboard, and says so aloud", async () => {
     await open("text/");
-    assert.match(await page.textContent("#verified"), /^All \d+ files match/);
+    assert.match(await page.textContent("#verified"), /^\d+ files match/);
     const field = page.getByRole("textbox", { name: "Text to classify" });
     await page.keyboard.press("Tab");
     assert.ok(await field.evaluate((node) => node === document.activeElement));
@@ -206,8 +206,11 @@ describe("the page for images", () => {
         async ([boxes, isDim]) => {
           const control = document.querySelector("#dim");
           if (control.checked !== isDim) control.click();
-          const canvas = document.querySelector("canvas");
-          const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          const shown = document.querySelector("canvas");
+          const { width, height } = shown;
+          const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+          copy.drawImage(shown, 0, 0);
+          const { data } = copy.getImageData(0, 0, width, height);
           const sums = { kept: 0, dropped: 0 };
           const counts = { kept: 0, dropped: 0 };
           const scale = width / 640;
@@ -289,17 +292,20 @@ describe("trust", () => {
   test("the page may neither ask another host nor run a script of its text", async () => {
     await open("text/");
     const outcome = await page.evaluate(async () => {
+      const violations = new Set();
+      const both = new Promise((resolve) => {
+        document.addEventListener("securitypolicyviolation", (event) => {
+          if (violations.add(event.violatedDirective).size === 2) resolve();
+        });
+      });
       const script = document.createElement("script");
       script.textContent = "window.injected = true";
       document.body.append(script);
       const asked = await fetch("https://example.invalid/").then(() => "asked", () => "refused");
-      const violations = [];
-      document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
-      await fetch("http://127.0.0.1:9/").catch(() => {});
-      await new Promise((resolve) => setTimeout(resolve, 200));
-      return { asked, injected: window.injected === true, violations };
+      await both;
+      return { asked, injected: window.injected === true, violations: [...violations].sort() };
     });
-    assert.deepEqual(outcome, { asked: "refused", injected: false, violations: ["connect-src"] });
+    assert.deepEqual(outcome, { asked: "refused", injected: false, violations: ["connect-src", "script-src-elem"] });
   });
 
   test("a changed model is refused, and so is a whole other bundle", async () => {
