@@ -208,6 +208,7 @@ function readyForImages(model: Rationalist): void {
   const drop = at("drop");
   const dim = element("dim", HTMLInputElement);
   const canvas = element("canvas", HTMLCanvasElement);
+  let shown: ImageBitmap | undefined;
   let redraw = () => {};
   let latest = 0;
   const answer = (file: Blob) =>
@@ -216,7 +217,9 @@ function readyForImages(model: Rationalist): void {
       const prediction = await model.predict(file);
       if (prediction.modality !== "image") return;
       const bitmap = await createImageBitmap(file);
-      if (number !== latest) return;
+      if (number !== latest) return bitmap.close();
+      shown?.close();
+      shown = bitmap;
       redraw = () => drawOverlay(canvas, bitmap, prediction, dim.checked);
       showPrediction(prediction);
       const { width, height } = prediction.view;
@@ -278,9 +281,9 @@ async function keepForOffline(): Promise<void> {
   try {
     const registration = await navigator.serviceWorker.register("service_worker.js");
     await activated(registration);
-    await navigator.storage?.persist?.();
     state("offline", "Works without a network", "good");
     offerUpdate(registration);
+    void navigator.storage?.persist?.();
   } catch (error) {
     state("offline", `Not saved for use without a network (${explain(error)[0]})`, "bad");
   }
@@ -312,10 +315,10 @@ function offerUpdate(registration: ServiceWorkerRegistration): void {
     });
     at("offline").replaceChildren("A new version of this page is ready ", button);
   };
+  const watch = () => registration.installing?.addEventListener("statechange", offer);
+  registration.addEventListener("updatefound", watch);
+  watch();
   offer();
-  registration.addEventListener("updatefound", () => {
-    registration.installing?.addEventListener("statechange", offer);
-  });
 }
 
 async function main(): Promise<void> {

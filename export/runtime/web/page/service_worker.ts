@@ -64,11 +64,10 @@ async function dropOld(): Promise<void> {
 }
 
 async function answer(request: Request): Promise<Response> {
-  const url = new URL(request.url);
-  const scope = worker.registration.scope;
-  const path = decodeURI(url.href.slice(scope.length).split(/[?#]/)[0] ?? "");
+  const { scope } = worker.registration;
+  const [asked = ""] = request.url.split(/[?#]/);
   const kept = await caches.open(cacheName);
-  return (await kept.match(path === "" ? "index.html" : path)) ?? fetch(request);
+  return (await kept.match(asked === scope ? `${scope}index.html` : asked)) ?? fetch(request);
 }
 
 worker.addEventListener("install", (event) => event.waitUntil(install()));

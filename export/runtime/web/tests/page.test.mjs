@@ -1,6 +1,7 @@
 /** The built page in Chromium against what GOLDEN holds. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import fs from "node:fs";
 import fsp from "node:fs/promises";
 import os from "node:os";
@@ -341,6 +342,37 @@ describe("trust", () => {
     await page.getByRole("button", { name: "Classify" }).click();
     await page.waitForSelector("#result:not([hidden])");
     assert.equal(await page.textContent("#label"), due.label);
+  });
+
+  test("a new version is used when the person says so", async () => {
+    const site = path.join(root, "text");
+    const digest = (content) => createHash("sha256").update(content).digest("hex");
+    const old = fs.readFileSync(path.join(site, "index.html"), "utf8");
+    const renewed = old.replace("<title>", "<title>New: ");
+    let isNew = false;
+    const own = await serve(site, (asked, content) => {
+      if (isNew && asked === "index.html") return renewed;
+      if (!isNew || asked !== "service_worker.js") return content;
+      return `${content}`
+        .replace(digest(old), digest(renewed))
+        .replace(/\b[0-9a-f]{16}\b/, "0".repeat(16));
+    });
+    const good = '#offline[data-state="good"]';
+    await page.goto(own.url);
+    await page.waitForSelector(good);
+    isNew = true;
+    await page.reload();
+    await page.waitForSelector(good);
+    const button = page.getByRole("button", { name: "Use it now" });
+    await button.waitFor();
+    assert.doesNotMatch(await page.title(), /^New/);
+    await button.click();
+    await page.waitForFunction(() => document.title.startsWith("New: "));
+    await page.waitForSelector(READY);
+    const kept = await page.evaluate(() => caches.keys());
+    assert.equal(kept.length, 1);
+    assert.ok(kept[0].endsWith("0".repeat(16)));
+    await own.close();
   });
 
   test("a page that does not arrive as built is not saved", async () => {
