@@ -94,12 +94,13 @@ function describeModel(model: Rationalist): void {
     list.append(row);
   }
   const gates = (manifest["gates"] ?? []) as Array<{ name: string; goal: string; passed: boolean }>;
+  const passed = gates.filter((gate) => gate.passed).length;
+  at("checks").textContent = `${passed} of ${gates.length} checks passed before export`;
   at("gates").append(
-    ...(gates.length === 0
-      ? [made("li", "None was set for this bundle.")]
-      : gates.map(({ name, goal, passed }) =>
-          made("li", `${name.replaceAll("_", " ")} (${goal}): ${passed ? "passed" : "failed"}`),
-        )),
+    ...gates.map((gate) => {
+      const result = gate.passed ? "passed" : "failed";
+      return made("li", `${gate.name.replaceAll("_", " ")} (${gate.goal}): ${result}`);
+    }),
   );
   at("fingerprint").textContent = sha256;
   const versions = manifest["versions"] as Record<string, string> | undefined;
