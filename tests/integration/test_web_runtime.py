@@ -74,7 +74,7 @@ def random_texts(count: int) -> list[str]:
 
 def command(*words: str | Path, **variables: str) -> None:
     done = subprocess.run(
-        words, cwd=WEB, capture_output=True, text=True, timeout=540, env=os.environ | variables
+        words, cwd=WEB, capture_output=True, text=True, timeout=900, env=os.environ | variables
     )
     assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-4_000:]}"
 
