@@ -8,6 +8,10 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WEB := export/runtime/web
+WEB_INSTALLED := $(WEB)/node_modules/.installed
+BUNDLE ?= runs/demo/bundle
+OUTPUT ?= dist/web
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -27,6 +31,11 @@ bench: $(INSTALLED) ## the latency table against every alternative, into runs/ (
 .PHONY: test
 test: lint ## lint, types, import rules and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: test-web
+test-web: $(INSTALLED) $(WEB_INSTALLED) ## the browser runtime in node and Chromium; BUNDLES="A B" are compared too
+	REKD_WEB_REQUIRE_BROWSER=1 REKD_WEB_BUNDLES="$(BUNDLES)" \
+		$(BIN)/python -m pytest tests/integration/test_web_runtime.py
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## the slow tests: installed wheel, whole runs
@@ -70,9 +79,22 @@ constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml
 .PHONY: setup
 setup: $(INSTALLED) ## make .venv and install everything into it
 
+.PHONY: web
+web: $(WEB_INSTALLED) ## a static page that answers from BUNDLE (runs/demo/bundle) in OUTPUT (dist/web)
+	node $(WEB)/build.mjs --bundle "$(BUNDLE)" --output "$(OUTPUT)"
+
+.PHONY: web-packages
+web-packages: $(WEB_INSTALLED)
+
 .PHONY: clean
 clean: ## remove .venv and caches; runs/ is kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist $(WEB)/node_modules
+
+$(WEB_INSTALLED): $(WEB)/package.json $(WEB)/package-lock.json
+	@node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || (major == 20 && minor >= 12) ? 0 : 1)' || \
+		{ echo "error: needs node 20.12 or newer, and npm" >&2; exit 4; }
+	npm ci --prefix $(WEB) --silent
+	@touch $@
 
 # A version manager can leave a `python3.12` that does not run, so each candidate is tried.
 $(INSTALLED): constraints.txt pyproject.toml

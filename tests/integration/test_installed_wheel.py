@@ -62,7 +62,7 @@ def run(command: list[str | Path], cwd: Path) -> subprocess.CompletedProcess[str
 
 def test_the_wheel_holds_the_shipped_files_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for kind in ("recipes", "export"):
+    for kind in ("recipes", "export/gates", "export/targets", "export/runtime/python"):
         shipped = {
             f"rekd_edge/_resources/{path.relative_to(ROOT).as_posix()}"
             for path in (ROOT / kind).rglob("*")

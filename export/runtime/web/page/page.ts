@@ -1,0 +1,344 @@
+/** The page: loads the bundle beside it, takes a text or an image, shows the answer. */
+import {
+  type ImagePrediction,
+  type Prediction,
+  Rationalist,
+  RekdError,
+  type TextPrediction,
+} from "../src/rationalist.js";
+import { drawOverlay } from "./overlay.js";
+import { highlightedParts } from "./highlight.js";
+
+const SHOWN_LABELS = 6;
+
+function element<Kind extends HTMLElement>(id: string, kind: new () => Kind): Kind {
+  const found = document.getElementById(id);
+  if (!(found instanceof kind)) throw new Error(`the page has no ${id}`);
+  return found;
+}
+
+const at = (id: string) => element(id, HTMLElement);
+
+function show(id: string, isShown = true): void {
+  at(id).hidden = !isShown;
+}
+
+function state(id: string, text: string, value: "busy" | "good" | "bad"): void {
+  at(id).textContent = text;
+  at(id).dataset["state"] = value;
+}
+
+/** An element with text; never markup. */
+function made(name: string, text: string, className = ""): HTMLElement {
+  const node = document.createElement(name);
+  node.textContent = text;
+  node.className = className;
+  return node;
+}
+
+function percent(share: number): string {
+  if (share > 0 && share < 0.001) return "< 0.1 %";
+  return share < 1 && share > 0.999 ? "> 99.9 %" : `${(share * 100).toFixed(1)} %`;
+}
+
+function milliseconds(value: number): string {
+  return `${value < 10 ? value.toFixed(1) : value.toFixed(0)} ms`;
+}
+
+function explain(error: unknown): [string, string] {
+  if (error instanceof RekdError) return [error.message, error.hint];
+  const reason = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+  return [`Unexpected: ${reason}`, "This is a bug: please report it."];
+}
+
+async function load(): Promise<Rationalist> {
+  const bar = element("progress", HTMLProgressElement);
+  const fingerprint = document.querySelector<HTMLMetaElement>("meta[name=rekd-fingerprint]");
+  const model = await Rationalist.load(new URL("bundle/", document.baseURI), {
+    ...(fingerprint === null ? {} : { fingerprint: fingerprint.content }),
+    onProgress: ({ path, doneBytes, totalBytes }) => {
+      bar.value = doneBytes / totalBytes;
+      const megabytes = (bytes: number) => (bytes / 1e6).toFixed(1);
+      at("progress-text").textContent =
+        path === ""
+          ? "Opening the model"
+          : `${megabytes(doneBytes)} of ${megabytes(totalBytes)} MB read and checked`;
+    },
+  });
+  return model;
+}
+
+function describeModel(model: Rationalist): void {
+  const { document: manifest, files, sha256 } = model.manifest;
+  const { config } = model;
+  state("verified", `${files.length} files match their sha256`, "good");
+  const unit = config.modality === "text" ? "tokens" : "patches";
+  const accuracy = manifest["accuracy"] as Record<string, number> | undefined;
+  const measured = accuracy?.["student_onnx"];
+  const reads =
+    config.modality === "text"
+      ? `the first ${config.maxLength} tokens`
+      : `the central square, as ${config.imageSize} x ${config.imageSize} pixels`;
+  const facts: Array<[string, string]> = [
+    ["Labels", config.labelNames.join(", ")],
+    ["Answers from", `${percent(config.rationaleRatio)} of the ${unit}`],
+    ["Reads", reads],
+    ["Right on its test data", measured === undefined ? "not measured" : percent(measured)],
+    ["Precision", config.precision],
+    ["Exported", String(manifest["created"]).slice(0, 10)],
+  ];
+  const list = at("facts");
+  for (const [name, value] of facts) {
+    const row = document.createElement("div");
+    row.append(made("dt", name), made("dd", value));
+    list.append(row);
+  }
+  const gates = (manifest["gates"] ?? []) as Array<{ name: string; goal: string; passed: boolean }>;
+  const passed = gates.filter((gate) => gate.passed).length;
+  at("checks").textContent = `${passed} of ${gates.length} checks passed before export`;
+  at("gates").append(
+    ...gates.map((gate) => {
+      const result = gate.passed ? "passed" : "failed";
+      return made("li", `${gate.name.replaceAll("_", " ")} (${gate.goal}): ${result}`);
+    }),
+  );
+  at("fingerprint").textContent = sha256;
+  const versions = manifest["versions"] as Record<string, string> | undefined;
+  at("version").textContent = ` ${versions?.["rekd-edge"] ?? ""}`;
+}
+
+function bars(list: HTMLElement, values: ReadonlyArray<readonly [string, number]>): void {
+  list.replaceChildren(
+    ...values.map(([name, share]) => {
+      const row = document.createElement("li");
+      const track = made("span", "", "track");
+      const fill = made("div", "", "fill");
+      fill.style.width = `${share * 100}%`;
+      track.append(fill);
+      row.append(made("span", name), track, made("span", percent(share), "value"));
+      return row;
+    }),
+  );
+}
+
+function showPrediction(prediction: Prediction): void {
+  const { label, probability, kept, candidates, margin, modelMs, preprocessMs } = prediction;
+  const isText = prediction.modality === "text";
+  at("label").textContent = label;
+  at("probability").textContent = percent(probability);
+  at("notices").replaceChildren(...prediction.notices.map((notice) => made("li", notice)));
+  at("evidence").textContent =
+    `${kept} of ${candidates} ${isText ? "tokens" : "patches"}. ` +
+    "Nothing else entered the answer.";
+  at("unit").textContent = isText ? "token" : "patch";
+  const sorted = [...prediction.probabilities].sort(([, left], [, right]) => right - left);
+  bars(at("probabilities"), sorted.slice(0, SHOWN_LABELS));
+  const others = sorted.slice(SHOWN_LABELS);
+  show("others", others.length > 0);
+  at("others").querySelector("summary")!.textContent = `${others.length} more`;
+  bars(at("others").querySelector("ol")!, others);
+  at("margin").textContent = Number.isFinite(margin)
+    ? margin.toPrecision(3)
+    : "none: nothing was dropped";
+  at("time").textContent = milliseconds(preprocessMs + modelMs);
+  at("shares").textContent =
+    `model ${milliseconds(modelMs)}, ` +
+    `${isText ? "tokens" : "reading the image"} ${milliseconds(preprocessMs)}`;
+  show("highlighted", isText);
+  show("overlay", !isText);
+}
+
+/** The whole answer, or as much of it as there is room for. */
+function bringIntoView(): void {
+  show("result");
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  at("result").scrollIntoView({ block: "nearest", behavior: isCalm ? "instant" : "smooth" });
+}
+
+function announce(prediction: Prediction): void {
+  const { label, probability, modality, rationale } = prediction;
+  const evidence =
+    modality === "text"
+      ? prediction.rationale.map(({ text }) => text).join(", ")
+      : `${rationale.length} patches`;
+  const notices = prediction.notices.join(" ");
+  at("announcement").textContent =
+    `${label}, ${percent(probability)}. Read from: ${evidence}. ${notices}`;
+}
+
+function showText(prediction: TextPrediction): void {
+  at("highlighted").replaceChildren(
+    ...highlightedParts(prediction).map(({ text, kind }) => {
+      if (kind === "kept") return made("mark", text);
+      return kind === "unread" ? made("span", text, "unread") : document.createTextNode(text);
+    }),
+  );
+}
+
+function patchesInWords({ rationale, grid }: ImagePrediction): string {
+  const rows = new Map<number, number[]>();
+  for (const { row, column } of rationale) {
+    rows.set(row + 1, [...(rows.get(row + 1) ?? []), column + 1]);
+  }
+  const words = [...rows].map(([row, columns]) => `row ${row}: ${columns.join(", ")}`);
+  return `The image with the patches kept, of ${grid} by ${grid}. ${words.join("; ")}`;
+}
+
+function readyForTexts(model: Rationalist): void {
+  const form = element("text-form", HTMLFormElement);
+  const field = element("text", HTMLTextAreaElement);
+  show("text-form");
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    void attempt("text-problem", async () => {
+      const prediction = await model.predict(field.value);
+      if (prediction.modality !== "text") return;
+      showPrediction(prediction);
+      showText(prediction);
+      bringIntoView();
+      announce(prediction);
+    });
+  });
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+}
+
+function readyForImages(model: Rationalist): void {
+  const input = element("file", HTMLInputElement);
+  const drop = at("drop");
+  const dim = element("dim", HTMLInputElement);
+  const canvas = element("canvas", HTMLCanvasElement);
+  let shown: ImageBitmap | undefined;
+  let redraw = () => {};
+  let latest = 0;
+  const answer = (file: Blob) =>
+    attempt("image-problem", async () => {
+      const number = ++latest;
+      const prediction = await model.predict(file);
+      if (prediction.modality !== "image") return;
+      const bitmap = await createImageBitmap(file);
+      if (number !== latest) return bitmap.close();
+      shown?.close();
+      shown = bitmap;
+      redraw = () => drawOverlay(canvas, bitmap, prediction, dim.checked);
+      showPrediction(prediction);
+      const { width, height } = prediction.view;
+      show("crop", width !== height);
+      canvas.setAttribute("aria-label", patchesInWords(prediction));
+      redraw();
+      bringIntoView();
+      announce(prediction);
+    });
+  const answerFirst = (files: FileList | null | undefined) => {
+    const file = files?.[0];
+    if (file !== undefined) void answer(file);
+  };
+  show("image-form");
+  dim.addEventListener("change", () => redraw());
+  input.addEventListener("change", () => {
+    answerFirst(input.files);
+    input.value = "";
+  });
+  for (const name of ["dragenter", "dragover"]) {
+    document.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.add("over");
+    });
+  }
+  document.addEventListener("dragleave", (event) => {
+    if (event.relatedTarget === null) drop.classList.remove("over");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    answerFirst(event.dataTransfer?.files);
+  });
+  document.addEventListener("paste", (event) => answerFirst(event.clipboardData?.files));
+}
+
+/** One answer at a time; a failure is shown at the field and the old answer goes. */
+let queue: Promise<void> = Promise.resolve();
+function attempt(problem: string, work: () => Promise<void>): Promise<void> {
+  queue = queue.then(async () => {
+    at(problem).textContent = "";
+    try {
+      await work();
+    } catch (error) {
+      show("result", false);
+      at("announcement").textContent = "";
+      at(problem).textContent = explain(error).filter(Boolean).join(" ");
+    }
+  });
+  return queue;
+}
+
+async function keepForOffline(): Promise<void> {
+  if (!("serviceWorker" in navigator)) {
+    state("offline", "This browser cannot keep the page for use without a network", "bad");
+    return;
+  }
+  state("offline", "Being saved for use without a network", "busy");
+  try {
+    const registration = await navigator.serviceWorker.register("service_worker.js");
+    await activated(registration);
+    state("offline", "Works without a network", "good");
+    offerUpdate(registration);
+    void navigator.storage?.persist?.();
+  } catch (error) {
+    state("offline", `Not saved for use without a network (${explain(error)[0]})`, "bad");
+  }
+}
+
+/** Everything is kept; throws where a file did not arrive as it was built. */
+function activated({ active, installing, waiting }: ServiceWorkerRegistration): Promise<void> {
+  const worker = active ?? waiting ?? installing;
+  return new Promise((resolve, reject) => {
+    const look = () => {
+      if (worker?.state === "activated") resolve();
+      if (worker === null || worker.state === "redundant") {
+        reject(new RekdError("integrity", "a file did not arrive as it was built"));
+      }
+    };
+    worker?.addEventListener("statechange", look);
+    look();
+  });
+}
+
+/** A new version is fetched beside the old one and used when the person says so. */
+function offerUpdate(registration: ServiceWorkerRegistration): void {
+  const offer = () => {
+    if (registration.waiting === null) return;
+    const button = made("button", "Use it now");
+    button.addEventListener("click", () => {
+      navigator.serviceWorker.addEventListener("controllerchange", () => location.reload());
+      registration.waiting?.postMessage("activate");
+    });
+    at("offline").replaceChildren("A new version of this page is ready ", button);
+  };
+  const watch = () => registration.installing?.addEventListener("statechange", offer);
+  registration.addEventListener("updatefound", watch);
+  watch();
+  offer();
+}
+
+async function main(): Promise<void> {
+  try {
+    const model = await load();
+    describeModel(model);
+    if (model.config.modality === "text") readyForTexts(model);
+    else readyForImages(model);
+    show("about");
+    show("loading", false);
+    await keepForOffline();
+  } catch (error) {
+    const [message, hint] = explain(error);
+    state("verified", "Not verified", "bad");
+    at("failure-message").textContent = message;
+    at("failure-hint").textContent = hint;
+    show("failure");
+    show("loading", false);
+  }
+}
+
+void main();

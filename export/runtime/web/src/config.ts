@@ -1,0 +1,101 @@
+import { RekdError, broken } from "./errors.js";
+import { parseJson, requireSchema } from "./manifest.js";
+import type { Interpolation } from "./resample.js";
+
+interface Shared {
+  readonly labelNames: readonly string[];
+  readonly rationaleRatio: number;
+  readonly precision: string;
+}
+
+export interface TextConfig extends Shared {
+  readonly modality: "text";
+  /** Tokens, special tokens included. */
+  readonly maxLength: number;
+}
+
+export interface ImageConfig extends Shared {
+  readonly modality: "image";
+  /** Side of the model's view, in pixels. */
+  readonly imageSize: number;
+  readonly patchSize: number;
+  readonly interpolation: Interpolation;
+  /** Null where the model takes 8-bit pixels. */
+  readonly normalisation: { readonly mean: readonly number[]; readonly std: readonly number[] } | null;
+}
+
+/**
+ * What `config.json` and `preprocessor_config.json` say, as far as it is needed here. Settings of
+ * calibration and abstention belong here once a bundle carries them; `decide` applies them.
+ */
+export type Config = TextConfig | ImageConfig;
+
+export function readConfig(configFile: Uint8Array, preprocessorFile: Uint8Array): Config {
+  const document = parseJson(configFile, "config.json");
+  requireSchema(document, "config.json");
+  const preprocessing = parseJson(preprocessorFile, "preprocessor_config.json");
+  const runtime = document["runtime"] ?? "onnxruntime";
+  if (runtime !== "onnxruntime") {
+    throw new RekdError(
+      "backend",
+      `The bundle was made for ${String(runtime)}; this page runs ONNX Runtime.`,
+      "export it with --target onnx",
+    );
+  }
+  const modality = document["modality"];
+  if ((modality !== "text" && modality !== "image") || preprocessing["modality"] !== modality) {
+    throw broken(`config.json: modality ${String(modality)} does not fit the preprocessor`);
+  }
+  const shared = {
+    labelNames: names(document["label_names"]),
+    rationaleRatio: positive(document["rationale_ratio"], "rationale_ratio"),
+    precision: String(document["precision"] ?? "fp32"),
+  };
+  if (modality === "text") {
+    return { modality, ...shared, maxLength: count(preprocessing["max_length"], "max_length") };
+  }
+  const imageSize = count(preprocessing["image_size"], "image_size");
+  const patchSize = count(document["patch_size"], "patch_size");
+  const interpolation = preprocessing["interpolation"];
+  if (patchSize > imageSize) throw broken("config.json: a patch is larger than the image");
+  if (!["bilinear", "bicubic", "lanczos"].includes(String(interpolation))) {
+    throw broken(`preprocessor_config.json: interpolation ${String(interpolation)} is not known`);
+  }
+  return {
+    modality,
+    ...shared,
+    imageSize,
+    patchSize,
+    interpolation: interpolation as Interpolation,
+    normalisation:
+      preprocessing["model_normalises"] === true
+        ? null
+        : {
+            mean: triple(preprocessing["mean"], "mean"),
+            std: triple(preprocessing["std"], "std").map((value) => positive(value, "std")),
+          },
+  };
+}
+
+function names(value: unknown): string[] {
+  if (!Array.isArray(value) || value.length < 2) throw broken("config.json: label_names");
+  return value.map(String);
+}
+
+function positive(value: unknown, name: string): number {
+  if (typeof value === "number" && value > 0 && Number.isFinite(value)) return value;
+  throw broken(`${name} is not a positive number`);
+}
+
+function count(value: unknown, name: string): number {
+  const number = positive(value, name);
+  if (!Number.isInteger(number)) throw broken(`${name} is not a whole number`);
+  return number;
+}
+
+function triple(value: unknown, name: string): number[] {
+  if (Array.isArray(value) && value.length === 3 && value.every((x) => typeof x === "number")) {
+    return value as number[];
+  }
+  throw broken(`${name} is not three numbers`);
+}

@@ -1,0 +1,311 @@
+/**
+ * Answer from a rekd-edge bundle in a browser, with the evidence.
+ *
+ *     const model = await Rationalist.load("bundle/");
+ *     const answer = await model.predict("a text");       // or a File with an image
+ *     answer.label, answer.probability, answer.rationale
+ */
+import * as ort from "onnxruntime-web/wasm";
+
+import { type Config, type ImageConfig, type TextConfig, readConfig } from "./config.js";
+import { RekdError, broken } from "./errors.js";
+import {
+  type BundleSource,
+  type Manifest,
+  type Progress,
+  parseJson,
+  served,
+  verifyBundle,
+} from "./manifest.js";
+import { type Picture, type RawPixels, decode, rawPicture } from "./pixels.js";
+import { type PatchBox, type WordSpan, patchBoxes, wordSpans } from "./rationale.js";
+import { type View, resample, rowsRead, viewOf } from "./resample.js";
+import { WordPiece } from "./wordpiece.js";
+
+export { RekdError } from "./errors.js";
+export { WordPiece } from "./wordpiece.js";
+export { resample, rowsRead, viewOf } from "./resample.js";
+export { decode, sizeOf } from "./pixels.js";
+export type { BundleSource, Config, Manifest, PatchBox, Progress, RawPixels, View, WordSpan };
+
+interface Answer {
+  readonly label: string;
+  readonly probability: number;
+  /** By label, in the order of the logits. */
+  readonly probabilities: ReadonlyArray<readonly [string, number]>;
+  readonly logits: Float32Array;
+  /** Score of the last kept minus the best dropped token; infinite if nothing was dropped. */
+  readonly margin: number;
+  /** Tokens or patches in the rationale. */
+  readonly kept: number;
+  /** Tokens or patches it was chosen from. */
+  readonly candidates: number;
+  readonly notices: readonly string[];
+  /** Tokenizing, or decoding and resizing. */
+  readonly preprocessMs: number;
+  /** The model alone. */
+  readonly modelMs: number;
+}
+
+export interface TextPrediction extends Answer {
+  readonly modality: "text";
+  readonly text: string;
+  readonly rationale: readonly WordSpan[];
+  /** Where the model stopped reading, in characters: the end, unless the text was too long. */
+  readonly readTo: number;
+}
+
+export interface ImagePrediction extends Answer {
+  readonly modality: "image";
+  readonly rationale: readonly PatchBox[];
+  readonly view: View;
+  /** Patches along one side of the model's view. */
+  readonly grid: number;
+}
+
+export type Prediction = TextPrediction | ImagePrediction;
+
+export interface LoadOptions {
+  /** What the sha256 of `manifest.json` has to be. */
+  readonly fingerprint?: string;
+  /** Where `ort-wasm-simd-threaded.wasm` lies; beside this module by default. */
+  readonly wasm?: string | URL;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+const OUTPUTS = ["logits", "rationale_mask", "selection_score", "selection_margin"] as const;
+const INPUTS = { text: ["input_ids", "attention_mask"], image: ["pixel_values"] } as const;
+
+interface ModelAnswer {
+  readonly logits: Float32Array;
+  readonly kept: boolean[];
+  readonly scores: Float32Array;
+  readonly margin: number;
+  readonly modelMs: number;
+}
+
+/** A verified bundle, ready to answer. */
+export class Rationalist {
+  private constructor(
+    readonly manifest: Manifest,
+    readonly config: Config,
+    private readonly session: ort.InferenceSession,
+    private readonly tokenizer: WordPiece | null,
+  ) {}
+
+  /**
+   * Verify every byte of the bundle, then open its model. `bundle` is the address of a folder, or
+   * a function that answers for each of its files. Throws `RekdError`.
+   */
+  static async load(
+    bundle: string | URL | BundleSource,
+    options: LoadOptions = {},
+  ): Promise<Rationalist> {
+    const needed = ["config.json", "preprocessor_config.json", "model.onnx"];
+    const { manifest, files } = await verifyBundle(
+      typeof bundle === "function" ? bundle : served(bundle),
+      new Set([...needed, "tokenizer.json"]),
+      options.fingerprint,
+      options.onProgress,
+    );
+    if (manifest.files.some(({ path }) => path === "model.onnx.data")) {
+      throw new RekdError("backend", "The model is above 1 GB, too large for a browser.");
+    }
+    const take = (path: string) => {
+      const content = files.get(path);
+      if (content === undefined) throw broken(`The bundle has no ${path}`);
+      return content;
+    };
+    const config = readConfig(take("config.json"), take("preprocessor_config.json"));
+    const tokenizer =
+      config.modality === "text"
+        ? WordPiece.from(parseJson(take("tokenizer.json"), "tokenizer.json"), config.maxLength)
+        : null;
+    const session = await openSession(take("model.onnx"), options.wasm);
+    const model = new Rationalist(manifest, config, session, tokenizer);
+    model.requireInterface();
+    await model.warmUp();
+    return model;
+  }
+
+  /** A text, an image file, or raw pixels. Throws `RekdError`. */
+  async predict(input: string | Blob | RawPixels): Promise<Prediction> {
+    const { config } = this;
+    if (config.modality === "text") {
+      if (typeof input !== "string") throw new RekdError("input", "This model reads texts.");
+      return this.predictText(input, config);
+    }
+    if (typeof input === "string") throw new RekdError("input", "This model reads images.");
+    const start = performance.now();
+    const picture = input instanceof Blob ? await decode(input) : rawPicture(input);
+    try {
+      return await this.predictPicture(picture, config, start);
+    } finally {
+      picture.close();
+    }
+  }
+
+  /** Give the model's memory back. */
+  async release(): Promise<void> {
+    await this.session.release();
+  }
+
+  private async predictText(text: string, config: TextConfig): Promise<TextPrediction> {
+    const start = performance.now();
+    const encoded = this.tokenizer!.encode(text);
+    const shape = [1, encoded.ids.length];
+    const ids = BigInt64Array.from(encoded.ids, BigInt);
+    const feeds = {
+      input_ids: new ort.Tensor("int64", ids, shape),
+      attention_mask: new ort.Tensor("int64", new BigInt64Array(ids.length).fill(1n), shape),
+    };
+    const preprocessMs = performance.now() - start;
+    const answer = await this.run(feeds, encoded.ids.length);
+    const candidates = encoded.words.filter((word) => word !== null).length;
+    const length = Array.from(text).length;
+    const notices: string[] = [];
+    let readTo = length;
+    if (encoded.droppedTokens > 0) {
+      readTo = Math.max(...encoded.offsets.map(([, end]) => end));
+      notices.push(
+        `Truncated: the model reads the first ${candidates} of ` +
+          `${candidates + encoded.droppedTokens} tokens (to character ${readTo} of ${length}).`,
+      );
+    }
+    return {
+      modality: "text",
+      text,
+      ...decide(answer, config),
+      rationale: wordSpans(text, encoded, answer.kept, answer.scores),
+      readTo,
+      candidates,
+      notices,
+      preprocessMs,
+    };
+  }
+
+  private async predictPicture(
+    picture: Picture,
+    config: ImageConfig,
+    start: number,
+  ): Promise<ImagePrediction> {
+    const { imageSize: size, patchSize, interpolation } = config;
+    const view = viewOf(picture.width, picture.height, size);
+    const pixels = resample(view, interpolation, picture.rows(...rowsRead(view, interpolation)));
+    const feeds = { pixel_values: pixelTensor(pixels, config) };
+    const preprocessMs = performance.now() - start;
+    const grid = Math.floor(size / patchSize);
+    const answer = await this.run(feeds, grid * grid);
+    return {
+      modality: "image",
+      ...decide(answer, config),
+      rationale: patchBoxes(view, patchSize, answer.kept, answer.scores),
+      view,
+      grid,
+      candidates: grid * grid,
+      notices: [],
+      preprocessMs,
+    };
+  }
+
+  private async run(feeds: Record<string, ort.Tensor>, tokens: number): Promise<ModelAnswer> {
+    const start = performance.now();
+    const found = await this.session.run(feeds, OUTPUTS);
+    const modelMs = performance.now() - start;
+    const due = [[1, this.config.labelNames.length], [1, tokens], [1, tokens], [1]];
+    OUTPUTS.forEach((name, index) => {
+      if (String(found[name]!.dims) !== String(due[index])) {
+        throw broken(`model.onnx answers ${name} as [${found[name]!.dims}], not [${due[index]}]`);
+      }
+    });
+    const [logits, kept, scores, margins] = OUTPUTS.map((name) => found[name]!.data);
+    const answer = {
+      logits: logits as Float32Array,
+      kept: Array.from(kept as Uint8Array, (value) => value !== 0),
+      scores: scores as Float32Array,
+      margin: (margins as Float32Array)[0]!,
+      modelMs,
+    };
+    if (!answer.logits.every(Number.isFinite) || Number.isNaN(answer.margin)) {
+      const hint = "check the bundle with `rekd-edge check`";
+      throw new RekdError("backend", "The model answers with numbers that are not finite.", hint);
+    }
+    return answer;
+  }
+
+  /** The browser compiles what a run needs in the first run: not at the cost of the first answer. */
+  private async warmUp(): Promise<void> {
+    const data = new Uint8Array(4).fill(255);
+    await this.predict(this.config.modality === "text" ? "a" : { width: 1, height: 1, data });
+  }
+
+  private requireInterface(): void {
+    const { inputNames, outputNames } = this.session;
+    const isComplete = OUTPUTS.every((name) => outputNames.includes(name));
+    if (String(inputNames) !== String(INPUTS[this.config.modality]) || !isComplete) {
+      throw broken(
+        `model.onnx has inputs ${inputNames.join(", ")} and outputs ${outputNames.join(", ")}, ` +
+          `not those of a ${this.config.modality} rationalist`,
+      );
+    }
+  }
+}
+
+/**
+ * The label and its probabilities. Calibration and abstention, once `Config` has them, are decided
+ * here and nowhere else.
+ */
+function decide({ logits, kept, margin, modelMs }: ModelAnswer, config: Config) {
+  const highest = Math.max(...logits);
+  const exponents = Array.from(logits, (logit) => Math.exp(logit - highest));
+  const sum = exponents.reduce((total, value) => total + value, 0);
+  const probabilities = config.labelNames.map(
+    (name, index) => [name, exponents[index]! / sum] as const,
+  );
+  const [label, probability] = probabilities[logits.indexOf(highest)]!;
+  const count = kept.filter(Boolean).length;
+  return { label, probability, probabilities, logits, margin, kept: count, modelMs };
+}
+
+/** `[1, 3, size, size]` from `[size, size, 3]`, in the arithmetic of the Python runtime. */
+function pixelTensor(pixels: Uint8Array, { imageSize, normalisation }: ImageConfig): ort.Tensor {
+  const area = imageSize * imageSize;
+  const shape = [1, 3, imageSize, imageSize];
+  if (normalisation === null) {
+    const bytes = new Uint8Array(pixels.length);
+    pixels.forEach((value, index) => {
+      bytes[(index % 3) * area + Math.floor(index / 3)] = value;
+    });
+    return new ort.Tensor("uint8", bytes, shape);
+  }
+  const { fround } = Math;
+  const std = normalisation.std.map(fround);
+  const scale = std.map((value) => fround(fround(1 / 255) / value));
+  const shift = normalisation.mean.map((value, channel) => fround(fround(value) / std[channel]!));
+  const values = new Float32Array(pixels.length);
+  pixels.forEach((value, index) => {
+    const channel = index % 3;
+    values[channel * area + Math.floor(index / 3)] =
+      fround(value * scale[channel]!) - shift[channel]!;
+  });
+  return new ort.Tensor("float32", values, shape);
+}
+
+async function openSession(
+  model: Uint8Array,
+  wasm: string | URL | undefined,
+): Promise<ort.InferenceSession> {
+  ort.env.logLevel = "error";
+  ort.env.wasm.numThreads = 1;
+  if (wasm !== undefined) ort.env.wasm.wasmPaths = { wasm };
+  try {
+    return await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new RekdError(
+      "backend",
+      `ONNX Runtime cannot open the model here: ${reason}`,
+      "Use a current browser with WebAssembly SIMD, and a device with enough memory.",
+    );
+  }
+}

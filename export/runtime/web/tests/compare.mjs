@@ -1,0 +1,53 @@
+import assert from "node:assert/strict";
+
+/**
+ * What the two runtimes may differ by. fp32: rounding alone. int8: activations at the edge of a
+ * step fall to either side, and the difference goes on through the layers.
+ */
+export const TOLERANCE = {
+  fp32: { logits: 1e-4, labels: 1, rationales: 1 },
+  int8: { logits: 0.5, labels: 0.99, rationales: 0.97 },
+};
+
+const positions = (rationale) =>
+  rationale.flatMap((part) => part.tokens ?? [[part.row, part.column]]).join(" ");
+
+/** Compares one answer (plain values) with that of the Python runtime. */
+export function differences(found, due) {
+  const logits = Math.max(
+    ...due.logits.map((logit, index) => Math.abs(logit - found.logits[index])),
+  );
+  const isSameRationale = positions(found.rationale) === positions(due.rationale);
+  if (isSameRationale) {
+    const keys = due.rationale[0].tokens === undefined
+      ? ["x", "y", "width", "height", "row", "column"]
+      : ["start", "end", "text", "word"];
+    const places = (rationale) => rationale.map((part) => keys.map((key) => part[key]));
+    assert.deepEqual(places(found.rationale), places(due.rationale));
+  }
+  assert.equal(found.kept, due.kept);
+  assert.equal(found.candidates, due.candidates);
+  return {
+    logits,
+    isSameLabel: found.label === due.label,
+    isSameRationale,
+    margin: Math.abs(found.margin - (due.margin ?? Infinity)),
+  };
+}
+
+/** Asserts over all answers of a bundle; returns a line that says how near they are. */
+export function judge(name, precision, rows) {
+  const limit = TOLERANCE[precision];
+  const share = (key) => rows.filter((row) => row[key]).length / rows.length;
+  const largest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
+  const same = rows.filter((row) => row.isSameRationale);
+  const logits = largest(same.map((row) => row.logits));
+  const margin = largest(rows.map((row) => row.margin).filter(Number.isFinite));
+  const line =
+    `${name} (${precision}): ${rows.length} inputs, same labels ${share("isSameLabel")}, same ` +
+    `rationales ${share("isSameRationale")}, largest difference of a logit ${logits}, of a margin ${margin}`;
+  assert.ok(share("isSameLabel") >= limit.labels, line);
+  assert.ok(share("isSameRationale") >= limit.rationales, line);
+  assert.ok(logits <= limit.logits, line);
+  return line;
+}

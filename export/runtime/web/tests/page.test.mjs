@@ -1,0 +1,416 @@
+/** The built page in Chromium against what GOLDEN holds. */
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import fs from "node:fs";
+import fsp from "node:fs/promises";
+import os from "node:os";
+import path from "node:path";
+import { after, before, describe, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { openChromium } from "./chromium.mjs";
+import { differences, judge } from "./compare.mjs";
+import { serve } from "./serve.mjs";
+
+const GOLDEN = process.env.GOLDEN;
+const golden = JSON.parse(fs.readFileSync(path.join(GOLDEN, "golden.json"), "utf8"));
+const BUILD = fileURLToPath(new URL("../build.mjs", import.meta.url));
+const root = fs.mkdtempSync(path.join(os.tmpdir(), "rekd-web-"));
+const READY = "#about:not([hidden])";
+/** WCAG 2.2, AA. */
+const CONTRAST = 4.5;
+
+let server;
+let browser;
+let page;
+const asked = [];
+const complaints = [];
+
+async function open(where, settings = {}) {
+  if (settings.viewport) await page.setViewportSize(settings.viewport);
+  await page.emulateMedia({ colorScheme: settings.colorScheme ?? "light" });
+  await page.goto(server.url + where);
+  await page.waitForSelector(READY);
+}
+
+before(async () => {
+  for (const name of ["text", "image"]) {
+    const words = ["--bundle", golden.bundles[name].bundle, "--output", path.join(root, name)];
+    execFileSync(process.execPath, [BUILD, ...words]);
+  }
+  await fsp.symlink(GOLDEN, path.join(root, "golden"));
+  for (const [name, { bundle }] of Object.entries(golden.bundles)) {
+    await fsp.symlink(bundle, path.join(root, `bundle-${path.basename(name)}`));
+  }
+  server = await serve(root);
+  browser = await openChromium({ viewport: { width: 1000, height: 800 } });
+  browser.context.setDefaultTimeout(180_000);
+  browser.context.on("request", (request) => asked.push(request.url()));
+  page = browser.context.pages()[0];
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) complaints.push(message.text());
+  });
+  page.on("pageerror", (error) => complaints.push(String(error)));
+});
+
+after(async () => {
+  await browser?.close();
+  await server?.close();
+  await fsp.rm(root, { recursive: true });
+});
+
+describe("answers", () => {
+  for (const [name, { precision, answers }] of Object.entries(golden.bundles)) {
+    test(`${name}: the browser answers as the Python runtime`, async (context) => {
+      const isText = answers[0].grid === null;
+      await open(isText ? "text/" : "image/");
+      const inputs = answers.map(({ source }) => (isText ? source : path.basename(source)));
+      const found = await page.evaluate(
+        async ([folder, all, readsText]) => {
+          const { Rationalist } = await import(new URL("rationalist.js", document.baseURI).href);
+          const model = await Rationalist.load(new URL(`../${folder}/`, document.baseURI));
+          const rows = [];
+          for (const input of all) {
+            const content = readsText
+              ? input
+              : await (await fetch(`../golden/images/${input}`)).blob();
+            const { logits, ...answer } = await model.predict(content);
+            rows.push({ ...answer, logits: [...logits] });
+          }
+          await model.release();
+          return rows;
+        },
+        [`bundle-${path.basename(name)}`, inputs, isText],
+      );
+      const rows = found.map((row, index) => differences(row, answers[index]));
+      assert.equal(rows.length, answers.length);
+      context.diagnostic(judge(name, precision, rows));
+    });
+  }
+
+  test("image files become the pixels that Pillow reads", async (context) => {
+    await open("image/");
+    const rows = await page.evaluate(
+      async ([files, size]) => {
+        const library = await import(new URL("rationalist.js", document.baseURI).href);
+        const bytes = async (name) => {
+          const response = await fetch(`../golden/${name}`);
+          return response.blob();
+        };
+        const found = [];
+        for (const { file } of files) {
+          const picture = await library.decode(await bytes(`images/${file}`));
+          const view = library.viewOf(picture.width, picture.height, size);
+          const rows = picture.rows(...library.rowsRead(view, "bicubic"));
+          const pixels = library.resample(view, "bicubic", rows);
+          const due = new Uint8Array(await (await bytes(`pixels/${file}.rgb`)).arrayBuffer());
+          const far = pixels.map((value, index) => Math.abs(value - due[index]));
+          const most = far.reduce((one, other) => Math.max(one, other), 0);
+          found.push({ file, width: picture.width, most });
+          picture.close();
+        }
+        return found;
+      },
+      [golden.decoded, golden.decodedSize],
+    );
+    context.diagnostic(rows.filter(({ most }) => most > 0).map(({ file, most }) => `${file} ${most}`).join(", "));
+    for (const [index, { file, isExact, width }] of golden.decoded.entries()) {
+      assert.equal(rows[index].width, width, file);
+      assert.ok(rows[index].most <= (isExact ? 0 : 1), `${file}: ${rows[index].most} of 255`);
+    }
+  });
+});
+
+describe("the page for texts", () => {
+  const due = golden.bundles.text.answers[0];
+
+  test("answers from the keyboard, and says so aloud", async () => {
+    await open("text/");
+    assert.match(await page.textContent("#verified"), /^\d+ files match/);
+    const field = page.getByRole("textbox", { name: "Text to classify" });
+    await page.keyboard.press("Tab");
+    assert.ok(await field.evaluate((node) => node === document.activeElement));
+    await page.keyboard.insertText(due.source);
+    await page.keyboard.press("Control+Enter");
+    await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.textContent("#label"), due.label);
+    assert.equal(await page.textContent("#highlighted"), due.source);
+    const letters = (text) => text.replaceAll(/\s/g, "");
+    const marked = await page.locator("mark").allTextContents();
+    assert.equal(letters(marked.join("")), letters(due.rationale.map(({ text }) => text).join("")));
+    const said = await page.getByRole("status").textContent();
+    assert.ok(said.startsWith(`${due.label}, `) && said.includes(due.rationale[0].text), said);
+    assert.match(await page.textContent("#evidence"), new RegExp(`^${due.kept} of ${due.candidates} `));
+    assert.equal(Number(await page.textContent("#margin")), Number(due.margin.toPrecision(3)));
+    assert.match(await page.textContent("#time"), /^\d+(\.\d)? ms$/);
+    assert.equal(await page.locator("#probabilities li").count(), golden.bundles.text.answers[0].logits.length);
+  });
+
+  test("an empty text gets a message and no old answer", async () => {
+    await page.getByRole("textbox").fill("  ");
+    await page.getByRole("button", { name: "Classify" }).click();
+    await page.waitForSelector("#text-problem:not(:empty)");
+    assert.match(await page.textContent("#text-problem"), /empty.*one word/);
+    assert.equal(await page.isVisible("#result"), false);
+  });
+
+  test("markup in a text stays text", async () => {
+    const text = "<img src=x onerror=alert(1)> <mark>dull</mark> & \u202e film";
+    await page.getByRole("textbox").fill(text);
+    await page.getByRole("button", { name: "Classify" }).click();
+    await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.textContent("#highlighted"), text);
+    assert.equal(await page.locator("#highlighted img").count(), 0);
+  });
+
+  for (const colorScheme of ["light", "dark"]) {
+    test(`contrasts in ${colorScheme} colours are those of WCAG AA`, async () => {
+      await page.emulateMedia({ colorScheme });
+      await page.evaluate(() => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+      const poor = await page.evaluate(poorContrasts, CONTRAST);
+      assert.deepEqual(poor, []);
+    });
+  }
+
+  test("nothing is wider than a small phone", async () => {
+    await page.setViewportSize({ width: 320, height: 640 });
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(wide <= 320, `${wide} pixels`);
+  });
+
+  test("everything to act on has a name and can be reached", async () => {
+    const nameless = await page.evaluate(() =>
+      [...document.querySelectorAll("input, textarea, button, summary, canvas[role], progress")]
+        .filter((node) => node.checkVisibility())
+        .filter((node) => {
+          const labels = [...(node.labels ?? [])].map((label) => label.textContent).join("");
+          return (labels + (node.getAttribute("aria-label") ?? "") + node.textContent).trim() === "";
+        })
+        .map((node) => node.outerHTML),
+    );
+    assert.deepEqual(nameless, []);
+  });
+});
+
+describe("the page for images", () => {
+  const photo = path.join(GOLDEN, "images", "photo.png");
+  const due = golden.bundles.image.answers.find(({ source }) => source === photo);
+
+  test("answers a chosen image and draws what it was read from", async () => {
+    await open("image/", { viewport: { width: 1000, height: 800 } });
+    await page.getByLabel("Choose an image").setInputFiles(photo);
+    await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.textContent("#label"), due.label);
+    const light = (dim) =>
+      page.evaluate(
+        async ([boxes, isDim]) => {
+          const control = document.querySelector("#dim");
+          if (control.checked !== isDim) control.click();
+          const shown = document.querySelector("canvas");
+          const { width, height } = shown;
+          const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+          copy.drawImage(shown, 0, 0);
+          const { data } = copy.getImageData(0, 0, width, height);
+          const sums = { kept: 0, dropped: 0 };
+          const counts = { kept: 0, dropped: 0 };
+          const scale = width / 640;
+          for (let y = 0; y < height; y += 3) {
+            for (let x = 0; x < width; x += 3) {
+              const [across, down] = [x / scale, y / scale];
+              const isKept = boxes.some((box) => across >= box.x && across < box.x + box.width && down >= box.y && down < box.y + box.height);
+              const kind = isKept ? "kept" : "dropped";
+              sums[kind] += data[(y * width + x) * 4 + 1];
+              counts[kind]++;
+            }
+          }
+          return { kept: sums.kept / counts.kept, dropped: sums.dropped / counts.dropped };
+        },
+        [due.rationale, dim],
+      );
+    const [dimmed, whole] = [await light(true), await light(false)];
+    assert.ok(Math.abs(dimmed.kept - whole.kept) < 1, JSON.stringify({ dimmed, whole }));
+    assert.ok(dimmed.dropped < whole.dropped * 0.45, JSON.stringify({ dimmed, whole }));
+    const [first] = due.rationale;
+    const described = await page.getAttribute("canvas", "aria-label");
+    assert.match(described, new RegExp(`row ${first.row + 1}: (\\d+, )*${first.column + 1}`));
+    assert.ok(await page.isVisible("#crop"));
+  });
+
+  test("a dropped image is answered; what is no image gets a message", async () => {
+    const drop = (name, type) =>
+      page.evaluate(
+        async ([file, kind]) => {
+          const content = kind === "text/plain" ? "no image" : await (await fetch(`../golden/images/${file}`)).blob();
+          const data = new DataTransfer();
+          data.items.add(new File([content], file, { type: kind }));
+          document.querySelector("#drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        },
+        [name, type],
+      );
+    await drop("no.txt", "text/plain");
+    await page.waitForSelector("#image-problem:not(:empty)");
+    assert.match(await page.textContent("#image-problem"), /not an image.*JPEG or PNG/);
+    assert.equal(await page.isVisible("#result"), false);
+    await drop("cifar-0.png", "image/png");
+    await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.textContent("#image-problem"), "");
+    const small = golden.bundles.image.answers.find(({ source }) => source.endsWith("/cifar-0.png"));
+    assert.equal(await page.textContent("#label"), small.label);
+    assert.equal(await page.isVisible("#crop"), false);
+  });
+
+  test("an image of 20,000 by 20,000 pixels is refused before it is unpacked", async () => {
+    const header = Buffer.from(fs.readFileSync(photo).subarray(0, 64));
+    header.writeUInt32BE(20_000, 16);
+    header.writeUInt32BE(20_000, 20);
+    const file = path.join(root, "huge.png");
+    fs.writeFileSync(file, header);
+    await page.getByLabel("Choose an image").setInputFiles(file);
+    await page.waitForSelector("#image-problem:not(:empty)");
+    assert.match(await page.textContent("#image-problem"), /too large: 20000 x 20000/);
+  });
+
+  test("contrasts hold here too, and nothing is wider than a small phone", async () => {
+    await page.getByLabel("Choose an image").setInputFiles(photo);
+    await page.waitForSelector("#result:not([hidden])");
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      assert.deepEqual(await page.evaluate(poorContrasts, CONTRAST), []);
+    }
+    await page.setViewportSize({ width: 320, height: 640 });
+    assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 320);
+  });
+});
+
+describe("trust", () => {
+  test("nothing was asked of another host, and nothing was complained about", () => {
+    assert.ok(asked.length > 10);
+    assert.deepEqual(asked.filter((url) => !/^(blob:)?http:\/\/localhost:\d+\//.test(url)), []);
+    assert.deepEqual(complaints, []);
+  });
+
+  test("the page may neither ask another host nor run a script of its text", async () => {
+    await open("text/");
+    const outcome = await page.evaluate(async () => {
+      const violations = new Set();
+      const both = new Promise((resolve) => {
+        document.addEventListener("securitypolicyviolation", (event) => {
+          if (violations.add(event.violatedDirective).size === 2) resolve();
+        });
+      });
+      const script = document.createElement("script");
+      script.textContent = "window.injected = true";
+      document.body.append(script);
+      const asked = await fetch("https://example.invalid/").then(() => "asked", () => "refused");
+      await both;
+      return { asked, injected: window.injected === true, violations: [...violations].sort() };
+    });
+    assert.deepEqual(outcome, { asked: "refused", injected: false, violations: ["connect-src", "script-src-elem"] });
+  });
+
+  test("a changed model is refused, and so is a whole other bundle", async () => {
+    const site = path.join(root, "text");
+    for (const [name, message] of [
+      ["bundle/model.onnx", /model\.onnx has changed \(sha256\)/],
+      ["bundle/manifest.json", /this page was built for/],
+    ]) {
+      const changing = await serve(site, (asked, content) => {
+        if (asked !== name) return content;
+        const changed = Buffer.from(content);
+        changed[changed.length - 2] ^= 1;
+        return changed;
+      });
+      await page.goto(changing.url);
+      await page.waitForSelector("#failure:not([hidden])");
+      assert.match(await page.textContent("#failure-message"), message);
+      assert.equal(await page.isVisible("#text-form"), false);
+      assert.equal(await page.textContent("#verified"), "Not verified");
+      await changing.close();
+    }
+  });
+
+  test("once saved, the page answers without a network", async () => {
+    const own = await serve(path.join(root, "text"));
+    await page.goto(own.url);
+    await page.waitForSelector('#offline[data-state="good"]');
+    await own.close();
+    await page.reload();
+    await page.waitForSelector(READY);
+    const due = golden.bundles.text.answers[1];
+    await page.getByRole("textbox").fill(due.source);
+    await page.getByRole("button", { name: "Classify" }).click();
+    await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.textContent("#label"), due.label);
+  });
+
+  test("a new version is used when the person says so", async () => {
+    const site = path.join(root, "text");
+    const digest = (content) => createHash("sha256").update(content).digest("hex");
+    const old = fs.readFileSync(path.join(site, "index.html"), "utf8");
+    const renewed = old.replace("<title>", "<title>New: ");
+    let isNew = false;
+    const own = await serve(site, (asked, content) => {
+      if (isNew && asked === "index.html") return renewed;
+      if (!isNew || asked !== "service_worker.js") return content;
+      return `${content}`
+        .replace(digest(old), digest(renewed))
+        .replace(/\b[0-9a-f]{16}\b/, "0".repeat(16));
+    });
+    const good = '#offline[data-state="good"]';
+    await page.goto(own.url);
+    await page.waitForSelector(good);
+    isNew = true;
+    await page.reload();
+    await page.waitForSelector(good);
+    const button = page.getByRole("button", { name: "Use it now" });
+    await button.waitFor();
+    assert.doesNotMatch(await page.title(), /^New/);
+    await button.click();
+    await page.waitForFunction(() => document.title.startsWith("New: "));
+    await page.waitForSelector(READY);
+    const kept = await page.evaluate(() => caches.keys());
+    assert.equal(kept.length, 1);
+    assert.ok(kept[0].endsWith("0".repeat(16)));
+    await own.close();
+  });
+
+  test("a page that does not arrive as built is not saved", async () => {
+    const changing = await serve(path.join(root, "text"), (asked, content) =>
+      asked === "icon.svg" ? Buffer.from(`${content} `) : content,
+    );
+    await page.goto(changing.url);
+    await page.waitForSelector(READY);
+    await page.waitForSelector('#offline[data-state="bad"]');
+    assert.deepEqual(await page.evaluate(() => caches.keys()), []);
+    await changing.close();
+  });
+});
+
+/** Runs in the page: every visible text whose contrast with what is behind it is too low. */
+function poorContrasts(least) {
+  const channels = (color) => color.match(/[\d.]+/g).map(Number);
+  const luminance = (color) => {
+    const [red, green, blue] = channels(color).map((value) => {
+      const share = value / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const ground = (node) => {
+    for (let one = node; one !== null; one = one.parentElement) {
+      const color = getComputedStyle(one).backgroundColor;
+      if ((channels(color)[3] ?? 1) === 1) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const poor = [];
+  for (const node of document.body.querySelectorAll("*")) {
+    const hasText = [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim() !== "");
+    if (!hasText || !node.checkVisibility() || node.closest(".hidden-text")) continue;
+    const [one, other] = [luminance(getComputedStyle(node).color), luminance(ground(node))];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < least) poor.push(`${node.id || node.className || node.tagName} ${ratio.toFixed(2)}`);
+  }
+  return poor;
+}
