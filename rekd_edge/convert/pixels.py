@@ -1,8 +1,8 @@
 """8-bit pixels in the form that TensorRT takes: turned into floats before anything else.
 
-TensorRT reads a uint8 input only to cast it at once, and moves no bytes about. The exporter's graph
-rearranges and gathers bytes and casts what was chosen (docs/adr/0014-eight-bit-pixels.md). Every
-value of a byte is a float in fp32 and fp16 alike, so casting first answers the same to the last bit.
+TensorRT reads a uint8 input only to cast it at once, and moves no bytes about. The exporter's
+graph rearranges and gathers bytes and casts what was chosen (docs/adr/0014-eight-bit-pixels.md).
+A byte is exact in fp32 and fp16 alike, so casting first answers the same to the last bit.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import onnx
 
 import rekd_edge
-from rekd_edge.data.storage import cache_dir
+from rekd_edge.data.storage import cache_dir, sha256_of
 from rekd_edge.engines.backend import Device, TensorRt
 from rekd_edge.engines.layers import compare_precision, parse_layers, requested_precision
 from rekd_edge.engines.lint import require_buildable
-from rekd_edge.engines.spec import BuildRecipe
+from rekd_edge.engines.spec import BuildRecipe, EngineOptions
 from rekd_edge.engines.store import EngineRecord, StoredEngine, write_recipe, write_record
 from rekd_edge.errors import BackendError, IntegrityError
 
@@ -36,14 +36,14 @@ class BuildListener(Protocol):
     def phase_finish(self, name: str) -> None: ...
 
 
-def require_capabilities(tensorrt: TensorRt, recipe: BuildRecipe, device: Device | None) -> None:
-    """Raises :class:`BackendError` where an engine that the recipe asks for cannot be built."""
+def require_capabilities(tensorrt: TensorRt, options: EngineOptions, device: Device | None) -> None:
+    """Raises :class:`BackendError` where an engine that is asked for cannot be built here."""
     if not tensorrt.backend.builds_ahead and device is None:
         raise BackendError(
             f"{tensorrt.backend.name} builds for the GPU of the machine, and here is none",
             hint="build on the device, or ahead of time with --target trt-rtx",
         )
-    for capability in recipe.compute_capabilities:
+    for capability in options.compute_capabilities:
         tensorrt.require(capability)
 
 
@@ -56,7 +56,7 @@ def build_engines(
     device: Device | None = None,
     listener: BuildListener | None = None,
 ) -> tuple[StoredEngine, ...]:
-    """The engines of ``recipe`` for ``file``, in ``folder``, each with its side-car, and the recipe.
+    """Builds ``file`` for each GPU of ``recipe`` into ``folder``: engines, side-cars, the recipe.
 
     Raises :class:`IntegrityError` where ``file`` is not the recipe's, :class:`BackendError` where
     the graph is refused or a build fails, and :class:`GateError` where an engine computes in
@@ -81,20 +81,19 @@ def build_engines(
         os.close(handle)
         plan = Path(name)
         try:
-            text = _build_apart(file, plan, recipe, capability, tensorrt.version, listener)
+            text = _build_apart(file, plan, recipe, capability, tensorrt, listener)
             layers = parse_layers(text)
             compared = compare_precision(requested, layers)
             compared.require(f"the engine for SM {capability}")
-            digest = hashlib.sha256(plan.read_bytes()).hexdigest()
             record = EngineRecord(
                 recipe=recipe,
                 backend_version=tensorrt.version,
                 compute_capability=capability,
                 driver=None if device is None else device.driver,
-                engine_sha256=digest,
+                engine_sha256=sha256_of(plan),
                 size_bytes=plan.stat().st_size,
                 layers=len(layers),
-                products=compared.counts,
+                products=compared.products,
             )
             plan.chmod(0o644)
             os.replace(plan, folder / f"{record.stem}.engine")
@@ -110,12 +109,13 @@ def _build_apart(
     plan: Path,
     recipe: BuildRecipe,
     capability: int,
-    version: str,
+    tensorrt: TensorRt,
     listener: BuildListener | None,
 ) -> str:
     """Builds in a process of its own, whose end is no end of this one; answers the layers."""
+    version = tensorrt.version
     cache = None
-    if recipe.timing_cache:
+    if recipe.timing_cache and tensorrt.backend.caches_timings:
         cache = cache_dir() / "timings" / f"{recipe.backend}-{version}-sm{capability}.cache"
     job = {
         "onnx": str(file.resolve()),

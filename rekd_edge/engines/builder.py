@@ -19,7 +19,9 @@ Report = Callable[[str, str, int], None]
 """What is told of the build: ``start``, ``step`` or ``finish``; the phase; its number of steps, or
 the step that is done."""
 
-_MEMORY = re.compile(r"bad_alloc|out of memory|OutOfMemory|workspace limit|failed to allocate", re.I)
+_MEMORY = re.compile(
+    r"bad_alloc|out of memory|OutOfMemory|workspace limit|failed to allocate", re.I
+)
 _SOURCE = re.compile(r"\s*In \S+ at \S+:\d+\)?\s*\)?$")
 _PREFIX = re.compile(r"^(?:\w+::)*\w+: Error Code \d+: [\w ]+ \(|^\[[^\]]+\] ")
 
@@ -40,7 +42,7 @@ class EngineBuilder:
         self.tensorrt = tensorrt
         self._report = report
         self._module = tensorrt.module
-        self._log = _log_of(self._module)
+        self._log = log_of(self._module)
         try:
             self._builder = self._module.Builder(self._log)
         except Exception as error:  # without a driver: "factory function returned nullptr"
@@ -169,7 +171,7 @@ def _hint(text: str) -> str | None:
     return None
 
 
-def _log_of(module: Any) -> Any:
+def log_of(module: Any) -> Any:
     class Log(module.ILogger):
         """Keeps errors, and the layers that TensorRT-RTX lists when it has built them."""
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
 
 import onnx
 
+from rekd_edge.engines.store import Kind, Product
 from rekd_edge.errors import GateError
 
-Kind = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _ONNX_KINDS: dict[int, Kind] = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -110,34 +109,12 @@ def requested_precision(model: onnx.ModelProto) -> dict[str, Kind]:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """A product of the graph in an engine. ``actual`` is None where no layer stands for it."""
-
-    node: str
-    requested: Kind
-    actual: Kind | None
-    layer: str | None
-
-    @property
-    def as_requested(self) -> bool:
-        return self.actual == self.requested
-
-
-@dataclass(frozen=True, slots=True)
 class PrecisionComparison:
     products: tuple[Product, ...]
 
     @property
     def wrong(self) -> tuple[Product, ...]:
         return tuple(one for one in self.products if not one.as_requested)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Products by actual precision."""
-        found: dict[str, int] = {}
-        for one in self.products:
-            found[one.actual or "missing"] = found.get(one.actual or "missing", 0) + 1
-        return dict(sorted(found.items()))
 
     def require(self, engine: str) -> None:
         """Raises :class:`GateError` where a product is computed in another precision."""
@@ -146,15 +123,16 @@ class PrecisionComparison:
         if self.wrong:
             lines = [
                 f"{one.node} asks for {one.requested}, "
-                + ("no layer stands for it" if one.layer is None else f"{one.layer} is {one.actual}")
+                + (
+                    "no layer stands for it"
+                    if one.layer is None
+                    else f"{one.layer} is {one.actual}"
+                )
                 for one in self.wrong
             ]
             raise GateError(
                 f"{engine} does not compute as the graph asks:\n    " + "\n    ".join(lines)
             )
-
-    def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(one) for one in self.products]
 
 
 def compare_precision(

@@ -1,30 +1,52 @@
 """Engines on disk: each beside a side-car that says what it was made of, and none runs elsewhere.
 
-    engines/recipe.json                      BuildRecipe: enough to build any of them again
-    engines/sm86-rtx1.7.1.116-fp16.engine
-    engines/sm86-rtx1.7.1.116-fp16.json      EngineRecord
+engines/recipe.json                      BuildRecipe: enough to build any of them again
+engines/sm86-rtx1.7.1.116-fp16.engine
+engines/sm86-rtx1.7.1.116-fp16.json      EngineRecord
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from rekd_edge.data.storage import sha256_of
 from rekd_edge.engines.backend import BACKENDS, Device
 from rekd_edge.engines.spec import BuildRecipe, Sha256, Spec
 from rekd_edge.errors import BackendError, IntegrityError
 
 ENGINES_FOLDER = "engines"
 RECIPE_FILE = "recipe.json"
-Outcome = Literal["passed", "failed", "not run"]
+Kind = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+Outcome = Literal["passed", "not run"]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product of the graph in an engine. ``actual`` is None where no layer stands for it."""
+
+    node: str
+    requested: Kind
+    actual: Kind | None
+    layer: str | None
+
+    @property
+    def as_requested(self) -> bool:
+        return self.actual == self.requested
+
+
+def counted(products: Iterable[Product]) -> str:
+    """Products by precision, in words: ``4 fp32, 10 int8``."""
+    counts = Counter(one.actual or "missing" for one in products)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
 class EngineChecks(Spec):
@@ -35,7 +57,7 @@ class EngineChecks(Spec):
     accuracy: Outcome = "not run"
     latency: Outcome = "not run"
     reason: str = ""
-    """Why not, or what failed."""
+    """Why what was not run was not."""
 
 
 class EngineRecord(Spec):
@@ -52,18 +74,16 @@ class EngineRecord(Spec):
     engine_sha256: Sha256
     size_bytes: int = Field(ge=1)
     layers: int = Field(ge=1)
-    products: dict[str, int]
-    """Matrix products and convolutions by the precision that the engine computes them in; equal to
-    the graph's, or the engine would not be here."""
+    products: tuple[Product, ...]
+    """Matrix products and convolutions of the graph, each with the precision that the engine
+    computes it in."""
     checks: EngineChecks = EngineChecks()
 
     @property
     def stem(self) -> str:
         """The name of its files: ``<sm>-<trt>-<precision>``."""
         short = BACKENDS[self.recipe.backend].short
-        return (
-            f"sm{self.compute_capability}-{short}{self.backend_version}-{self.recipe.precision}"
-        )
+        return f"sm{self.compute_capability}-{short}{self.backend_version}-{self.recipe.precision}"
 
     def differences(self, recipe: BuildRecipe, version: str, device: Device) -> tuple[str, ...]:
         """Why it must not run: in words, each thing that is other than wanted or present."""
@@ -118,9 +138,7 @@ def read_engine(path: Path) -> StoredEngine:
     record = _read(path.with_suffix(".json"), EngineRecord)
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", hint="build it again")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != record.engine_sha256 or path.name != f"{record.stem}.engine":
+    if sha256_of(path) != record.engine_sha256 or path.name != f"{record.stem}.engine":
         raise IntegrityError(
             f"{path} is not the engine that {path.stem}.json describes", hint="build it again"
         )
@@ -135,8 +153,8 @@ def read_engines(folder: Path) -> tuple[StoredEngine, ...]:
     return tuple(read_engine(folder / f"{stem}.engine") for stem in sorted(stems))
 
 
-def require_runnable(
-    engines: Sequence[StoredEngine], recipe: BuildRecipe, version: str, device: Device
+def runnable(
+    engines: Iterable[StoredEngine], recipe: BuildRecipe, version: str, device: Device
 ) -> StoredEngine:
     """The engine made for exactly this. Raises :class:`BackendError` where there is none."""
     reasons = []
@@ -147,7 +165,7 @@ def require_runnable(
         reasons.append(f"{engine.path.name}: {'; '.join(found)}")
     raise BackendError(
         "no engine here may run on this machine:\n  " + "\n  ".join(reasons or ["there is none"]),
-        hint="`rekd-edge engine BUNDLE` builds the one that is missing",
+        hint="leave out --no-build, and it is built",
     )
 
 
