@@ -19,9 +19,7 @@ Report = Callable[[str, str, int], None]
 """What is told of the build: ``start``, ``step`` or ``finish``; the phase; its number of steps, or
 the step that is done."""
 
-_MEMORY = re.compile(
-    r"bad_alloc|out of memory|OutOfMemory|workspace limit|failed to allocate", re.I
-)
+_MEMORY = re.compile(r"bad_alloc|out ?of ?memory|workspace limit|failed to allocate", re.I)
 _SOURCE = re.compile(r"\s*In \S+ at \S+:\d+\)?\s*\)?$")
 _PREFIX = re.compile(r"^(?:\w+::)*\w+: Error Code \d+: [\w ]+ \(|^\[[^\]]+\] ")
 

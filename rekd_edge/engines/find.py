@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rekd_edge.bundle import Bundle
@@ -99,10 +100,8 @@ def engine_for(
             listener=listener,
         )
         shutil.rmtree(place, ignore_errors=True)  # what is there is broken, or was not found
-        try:
+        with suppress(OSError):  # another process was faster, and its engine is as good
             os.replace(work, place)
-        except OSError:  # another process was faster, and its engine is as good
-            pass
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return runnable(read_engines(place), recipe, tensorrt.version, device)

@@ -123,11 +123,7 @@ class PrecisionComparison:
         if self.wrong:
             lines = [
                 f"{one.node} asks for {one.requested}, "
-                + (
-                    "no layer stands for it"
-                    if one.layer is None
-                    else f"{one.layer} is {one.actual}"
-                )
+                f"{one.layer or 'the engine'} has it in {one.actual or 'no precision known'}"
                 for one in self.wrong
             ]
             raise GateError(

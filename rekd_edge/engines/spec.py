@@ -42,7 +42,7 @@ class EngineOptions(Spec):
     """GPUs to build for, ahead of time: 86 is SM 8.6, one engine each (`tensorrt-rtx`). Empty with
     `tensorrt`, which builds for the GPU that it runs on."""
     tf32: bool = False
-    """Let fp32 products round their inputs to 10 bits of mantissa. TensorRT's own default is yes."""
+    """Let fp32 products round their inputs to a mantissa of 10 bits. TensorRT's default is yes."""
     version_compatible: bool = False
     """Let later versions of TensorRT load the engine (needs TensorRT's lean runtime)."""
     refit: bool = False
