@@ -263,7 +263,8 @@ def _render(console: Console, facts: Facts, findings: list[Finding]) -> None:
     table.add_row("memory", f"{facts.memory_bytes / 2**30:.1f} GiB")
     table.add_row("cache", facts.cache + (" (offline)" if facts.offline else ""))
     for name, how in OPTIONAL.items():
-        table.add_row(name, facts.versions[name] or f"not installed: {how}")
+        if not name.startswith("tensorrt"):  # the targets below say more
+            table.add_row(name, facts.versions[name] or f"not installed: {how}")
     for target, what in facts.engines.items():
         table.add_row(f"--target {target}", what)
     console.print(table, markup=False)

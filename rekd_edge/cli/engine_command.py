@@ -65,7 +65,7 @@ def show_engines(console: Console, engines: Iterable[StoredEngine]) -> None:
     from rekd_edge.engines.store import counted
 
     table = Table(title="engines", title_justify="left")
-    for column in ("engine", "MB", "layers", "products", "parity", "accuracy", "latency"):
+    for column in ("engine", "MB", "products", "parity", "accuracy", "latency"):
         table.add_column(column, overflow="fold")
     reasons = {}
     for one in engines:
@@ -74,7 +74,6 @@ def show_engines(console: Console, engines: Iterable[StoredEngine]) -> None:
         table.add_row(
             one.path.stem,
             f"{record.size_bytes / 1e6:.1f}",
-            str(record.layers),
             counted(record.products),
             checks.parity,
             checks.accuracy,

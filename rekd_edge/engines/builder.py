@@ -21,7 +21,7 @@ the step that is done."""
 
 _MEMORY = re.compile(r"bad_alloc|out ?of ?memory|workspace limit|failed to allocate", re.I)
 _SOURCE = re.compile(r"\s*In \S+ at \S+:\d+\)?\s*\)?$")
-_PREFIX = re.compile(r"^(?:\w+::)*\w+: Error Code \d+: [\w ]+ \(|^\[[^\]]+\] ")
+_PREFIX = re.compile(r"^(?:(?:\w+::)*\w+: Error Code \d+: [\w ]+ \(|\[[^\]]+\] ?)+")
 
 
 @dataclass(frozen=True, slots=True)
