@@ -85,6 +85,16 @@ class EngineRecord(Spec):
         short = BACKENDS[self.recipe.backend].short
         return f"sm{self.compute_capability}-{short}{self.backend_version}-{self.recipe.precision}"
 
+    def _loads_in(self, version: str) -> bool:
+        """The same version; or a later one of the same major, where the engine was built for it."""
+        if self.backend_version == version:
+            return True
+        built, present = (
+            [int(part) for part in one.split(".") if part.isdigit()]
+            for one in (self.backend_version, version)
+        )
+        return self.recipe.version_compatible and built[0] == present[0] and built < present
+
     def differences(self, recipe: BuildRecipe, version: str, device: Device) -> tuple[str, ...]:
         """Why it must not run: in words, each thing that is other than wanted or present."""
         found = []
@@ -93,7 +103,7 @@ class EngineRecord(Spec):
                 f"it is for SM {self.compute_capability}, {device.name} is "
                 f"SM {device.compute_capability}"
             )
-        if self.backend_version != version:
+        if not self._loads_in(version):
             found.append(
                 f"it is of {self.recipe.backend} {self.backend_version}, {version} is installed"
             )

@@ -87,6 +87,15 @@ def test_an_engine_that_differs_never_runs(
     assert reason in found.value.message
 
 
+def test_a_version_compatible_engine_runs_in_later_versions_of_its_major_alone() -> None:
+    recipe = RECIPE.model_copy(update={"version_compatible": True})
+    compatible = RECORD.model_copy(update={"recipe": recipe})
+    assert compatible.differences(recipe, "1.10.0", GPU) == ()
+    for other in ("1.6.9", "2.0.0"):
+        assert compatible.differences(recipe, other, GPU)
+    assert RECORD.differences(RECIPE, "1.10.0", GPU)
+
+
 def test_a_driver_that_was_not_there_is_no_difference() -> None:
     ahead = RECORD.model_copy(update={"driver": None})
     assert ahead.differences(RECIPE, "1.7.1", GPU) == ()
