@@ -111,7 +111,7 @@ def load_backend(name: EngineBackend) -> TensorRt:
 def _broken(backend: Backend, error: Exception) -> BackendError:
     lines = str(error).strip().splitlines()
     return BackendError(
-        f"{backend.name} is installed and does not import: {lines[0] if lines else error!r}",
+        f"{backend.name} is installed and does not import: {lines[0] if lines else type(error).__name__}",
         hint=backend.how,
     )
 

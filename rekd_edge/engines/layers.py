@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import onnx
 
@@ -23,33 +22,30 @@ _ONNX_KINDS: dict[int, Kind] = {
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }
-_ENGINE_KINDS: dict[str, Kind] = {
-    "int8": "int8",
-    "fp8": "fp8",
-    "half": "fp16",
-    "fp16": "fp16",
-    "bfloat16": "bf16",
-    "bf16": "bf16",
-    "float": "fp32",
-    "fp32": "fp32",
+_ENGINE_KINDS: dict[Kind, re.Pattern[str]] = {
+    "int8": re.compile(r"\bint8\b", re.IGNORECASE),
+    "fp8": re.compile(r"\bfp8\b", re.IGNORECASE),
+    "fp16": re.compile(r"\b(half|fp16)\b", re.IGNORECASE),
+    "bf16": re.compile(r"\b(bfloat16|bf16)\b", re.IGNORECASE),
+    "fp32": re.compile(r"\b(float|fp32)\b", re.IGNORECASE),
 }
-"""TensorRT's names, lower case, the narrowest first."""
+"""TensorRT's names, the narrowest first: `Half`, or `Row major linear FP16` in TensorRT 10."""
 _SECTIONS = ("LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
 _SECTION = re.compile(rf", ({'|'.join(_SECTIONS)}): ")
-_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\][^{}]*?(?:Datatype|Format/Datatype): (\w+)")
+_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\][^{}]*?Datatype: ([^,{}]+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _COMPUTES = re.compile(r"gemm|mha|conv|matmul|matrixmultiply|fusion|fully", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLayer:
-    """One layer: its name and type, the types of the tensors that it reads (``inputs`` made by
-    other layers, ``constants`` of more than one value) and the ONNX nodes it stands for."""
+    """One layer: its name and type, the types of what it reads (``inputs`` made by other layers,
+    ``constants`` such as weights; single values left out) and the ONNX nodes it stands for."""
 
     name: str
     kind: str
-    inputs: tuple[str, ...]
-    constants: tuple[str, ...]
+    inputs: frozenset[Kind]
+    constants: frozenset[Kind]
     nodes: frozenset[str]
 
     @property
@@ -57,11 +53,20 @@ class EngineLayer:
         """Whether it may hold a product; others move or rescale its operands."""
         return bool(_COMPUTES.search(f"{self.kind} {self.name}"))
 
+    @property
+    def computes_in(self) -> Kind | None:
+        """The narrowest type that the layer reads; 8 bits count only where they come in, not where
+        weights alone are stored so. None where it reads no type known."""
+        for kind in _ENGINE_KINDS:
+            if kind in self.inputs or (kind in self.constants and kind not in ("int8", "fp8")):
+                return kind
+        return None
+
 
 def parse_layers(text: str) -> tuple[EngineLayer, ...]:
     """The layers in TensorRT's one-line form (``LayerInformationFormat.ONELINE``)."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line.startswith("Name: ") or ", LayerType: " not in line:
             continue
         name, *rest = _SECTION.split(line)
@@ -70,22 +75,21 @@ def parse_layers(text: str) -> tuple[EngineLayer, ...]:
             EngineLayer(
                 name=name.removeprefix("Name: "),
                 kind=sections["LayerType"],
-                inputs=tuple(kind for kind, _ in _tensors(sections.get("Inputs", ""))),
-                constants=tuple(
-                    kind for kind, count in _tensors(sections.get("Constants", "")) if count != 1
-                ),
+                inputs=_kinds(sections.get("Inputs", "")),
+                constants=_kinds(sections.get("Constants", "")),
                 nodes=frozenset(_NODE.findall(sections.get("Metadata", ""))),
             )
         )
     return tuple(found)
 
 
-def _tensors(text: str) -> list[tuple[str, int]]:
-    """Type and number of values of each tensor."""
-    return [
-        (kind, prod(int(size) for size in dimensions.split(",") if size))
-        for dimensions, kind in _TENSOR.findall(text)
-    ]
+def _kinds(tensors: str) -> frozenset[Kind]:
+    return frozenset(
+        kind
+        for sizes, words in _TENSOR.findall(tensors)
+        for kind, name in _ENGINE_KINDS.items()
+        if name.search(words) and set(sizes.split(",")) - {"1", ""}
+    )
 
 
 def requested_precision(model: onnx.ModelProto) -> dict[str, Kind]:
@@ -140,18 +144,7 @@ def compare_precision(
     for node, kind in requested.items():
         naming = [layer for layer in layers if node in layer.nodes]
         candidates = [layer for layer in naming if layer.computes] or naming
-        found = [(_computed_in(layer), layer.name) for layer in candidates]
+        found = [(layer.computes_in, layer.name) for layer in candidates]
         worst = next((one for one in found if one[0] != kind), found[0] if found else (None, None))
         products.append(Product(node, kind, *worst))
     return PrecisionComparison(tuple(products))
-
-
-def _computed_in(layer: EngineLayer) -> Kind | None:
-    """The narrowest type that the layer reads; int8 counts only where it comes in, not where
-    weights alone are stored so."""
-    inputs = {_ENGINE_KINDS.get(kind.lower()) for kind in layer.inputs}
-    constants = {_ENGINE_KINDS.get(kind.lower()) for kind in layer.constants}
-    for kind in _ENGINE_KINDS.values():
-        if kind in inputs or (kind in constants and kind not in ("int8", "fp8")):
-            return kind
-    return None

@@ -11,7 +11,6 @@ import pytest
 from rekd_edge.convert import load_target
 from rekd_edge.convert.targets import targets_dir
 from rekd_edge.engines.backend import BACKENDS, TensorRt, load_backend
-from rekd_edge.engines.layers import parse_layers
 from rekd_edge.engines.spec import BuildRecipe, EngineSpec, SizeRange, build_recipe
 from rekd_edge.errors import BackendError, RecipeError, UsageError
 from rekd_edge.types import AxisSpec, EngineBackend, IoSpec, TensorSpec
@@ -131,16 +130,3 @@ def test_tensorrt_rtx_names_the_gpus_that_it_builds_for() -> None:
     with pytest.raises(BackendError, match="builds no engine for SM 90 "):
         found.require(90)
     TensorRt(BACKENDS["tensorrt"], None, "10.13", ()).require(90)  # for the GPU present
-
-
-def test_layers_are_read_from_the_words_of_full_tensorrt_too() -> None:
-    line = (
-        "Name: /head/MatMul, LayerType: CaskGemmMatrixMultiply, Inputs: [ { Name: x, Location: "
-        "Device, Dimensions: [8,16], Format/Datatype: Half }], Outputs: [ { Name: y, Location: "
-        "Device, Dimensions: [8,2], Format/Datatype: Half }], TacticName: sm90_gemm, StreamId: 0, "
-        "Metadata: [ONNX Layer: /head/MatMul]\x1e[ONNX Layer: /head/Add]"
-    )
-    (layer,) = parse_layers(f"Layers:\n{line}\n\nBindings:\nx\ny")
-    assert layer.inputs == ("Half",)
-    assert layer.nodes == {"/head/MatMul", "/head/Add"}
-    assert layer.computes
