@@ -109,9 +109,9 @@ def load_backend(name: EngineBackend) -> TensorRt:
 
 
 def _broken(backend: Backend, error: Exception) -> BackendError:
-    lines = str(error).strip().splitlines()
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return BackendError(
-        f"{backend.name} is installed and does not import: {lines[0] if lines else type(error).__name__}",
+        f"{backend.name} is installed and does not import: {reason}",
         hint=backend.how,
     )
 

@@ -21,7 +21,7 @@ from rekd_edge.errors import BackendError
 
 MAX_K = 3840
 """TensorRT's TopK ends here (operator reference, "TopK: K <= 3840")."""
-_INSTEAD = {
+INSTEAD = {
     "DynamicQuantizeLinear": "use static int8 (QDQ): precision: int8-static",
     "MatMulInteger": "use static int8 (QDQ): precision: int8-static",
     "ConvInteger": "use static int8 (QDQ): precision: int8-static",
@@ -34,12 +34,11 @@ _INSTEAD = {
     "Optional": "give every input",
     "Bernoulli": "export the model in evaluation mode",
     "Multinomial": "export the model in evaluation mode",
-    "RandomUniformLike": "export the model in evaluation mode",
-    "RandomNormalLike": "export the model in evaluation mode",
     "BitShift": "multiply by a power of two",
     "Det": "compute it outside the graph",
     "Compress": "select with TopK and GatherElements, whose sizes are known",
 }
+"""Operators that TensorRT lacks, and what to do instead."""
 _SCATTER = frozenset({"ScatterElements", "ScatterND", "Scatter"})
 _TYPES = {
     TensorProto.DOUBLE: "double",
@@ -91,8 +90,8 @@ def _operators(model: onnx.ModelProto, _: BuildRecipe) -> Iterator[Finding]:
         if node.domain not in ("", "ai.onnx"):
             reason = f"operator of the domain {node.domain}"
             yield _finding(node, reason, "export operators of the ONNX standard alone")
-        elif node.op_type in _INSTEAD:
-            yield _finding(node, "TensorRT has no such operator", _INSTEAD[node.op_type])
+        elif node.op_type in INSTEAD:
+            yield _finding(node, "TensorRT has no such operator", INSTEAD[node.op_type])
         elif node.op_type in _SCATTER and _text(node, "reduction", "none") != "none":
             yield _finding(
                 node,

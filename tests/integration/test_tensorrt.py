@@ -22,6 +22,7 @@ import torch
 
 from rekd_edge.bundle import open_bundle, verify_bundle
 from rekd_edge.check import check_answers, load_gates
+from rekd_edge.cli.engine_command import engine
 from rekd_edge.convert import TargetSpec, load_target, matrix_products
 from rekd_edge.engines.backend import load_backend
 from rekd_edge.engines.build import build_engines
@@ -101,8 +102,8 @@ def for_gpus(name: str, gpus: tuple[int, ...] = GPUS) -> TargetSpec:
     """A shipped target that builds for other GPUs."""
     target = load_target(name)
     assert target.engine is not None
-    engine = target.engine.model_copy(update={"compute_capabilities": gpus})
-    return target.model_copy(update={"engine": engine})
+    options = target.engine.model_copy(update={"compute_capabilities": gpus})
+    return target.model_copy(update={"engine": options})
 
 
 def target_file(folder: Path, name: str, *changes: tuple[str, str]) -> str:
@@ -130,12 +131,12 @@ def test_engines_are_built_for_two_gpus(either: Made, name: str, tmp_path: Path)
     assert [capability(one) for one in engines] == list(GPUS)
     asked = requested_precision(onnx.load(str(file)))
     counted = matrix_products(onnx.load(str(file)))
-    for engine in engines:
-        record = engine.record
-        assert engine.path.stat().st_size == record.size_bytes > 1_000_000
+    for one in engines:
+        record = one.record
+        assert one.path.stat().st_size == record.size_bytes > 1_000_000
         assert record.driver is None or torch.cuda.is_available()
-        assert {one.node: one.actual for one in record.products} == asked
-        kinds = [one.actual for one in record.products]
+        assert {product.node: product.actual for product in record.products} == asked
+        kinds = [product.actual for product in record.products]
         if name == "trt-rtx-int8":
             assert kinds.count("int8") == sum(part["int8"] for part in counted.values()) >= 10
         else:
@@ -152,8 +153,8 @@ def test_engines_are_built_for_two_gpus(either: Made, name: str, tmp_path: Path)
     ]
 
 
-def capability(engine: StoredEngine) -> int:
-    return engine.record.compute_capability
+def capability(one: StoredEngine) -> int:
+    return one.record.compute_capability
 
 
 def test_the_builder_reports_and_a_fallback_to_fp32_is_an_error(image: Made) -> None:
@@ -186,9 +187,9 @@ def test_pixels_cast_first_answer_the_same_to_the_last_bit(
 ) -> None:
     plain = load_target(name)
     before = image.file(plain)
-    engine = for_gpus("trt-rtx").engine
+    options = for_gpus("trt-rtx").engine
     after = tmp_path / "after.onnx"
-    target = plain.model_copy(update={"engine": engine})
+    target = plain.model_copy(update={"engine": options})
     convert_run(image.run, image.fused, target, after, {}, fp32=image.folder / "fp32.onnx")
     reading = [n.op_type for n in onnx.load(str(after)).graph.node if "pixel_values" in n.input]
     assert sorted(reading) == ["Cast", "Shape"]
@@ -214,10 +215,10 @@ def exported(text: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_holds_engines_and_says_that_none_was_run(exported: Path) -> None:
     manifest = verify_bundle(exported)
     listed = {entry.path for entry in manifest.files}
-    (engine,) = read_engines(exported / ENGINES_FOLDER)
-    assert {f"engines/{engine.path.name}", f"engines/{engine.path.stem}.json"} <= listed
+    (kept,) = read_engines(exported / ENGINES_FOLDER)
+    assert {f"engines/{kept.path.name}", f"engines/{kept.path.stem}.json"} <= listed
     assert "engines/recipe.json" in listed
-    stored = json.loads(engine.path.with_suffix(".json").read_text())
+    stored = json.loads(kept.path.with_suffix(".json").read_text())
     assert stored["recipe"]["onnx_sha256"] == next(
         entry.sha256 for entry in manifest.files if entry.path == "model.onnx"
     )
@@ -265,10 +266,22 @@ def test_another_engine_than_shipped_is_built_again_or_refused(
     verify_bundle(exported)
 
 
+def test_the_command_names_the_engine_of_a_gpu(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine(bundle=exported, sm=86, build=False, json_path="-")
+    found = json.loads(capsys.readouterr().out)
+    assert Path(found["path"]) == next((exported / ENGINES_FOLDER).glob("sm86-*.engine"))
+    engine(bundle=exported, sm=86, build=False, json_path=None)
+    shown = capsys.readouterr().out
+    assert shown.count("not run") == 3
+    assert found["path"] in shown.splitlines()
+
+
 def test_a_side_car_of_other_bytes_is_refused(exported: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(exported, tmp_path / "bundle")
-    (engine,) = read_engines(copied / ENGINES_FOLDER)
-    engine.path.write_bytes(engine.path.read_bytes() + b"\0")
+    (stored,) = read_engines(copied / ENGINES_FOLDER)
+    stored.path.write_bytes(stored.path.read_bytes() + b"\0")
     with pytest.raises(IntegrityError, match="is not the engine that"):
         read_engines(copied / ENGINES_FOLDER)
     with pytest.raises(IntegrityError):
@@ -386,10 +399,10 @@ def test_answers_are_held_to_the_gates_whatever_gives_them(text: Made) -> None:
 def test_an_engine_does_not_run_without_a_gpu(exported: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")
-    (engine,) = read_engines(exported / ENGINES_FOLDER)
+    (stored,) = read_engines(exported / ENGINES_FOLDER)
     with (
         pytest.raises(BackendError, match="needs a CUDA GPU, and there is none here"),
-        file_runner(engine.path, runtime="tensorrt-rtx"),
+        file_runner(stored.path, runtime="tensorrt-rtx"),
     ):
         pass
 
@@ -400,8 +413,10 @@ def test_an_engine_answers_as_onnx_runtime_does(
 ) -> None:
     monkeypatch.setenv("REKD_EDGE_CACHE", str(tmp_path))
     bundle = open_bundle(exported)
-    engine = engine_for(bundle)
-    with TensorRtRunner(engine.path) as gpu, OnnxRunner(bundle.model_path, threads=1) as cpu:
+    with (
+        TensorRtRunner(engine_for(bundle).path) as gpu,
+        OnnxRunner(bundle.model_path, threads=1) as cpu,
+    ):
         for batch in batches_of(text.run.data().test, text.run.preprocessor):
             mine, theirs = gpu.run(batch.inputs), cpu.run(batch.inputs)
             assert np.allclose(mine.logits, theirs.logits, atol=5e-4)

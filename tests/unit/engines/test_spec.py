@@ -11,6 +11,7 @@ import pytest
 from rekd_edge.convert import load_target
 from rekd_edge.convert.targets import targets_dir
 from rekd_edge.engines.backend import BACKENDS, TensorRt, load_backend
+from rekd_edge.engines.lint import INSTEAD
 from rekd_edge.engines.spec import BuildRecipe, EngineSpec, SizeRange, build_recipe
 from rekd_edge.errors import BackendError, RecipeError, UsageError
 from rekd_edge.types import AxisSpec, EngineBackend, IoSpec, TensorSpec
@@ -120,6 +121,18 @@ def test_a_backend_that_does_not_import_is_told_from_one_that_is_missing(
     with pytest.raises(BackendError, match=r"tensorrt 8\.6\.1 is not supported, 10 or 11 is"):
         load_backend("tensorrt")
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+
+
+@needs_wheels
+def test_operators_said_to_be_missing_are_missing() -> None:
+    module = load_backend("tensorrt-rtx").module
+    log = module.Logger(module.Logger.ERROR)
+    builder = module.Builder(log)
+    network = builder.create_network(0)
+    parser = module.OnnxParser(network, log)
+    assert [name for name in INSTEAD if parser.supports_operator(name)] == []
+    assert parser.supports_operator("TopK")
+    assert parser.supports_operator("CumSum")
 
 
 @needs_wheels
