@@ -48,10 +48,11 @@ def _cast_first(graph: onnx.GraphProto, name: str) -> None:
     kinds = {attribute.i for node in casts for attribute in node.attribute}
     kind = kinds.pop() if len(kinds) == 1 else TensorProto.FLOAT
     floats = f"{name}_float"
-    renamed = {name: floats}
+    renamed: dict[str, str] = {name: floats}
     for node in casts:
         if node.attribute[0].i == kind:  # what it makes is there already
-            renamed[node.output[0]] = renamed.get(node.input[0], node.input[0])
+            source = node.input[0]
+            renamed[node.output[0]] = renamed.get(source, source)
             graph.node.remove(node)
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] == name:

@@ -144,7 +144,8 @@ def compare_precision(
     for node, kind in requested.items():
         naming = [layer for layer in layers if node in layer.nodes]
         candidates = [layer for layer in naming if layer.computes] or naming
-        found = [(layer.computes_in, layer.name) for layer in candidates]
-        worst = next((one for one in found if one[0] != kind), found[0] if found else (None, None))
-        products.append(Product(node, kind, *worst))
+        other = [layer for layer in candidates if layer.computes_in != kind]
+        told = next(iter(other or candidates), None)
+        actual, name = (None, None) if told is None else (told.computes_in, told.name)
+        products.append(Product(node, kind, actual, name))
     return PrecisionComparison(tuple(products))

@@ -40,7 +40,7 @@ INSTEAD = {
 }
 """Operators that TensorRT lacks, and what to do instead."""
 _SCATTER = frozenset({"ScatterElements", "ScatterND", "Scatter"})
-_TYPES = {
+_TYPES: dict[int, str] = {
     TensorProto.DOUBLE: "double",
     TensorProto.STRING: "string",
     TensorProto.UINT16: "uint16",

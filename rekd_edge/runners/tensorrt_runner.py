@@ -41,7 +41,8 @@ class TensorRtRunner(FileRunner):
         settings: RuntimeSettings | None = None,
     ) -> None:
         super().__init__(model, 1)
-        self._engine: Any = None
+        self._kept: tuple[Any, ...] = ()
+        self._log: Any = None
         self._stream: Any = None
         self._device: Device | None = None
         self._inputs: list[str] = []
@@ -64,7 +65,7 @@ class TensorRtRunner(FileRunner):
         runtime = module.Runtime(log)
         if record.recipe.version_compatible:
             runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(self.model.read_bytes())
+        engine: Any = runtime.deserialize_cuda_engine(self.model.read_bytes())
         context = None if engine is None else engine.create_execution_context()
         if context is None:
             raise BackendError(
@@ -73,8 +74,8 @@ class TensorRtRunner(FileRunner):
             )
         import torch
 
-        self._kept = (log, runtime)  # TensorRT does not keep them alive itself
-        self._engine, self._session, self._device = engine, context, device
+        self._kept = (runtime, engine)  # TensorRT does not keep them alive itself
+        self._log, self._session, self._device = log, context, device
         self._stream = torch.cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
@@ -91,7 +92,7 @@ class TensorRtRunner(FileRunner):
 
     def __exit__(self, *problem: Any) -> None:
         super().__exit__(*problem)
-        self._engine = self._stream = None
+        self._stream = None
         self._kept = ()
 
     @property
@@ -135,6 +136,6 @@ class TensorRtRunner(FileRunner):
             for name, tensor in (held | answers).items():
                 context.set_tensor_address(name, tensor.data_ptr())
             if not context.execute_async_v3(self._stream.cuda_stream):
-                raise RuntimeError("; ".join(self._kept[0].errors) or "the engine failed")
+                raise RuntimeError("; ".join(self._log.errors) or "the engine failed")
         self._stream.synchronize()
         return [answers[name].cpu().numpy() for name in outputs]
