@@ -51,8 +51,7 @@ def _cast_first(graph: onnx.GraphProto, name: str) -> None:
     renamed: dict[str, str] = {name: floats}
     for node in casts:
         if node.attribute[0].i == kind:  # what it makes is there already
-            source = node.input[0]
-            renamed[node.output[0]] = renamed.get(source, source)
+            renamed[node.output[0]] = str(renamed.get(node.input[0], node.input[0]))
             graph.node.remove(node)
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] == name:

@@ -65,9 +65,9 @@ class TensorRtRunner(FileRunner):
         runtime = module.Runtime(log)
         if record.recipe.version_compatible:
             runtime.engine_host_code_allowed = True
-        engine: Any = runtime.deserialize_cuda_engine(self.model.read_bytes())
-        context = None if engine is None else engine.create_execution_context()
-        if context is None:
+        engine = runtime.deserialize_cuda_engine(self.model.read_bytes())
+        context = engine.create_execution_context() if engine is not None else None
+        if engine is None or context is None:
             raise BackendError(
                 f"{record.recipe.backend} {tensorrt.version} cannot load {self.model}: "
                 + ("; ".join(log.errors) or "it gives no reason")
