@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -61,10 +62,19 @@ from rekd_edge.convert import (
     quantize,
     weights_sha256,
 )
+from rekd_edge.convert.pixels import cast_pixels_first
+from rekd_edge.convert.to_onnx import write_model
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_preprocessor
 from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import write_json
+from rekd_edge.engines.backend import load_backend, present_device
+from rekd_edge.engines.build import BuildListener, build_engines, require_capabilities
+from rekd_edge.engines.find import bundle_recipe
+from rekd_edge.engines.lint import require_buildable
+from rekd_edge.engines.spec import BuildRecipe, build_recipe
+from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine
+from rekd_edge.engines.verify import check_engine
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
 from rekd_edge.fuse.fused import DeployModel
@@ -115,6 +125,7 @@ class ExportResult:
     tuning: TuneReport | None = None
     recovery: RecoveryReport | None = None
     calibration: CalibrationReport | None = None
+    engines: tuple[StoredEngine, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -126,6 +137,7 @@ class ExportResult:
             "runtime_settings": None if self.tuning is None else self.tuning.to_json(),
             "recovery": None if self.recovery is None else self.recovery.to_json(),
             "calibration": None if self.calibration is None else self.calibration.to_json(),
+            "engines": {e.path.name: e.record.model_dump(mode="json") for e in self.engines},
         }
 
 
@@ -186,6 +198,7 @@ def export_bundle(
     recover: bool | None = None,
     abstention: AbstentionSpec | None = None,
     listener: ProgressListener | None = None,
+    builds: BuildListener | None = None,
 ) -> ExportResult:
     """Exports the run's student as a bundle at ``output``.
 
@@ -195,14 +208,16 @@ def export_bundle(
     ``tune`` searches runtime settings on the finished file (:mod:`rekd_edge.bench.tune`) and checks
     it again with them; ``threads`` are then those of the bundle, too. ``recover`` trains a
     little where an int8 file fails (:func:`recover_file`); None does as the target says.
-    ``listener`` is told of that training. ``abstention`` is when answers are withheld; None takes
-    the target's (:func:`calibrate_file`).
+    ``listener`` is told of that training, ``builds`` of engines. ``abstention`` is when answers are
+    withheld; None takes the target's (:func:`calibrate_file`).
 
     A failed gate is a result with ``passed`` False. Raises :class:`UsageError` for an unknown
-    target, a taken ``output`` or a run without a rationalist.
+    target, a taken ``output`` or a run without a rationalist, and :class:`BackendError` where an
+    engine cannot be built; nothing is written then.
     """
     spec = load_target(target)
     require_runtime(spec.runtime)
+    require_engines(spec)
     gate_set = load_gates(gates or spec.gates)
     require_free(output, force=force)
     if tune:
@@ -216,6 +231,8 @@ def export_bundle(
         except GateError as error:
             path = reject(work, output, (error.message,), None)
             return ExportResult(path, False, (error.message,), None, None, {})
+        if spec.engine is not None:
+            require_buildable(onnx.load(str(file)), engine_recipe(fused, spec, file))
         known = measure_baselines(run)
         report = check_file(
             run, file, fused=fused, gates=gate_set, target=spec, threads=threads, baselines=known
@@ -257,6 +274,15 @@ def export_bundle(
         except GateError as error:
             path = reject(work, output, (error.message,), report)
             return ExportResult(path, False, (error.message,), report, None, {}, tuning, recovered)
+        engines: tuple[StoredEngine, ...] = ()
+        if spec.engine is not None:
+            try:
+                engines = make_engines(
+                    run, fused, spec, file, work / ENGINES_FOLDER, gates=gate_set, listener=builds
+                )
+            except GateError as error:
+                path = reject(work, output, (error.message,), report)
+                return ExportResult(path, False, (error.message,), report, None, {})
         manifest = bundle_run(
             run,
             fused,
@@ -269,9 +295,72 @@ def export_bundle(
             tuning=tuning,
             recovery=recovered,
             calibration=calibration,
+            engines=engines,
         )
     written = export_twins(run, fused=fused, target=spec) if twins else {}
-    return ExportResult(output, True, (), report, manifest, written, tuning, recovered, calibration)
+    placed = tuple(replace(e, path=output / ENGINES_FOLDER / e.path.name) for e in engines)
+    return ExportResult(
+        output,
+        True,
+        (),
+        report,
+        manifest,
+        written,
+        tuning=tuning,
+        recovery=recovered,
+        calibration=calibration,
+        engines=placed,
+    )
+
+
+def require_engines(target: TargetSpec) -> None:
+    """Raises :class:`BackendError` where the target's engines, if any, cannot be built here."""
+    if target.engine is not None:
+        tensorrt = load_backend(target.engine.backend)
+        device = None if tensorrt.backend.builds_ahead else present_device()
+        require_capabilities(tensorrt, target.engine, device)
+
+
+def engine_recipe(fused: FusedRationalist, target: TargetSpec, file: Path) -> BuildRecipe:
+    """How the engines of ``file`` are built."""
+    assert target.engine is not None
+    return build_recipe(
+        target.engine,
+        fused.io_spec(),
+        precision=target.precision,
+        onnx_sha256=file_sha256(file),
+        max_length=fused.max_length,
+    )
+
+
+def make_engines(
+    run: Run,
+    fused: FusedRationalist,
+    target: TargetSpec,
+    file: Path,
+    folder: Path,
+    *,
+    gates: GateSet,
+    listener: BuildListener | None = None,
+) -> tuple[StoredEngine, ...]:
+    """The engines of a checked file, each held to its gates where its GPU is."""
+    recipe = engine_recipe(fused, target, file)
+    device = present_device()
+    tensorrt = load_backend(recipe.backend)
+    made = build_engines(file, folder, recipe, tensorrt, device=device, listener=listener)
+    return tuple(
+        check_engine(
+            engine,
+            device,
+            model=fused,
+            io_spec=fused.io_spec(),
+            label_names=run.label_names,
+            batches=test_batches(run.data().test, run.preprocessor),
+            gates=gates,
+            edges=text_edges(run.preprocessor),
+        )
+        for engine in made
+    )
 
 
 def recovery_of(target: TargetSpec, wanted: bool | None) -> RecoverySpec | None:
@@ -424,10 +513,10 @@ def tune_file(
 
 def require_tunable(target: TargetSpec) -> None:
     """Raises :class:`UsageError` where there is nothing to search."""
-    if target.runtime != "onnxruntime":
+    if target.runtime != "onnxruntime" or target.engine is not None:
+        runtime = target.runtime if target.engine is None else target.engine.backend
         raise UsageError(
-            f"--tune searches settings of ONNX Runtime, and {target.name!r} is for "
-            f"{target.runtime}",
+            f"--tune searches settings of ONNX Runtime, and {target.name!r} is for {runtime}",
             hint="leave --tune out, or take a target for ONNX Runtime",
         )
 
@@ -463,6 +552,7 @@ def convert_run(
     else:
         exported = fp32
     if target.precision == "fp32":
+        _fit_engine(path, target)
         return
     try:
         parts = target.quantize if isinstance(model, FusedRationalist) else ("predictor",)
@@ -477,6 +567,15 @@ def convert_run(
     finally:
         if exported != fp32:
             exported.unlink(missing_ok=True)
+    _fit_engine(path, target)
+
+
+def _fit_engine(path: Path, target: TargetSpec) -> None:
+    """Gives a file for engines the form of graph that TensorRT takes."""
+    if target.engine is not None:
+        proto = onnx.load(str(path))
+        if cast_pixels_first(proto):
+            write_model(proto, path)
 
 
 def _calibration(run: Run, target: TargetSpec) -> list[dict[str, np.ndarray]]:
@@ -504,6 +603,8 @@ def check_bundle(
     otherwise than the run (it is rejected too).
     """
     bundle = open_bundle(folder)
+    if (folder / ENGINES_FOLDER).is_dir():
+        bundle_recipe(bundle)
     run = find_run(bundle) if run is None else run
     _require_same_run(bundle, run)
     target = load_target(bundle.manifest.target)
@@ -658,8 +759,6 @@ def _twin_notes(run: Run) -> list[str]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     return {item.key: item.value for item in model.metadata_props}
 
@@ -863,6 +962,7 @@ def bundle_run(
     tuning: TuneReport | None = None,
     recovery: RecoveryReport | None = None,
     calibration: CalibrationReport | None = None,
+    engines: Sequence[StoredEngine] = (),
 ) -> BundleManifest:
     """Writes the bundle of a checked file, by way of the folder ``work`` if one is replaced."""
     accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
@@ -896,6 +996,7 @@ def bundle_run(
         accuracy=accuracy,
         accuracy_per_class=report.accuracy["onnx"].per_class,
         target=target.name,
+        engines=engines,
     )
     if replaced:
         old = work / "old"

@@ -20,6 +20,8 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
 )
 
 

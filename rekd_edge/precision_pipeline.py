@@ -17,7 +17,7 @@ from rekd_edge.bench import BenchSettings, bench_files
 from rekd_edge.check import CheckReport, load_gates
 from rekd_edge.check.inputs import examples_of
 from rekd_edge.convert import TargetSpec, variants_of
-from rekd_edge.errors import GateError
+from rekd_edge.errors import GateError, UsageError
 from rekd_edge.export_pipeline import (
     BENCH_EXAMPLES,
     ExportResult,
@@ -115,6 +115,12 @@ def export_fastest(
     found_targets = variants_of(target)
     base = found_targets[0]
     require_runtime(base.runtime)
+    if base.engine is not None:
+        raise UsageError(
+            f"--precision auto times files in ONNX Runtime on the CPU, and {base.name!r} is for "
+            f"{base.engine.backend}",
+            hint="name a precision by its target, e.g. --target trt-rtx-fp16",
+        )
     if tune:
         require_tunable(base)
     fused = run.fused()

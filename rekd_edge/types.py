@@ -14,6 +14,8 @@ Modality = Literal["text", "image"]
 DType = Literal["int64", "float32", "bool", "uint8"]
 """Types of a deployed model's inputs and outputs."""
 RuntimeName = Literal["onnxruntime", "openvino"]
+EngineBackend = Literal["tensorrt-rtx", "tensorrt"]
+"""What builds and runs engines from an ONNX file."""
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """Model inputs for text: int64 ``[batch, token]`` each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rekd_edge.bundle.manifest import BundleConfig, BundleManifest
+from rekd_edge.engines.store import StoredEngine, counted
 
 _MODEL_NAMES = {
     "student": "the same student in torch",
@@ -20,7 +21,12 @@ _READS_INPUT = {"text": "tokenizers", "image": "pillow"}
 _RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO, in fp32"}
 
 
-def model_card(manifest: BundleManifest, config: BundleConfig, reports: Sequence[str]) -> str:
+def model_card(
+    manifest: BundleManifest,
+    config: BundleConfig,
+    reports: Sequence[str],
+    engines: Sequence[StoredEngine] = (),
+) -> str:
     """Markdown with a YAML head that model hubs read. ``manifest`` need not list files yet."""
     sections = [
         _head(manifest, config),
@@ -29,6 +35,7 @@ def model_card(manifest: BundleManifest, config: BundleConfig, reports: Sequence
         _facts(manifest, config),
         _accuracy(manifest, config),
         _gates(manifest),
+        _engines(engines),
         _use_and_limits(config),
         _contents(config, reports),
     ]
@@ -156,6 +163,29 @@ def _calibration(config: BundleConfig) -> str:
     if not low:
         return text + " No answer is withheld."
     return text + f" The answer is withheld (`abstain`) where {' or '.join(low)}."
+
+
+def _engines(engines: Sequence[StoredEngine]) -> str:
+    if not engines:
+        return ""
+    rows = [
+        (
+            _code(engine.path.name),
+            f"SM {engine.record.compute_capability}",
+            f"{engine.record.recipe.backend} {engine.record.backend_version}",
+            f"{engine.record.size_bytes / 1e6:.1f}",
+            counted(engine.record.products),
+            *(getattr(engine.record.checks, name) for name in ("parity", "accuracy", "latency")),
+        )
+        for engine in engines
+    ]
+    columns = ("engine", "GPU", "for", "MB", "products", "parity", "accuracy", "latency")
+    return (
+        "## Engines\n\nBuilt from `model.onnx` by `engines/recipe.json`, each for one GPU and "
+        "one TensorRT. The gates above are those of `model.onnx`; of the engines themselves the "
+        "last three columns say what was run on a GPU. Elsewhere `rekd-edge engine .` builds "
+        "another.\n\n" + _table(columns, rows)
+    )
 
 
 def _use_and_limits(config: BundleConfig) -> str:

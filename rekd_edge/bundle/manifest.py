@@ -10,6 +10,7 @@
       recipe.resolved.yaml       what was trained
       README.md                  the model card
       reports/*.json             what was measured
+      engines/                   (targets with an engine: rekd_edge.engines.store)
       runtime/rekd_runtime.py    answers with numpy and onnxruntime alone
 
 The runtime (``export/runtime/python/rekd_runtime.py``) reads the same two files without

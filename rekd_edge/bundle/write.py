@@ -36,6 +36,8 @@ from rekd_edge.bundle.manifest import (
 )
 from rekd_edge.bundle.read import verify_bundle
 from rekd_edge.bundle.runtime import runtime_path
+from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine, read_engines
+from rekd_edge.engines.store import RECIPE_FILE as ENGINE_RECIPE
 from rekd_edge.errors import IntegrityError, UsageError
 
 _RECORDED_PACKAGES = (
@@ -44,6 +46,8 @@ _RECORDED_PACKAGES = (
     "onnxruntime",
     "onnxscript",
     "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
     "tokenizers",
     "torch",
     "pillow",
@@ -73,12 +77,14 @@ def write_bundle(
     accuracy_per_class: Mapping[str, float] | None = None,
     target: str = "onnx",
     name: str | None = None,
+    engines: Sequence[StoredEngine] = (),
 ) -> BundleManifest:
     """Write a complete bundle to ``folder``, which must not exist yet (or be empty).
 
     ``onnx`` is copied as ``model.onnx``; external data named ``<onnx name>.data`` beside it is
     copied too. ``reports`` become ``reports/<name>.json``; NaN and infinity become null.
-    ``name`` defaults to the recipe's name. Everything is written beside ``folder`` under a
+    ``name`` defaults to the recipe's name. ``engines``, which lie in one folder with their build
+    recipe, are copied with it. Everything is written beside ``folder`` under a
     temporary name, verified, and renamed at the end: an interruption leaves no half bundle.
 
     Raises :class:`UsageError` where ``folder`` is taken or an argument contradicts another, and
@@ -104,6 +110,8 @@ def write_bundle(
             if not _REPORT_NAME.match(report_name):
                 raise UsageError(f"a report cannot be called {report_name!r}")
             _write_text(temporary / REPORTS_FOLDER / f"{report_name}.json", _json(report))
+        if engines:
+            _copy_engines(engines, temporary / ENGINES_FOLDER)
         runtime = temporary / RUNTIME_FILE
         runtime.parent.mkdir()
         shutil.copyfile(runtime_path(), runtime)
@@ -119,7 +127,7 @@ def write_bundle(
             gates=tuple(gates),
             files=(),
         )
-        _write_text(temporary / CARD_FILE, model_card(draft, config, sorted(reports)))
+        _write_text(temporary / CARD_FILE, model_card(draft, config, sorted(reports), engines))
         manifest = draft.model_copy(update={"files": tuple(_entries(temporary))})
         _write_text(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
         if verify_bundle(temporary) != manifest:
@@ -187,6 +195,15 @@ def _copy_model(onnx: Path, folder: Path) -> None:
                 hint=f"export it under the name {MODEL_FILE}",
             )
         shutil.copyfile(data, folder / data.name)
+
+
+def _copy_engines(engines: Sequence[StoredEngine], folder: Path) -> None:
+    folder.mkdir()
+    shutil.copyfile(engines[0].path.parent / ENGINE_RECIPE, folder / ENGINE_RECIPE)
+    for engine in engines:
+        for path in (engine.path, engine.path.with_suffix(".json")):
+            shutil.copyfile(path, folder / path.name)
+    read_engines(folder)
 
 
 def _entries(folder: Path) -> Iterable[FileEntry]:

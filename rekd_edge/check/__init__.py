@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from rekd_edge.check.checker import LogitFunction, baseline_accuracy, check_artefact
+from rekd_edge.check.checker import (
+    AnswerReport,
+    LogitFunction,
+    baseline_accuracy,
+    check_answers,
+    check_artefact,
+)
 from rekd_edge.check.compare import Comparison, differences, summarise
 from rekd_edge.check.exclusion import (
     NumericalExclusion,
@@ -16,6 +22,7 @@ from rekd_edge.check.report import Accuracy, CheckReport, ParityCase
 
 __all__ = [
     "Accuracy",
+    "AnswerReport",
     "CheckReport",
     "Comparison",
     "Gate",
@@ -28,6 +35,7 @@ __all__ = [
     "StructuralExclusion",
     "TextEdges",
     "baseline_accuracy",
+    "check_answers",
     "check_artefact",
     "differences",
     "evaluate_gates",

@@ -24,7 +24,7 @@ from rekd_edge.check.exclusion import (
     numerical_exclusion,
     structural_exclusion,
 )
-from rekd_edge.check.gates import GateSet, evaluate_gates
+from rekd_edge.check.gates import GateResult, GateSet, evaluate_gates
 from rekd_edge.check.inputs import (
     BATCH_SIZES,
     Inputs,
@@ -32,6 +32,7 @@ from rekd_edge.check.inputs import (
     NamedBatch,
     TextEdges,
     examples_of,
+    in_parts,
     parity_batches,
 )
 from rekd_edge.check.report import Accuracy, CheckReport, ParityCase
@@ -55,6 +56,26 @@ PARITY_EXAMPLES = 64
 """Test examples from which the batches of several sizes are drawn."""
 LATENCY_METRICS = frozenset({"latency_ms_p50", "latency_ms_p90"})
 """Measured only where a gate asks for them."""
+
+
+ANSWER_METRICS = frozenset(
+    {
+        "failed_shapes",
+        "max_logit_error",
+        "max_scaled_logit_error",
+        "max_score_error",
+        "max_scaled_score_error",
+        "max_margin_error",
+        "max_scaled_margin_error",
+        "label_agreement",
+        "rationale_exact",
+        "rationale_jaccard",
+        "unexplained_flips",
+        "accuracy",
+        "worst_class_accuracy",
+    }
+)
+"""Those that :func:`check_answers` measures."""
 
 
 def check_artefact(
@@ -135,6 +156,59 @@ def check_artefact(
         accuracy=found.accuracy,
         problems=tuple(found.problems),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerReport:
+    """What answers alone can show; the gates of structure and exclusion are the file's."""
+
+    metrics: Mapping[str, float]
+    gates: tuple[GateResult, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return tuple(gate.reason for gate in self.gates if not gate.passed)
+
+
+def check_answers(
+    runner: FileRunner,
+    *,
+    model: nn.Module,
+    io_spec: IoSpec,
+    label_names: Sequence[str],
+    batches: Iterable[LabelledBatch],
+    gates: GateSet,
+    edges: TextEdges | None = None,
+    largest_batch: int | None = None,
+    seed: int = 0,
+) -> AnswerReport:
+    """Sizes and lengths, parity, rationales and accuracy of an open ``runner``, which may run
+    something else than the checked file (an engine made of it), in batches of at most
+    ``largest_batch``; other arguments as of :func:`check_artefact`. Gates against the teacher or a
+    plain classifier are the file's.
+
+    Raises :class:`RunError` where it does not answer the test split.
+    """
+    held = [part for batch in batches for part in in_parts(batch, largest_batch)]
+    found = _Found()
+    examples = examples_of(held, PARITY_EXAMPLES)
+    named = [
+        batch
+        for batch in parity_batches(examples, edges=edges, seed=seed)
+        if largest_batch is None or len(next(iter(batch.inputs.values()))) <= largest_batch
+    ]
+    input_names = tuple(tensor.name for tensor in io_spec.inputs)
+    with TorchRunner(model, input_names) as reference:
+        _check_sizes(runner, reference, named, gates, found)
+        _check_split(runner, reference, held, label_names, gates, found)
+    wanted = tuple(
+        gate
+        for gate in gates.gates
+        if gate.metric in ANSWER_METRICS and gate.reference in (None, "torch", "majority")
+    )
+    references = _references(held, label_names, found)
+    asked = gates.model_copy(update={"gates": wanted})
+    return AnswerReport(found.metrics, evaluate_gates(asked, found.metrics, references))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,21 @@ class NamedBatch:
     inputs: Inputs
 
 
+def in_parts(batch: LabelledBatch, size: int | None) -> Iterator[LabelledBatch]:
+    """The same examples in batches of at most ``size``; None leaves them together."""
+    count = len(batch.labels)
+    for start in range(0, count, size or count):
+        rows = slice(start, None if size is None else start + size)
+        yield LabelledBatch(
+            {name: value[rows] for name, value in batch.inputs.items()},
+            batch.labels[rows],
+            {
+                other: {name: value[rows] for name, value in inputs.items()}
+                for other, inputs in batch.other_inputs.items()
+            },
+        )
+
+
 def examples_of(batches: Iterable[LabelledBatch], count: int) -> list[dict[str, np.ndarray]]:
     """Up to ``count`` single examples, ``[1, ...]`` each and unpadded, spread over the batches."""
     held = list(batches)

@@ -10,6 +10,7 @@ import typer
 
 from rekd_edge.cli.console import JsonOption, emit
 from rekd_edge.errors import BackendError
+from rekd_edge.types import EngineBackend
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,13 +21,17 @@ OPTIONAL = {
     "optuna": "pip install 'rekd-edge[sweep]' (sweeps)",
     "matplotlib": "pip install 'rekd-edge[figures]' (rekd-edge costs; sweeps have it too)",
     "openvino": "pip install 'rekd-edge[openvino]' (for --target openvino)",
-    "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to run)",
+    "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to build)",
     "tensorrt-rtx-cu13": "pip install 'rekd-edge[trt-rtx]' (builds engines without a GPU)",
     "torch-tensorrt": "pip install torch-tensorrt, in the version made for this torch",
     "optimum": "an environment of its own: optimum's ONNX part needs transformers < 4.58",
     "optimum-onnx": "an environment of its own: pip install optimum-onnx 'transformers<4.58'",
 }
 """Packages that this project can use and does not install, with how to get each."""
+
+
+ENGINES: dict[str, EngineBackend] = {"trt-rtx": "tensorrt-rtx", "trt": "tensorrt"}
+"""Targets with engines, and what builds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Facts:
     memory_bytes: int = 0
     cache: str = ""
     offline: bool = False
+    engines: Mapping[str, str] = field(default_factory=dict)
+    """What each TensorRT does here, or why it does nothing and how to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +186,23 @@ def gather_facts() -> Facts:
         memory_bytes=psutil.virtual_memory().total,
         cache=str(cache_dir()),
         offline=is_offline(),
+        engines={target: _engines_of(name, bool(devices)) for target, name in ENGINES.items()},
     )
+
+
+def _engines_of(backend: EngineBackend, has_gpu: bool) -> str:
+    """In words: whether engines can be built and run."""
+    from rekd_edge.engines.backend import load_backend
+
+    try:
+        found = load_backend(backend)
+    except BackendError as error:
+        return f"{error.message}: {error.hint}"
+    runs = "runs those of its GPU" if has_gpu else "runs none: no GPU"
+    if found.backend.builds_ahead:
+        known = ", ".join(map(str, found.compute_capabilities))
+        return f"{found.version} builds engines for SM {known}; {runs}"
+    return f"{found.version} " + (f"builds engines; {runs}" if has_gpu else "does nothing: no GPU")
 
 
 def _version_of(distribution: str) -> str | None:
@@ -240,7 +263,10 @@ def _render(console: Console, facts: Facts, findings: list[Finding]) -> None:
     table.add_row("memory", f"{facts.memory_bytes / 2**30:.1f} GiB")
     table.add_row("cache", facts.cache + (" (offline)" if facts.offline else ""))
     for name, how in OPTIONAL.items():
-        table.add_row(name, facts.versions[name] or f"not installed: {how}")
+        if not name.startswith("tensorrt"):  # the targets below say more
+            table.add_row(name, facts.versions[name] or f"not installed: {how}")
+    for target, what in facts.engines.items():
+        table.add_row(f"--target {target}", what)
     console.print(table, markup=False)
     for finding in findings:
         console.print(f"\n{finding.level}: {finding.message}", markup=False, soft_wrap=True)

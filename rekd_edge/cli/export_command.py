@@ -87,10 +87,12 @@ def export_run(
     ] = None,
     json_path: JsonOption = None,
 ) -> None:
-    """Convert the student to ONNX, check it on real data and write the bundle.
+    """Convert the student to ONNX, check it on real data and write the bundle, with TensorRT
+    engines where the target asks for them.
 
     If a gate fails, no bundle is written: the file goes to rejected/ with reason.json, exit 3.
     """
+    from rekd_edge.cli.engine_command import show_engines
     from rekd_edge.cli.progress import ExportProgress
     from rekd_edge.export_pipeline import export_bundle
     from rekd_edge.run_folder import open_run
@@ -130,6 +132,7 @@ def export_run(
             recover=recover,
             abstention=abstention,
             listener=progress,
+            builds=progress.builds,
         )
 
     def render(console: Console) -> None:
@@ -140,6 +143,8 @@ def export_run(
         show_tuning(console, result)
         if result.calibration is not None:
             result.calibration.render(console)
+        if result.engines:
+            show_engines(console, result.engines)
         if result.passed:
             console.print(f"bundle: {result.path}", markup=False)
 

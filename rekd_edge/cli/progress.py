@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -88,11 +89,12 @@ class TrainingProgress:
 
 
 class ExportProgress(TrainingProgress):
-    """A spinner that says ``what`` is done, and bars from when something is trained."""
+    """A spinner that says ``what`` is done, and bars from when something is trained or built."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self._status = self._console.status(what)
+        self.builds = BuildProgress(before=self._status.stop)
 
     def __enter__(self) -> ExportProgress:
         self._status.start()
@@ -105,6 +107,7 @@ class ExportProgress(TrainingProgress):
         trace: TracebackType | None,
     ) -> None:
         self._status.stop()
+        self.builds.__exit__(kind, error, trace)
         if self._task is not None:
             super().__exit__(kind, error, trace)
 
@@ -113,3 +116,49 @@ class ExportProgress(TrainingProgress):
             self._status.stop()
             self._bar.start()
         super().phase(name, total_steps, done_steps)
+
+
+class BuildProgress:
+    """A context manager and a :class:`rekd_edge.engines.build.BuildListener`: one bar for each
+    phase of a TensorRT build, gone when it is over. ``before`` is called before the first."""
+
+    def __init__(self, before: Callable[[], None] | None = None) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._before = before
+        self._console = status_console()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> BuildProgress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def engine(self, name: str) -> None:
+        if self._before is not None:
+            self._before()
+        self._bars.start()
+        self._console.print(f"building: {name}")
+
+    def phase_start(self, name: str, steps: int) -> None:
+        self._tasks[name] = self._bars.add_task(name, total=steps)
+
+    def phase_step(self, name: str, step: int) -> None:
+        self._bars.update(self._tasks[name], completed=step)
+
+    def phase_finish(self, name: str) -> None:
+        self._bars.remove_task(self._tasks.pop(name))

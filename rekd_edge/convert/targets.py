@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rekd_edge.calibrate.spec import AbstentionSpec
 from rekd_edge.convert.spec_file import find_spec, read_spec
 from rekd_edge.convert.types import Part, Precision
+from rekd_edge.engines.spec import EngineSpec
 from rekd_edge.resources import export_dir
 from rekd_edge.types import RuntimeName
 
@@ -62,6 +63,9 @@ class TargetSpec(BaseModel):
     """Whether one file serves every batch size."""
     dynamic_tokens: bool = True
     """Text: whether one file serves every sequence length up to the model's maximum."""
+    engine: EngineSpec | None = None
+    """Also build TensorRT engines from the file (docs/tensorrt.md). ``runtime`` is then what checks
+    the file, and answers where there is no GPU."""
     gates: str = "default"
     """Name of a file in ``export/gates`` or a path: what must hold before a bundle is written."""
 
@@ -73,6 +77,13 @@ class TargetSpec(BaseModel):
             raise ValueError("the runtime openvino is supported in fp32 alone")
         if self.recovery is not None and not self.precision.startswith("int8"):
             raise ValueError(f"recovery is for int8, not for {self.precision}")
+        if self.engine is not None:
+            if self.runtime != "onnxruntime":
+                raise ValueError("the file of an engine is checked in onnxruntime")
+            if self.precision == "int8-dynamic":
+                raise ValueError("TensorRT reads int8 as int8-static (QDQ), not int8-dynamic")
+            if not self.dynamic_batch:
+                raise ValueError("an engine needs dynamic_batch: its sizes are in engine.batch")
         return self
 
 

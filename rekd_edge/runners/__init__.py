@@ -11,8 +11,9 @@ from rekd_edge.errors import BackendError
 from rekd_edge.runners.file_runner import FileRunner, RunError
 from rekd_edge.runners.onnx_runner import OnnxRunner
 from rekd_edge.runners.openvino_runner import OpenVinoRunner
+from rekd_edge.runners.tensorrt_runner import TensorRtRunner
 from rekd_edge.runners.threads import available_cores, resolve_threads
-from rekd_edge.types import RuntimeName
+from rekd_edge.types import EngineBackend, RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.runners.settings import RuntimeSettings
@@ -24,6 +25,7 @@ __all__ = [
     "OpenVinoRunner",
     "RunError",
     "RuntimeSettings",
+    "TensorRtRunner",
     "TorchRunner",
     "available_cores",
     "file_runner",
@@ -35,14 +37,15 @@ __all__ = [
 def file_runner(
     model: Path | bytes,
     *,
-    runtime: RuntimeName = "onnxruntime",
+    runtime: RuntimeName | EngineBackend = "onnxruntime",
     threads: int | None = None,
     provider: str = "CPUExecutionProvider",
     settings: RuntimeSettings | None = None,
 ) -> FileRunner:
     """The runner of ``runtime``, not yet open. ``provider`` is ONNX Runtime's execution provider,
-    or OpenVINO's device."""
-    kind = {"onnxruntime": OnnxRunner, "openvino": OpenVinoRunner}[runtime]
+    or OpenVINO's device; an engine runs on the GPU that it is for."""
+    kinds = {"onnxruntime": OnnxRunner, "openvino": OpenVinoRunner}
+    kind = kinds.get(runtime, TensorRtRunner)
     return kind(model, threads=threads, provider=provider, settings=settings)
 
 

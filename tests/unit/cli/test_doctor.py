@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
 from dataclasses import replace
 
 import pytest
 import typer
 
-from rekd_edge.cli.doctor_command import Facts, doctor, gather_facts, judge
+from rekd_edge.cli.doctor_command import Facts, _engines_of, doctor, gather_facts, judge
 
 HEALTHY = Facts(
     python=(3, 11),
@@ -115,3 +117,19 @@ def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(capsys.readouterr().out)
     assert code == (0 if result["passed"] else 4)
     assert set(result["optional"]) >= {"tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt", "optimum"}
+    assert set(result["facts"]["engines"]) == {"trt-rtx", "trt"}
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_what_builds_and_runs_engines_here_is_told(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    missing = _engines_of("tensorrt", has_gpu)
+    assert missing.startswith("tensorrt is not installed: on a machine with an NVIDIA GPU, pip")
+    found = _engines_of("tensorrt-rtx", has_gpu)
+    if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        assert "builds engines for SM 75, 80, 86" in found
+        assert found.endswith("runs those of its GPU" if has_gpu else "runs none: no GPU")
+    else:
+        assert "pip install 'rekd-edge[trt-rtx]'" in found

@@ -1,0 +1,141 @@
+"""Runs a TensorRT engine on a CUDA GPU, through torch's tensors and a stream of its own.
+
+Nothing of it has been run yet where this was written: it needs a GPU (docs/tensorrt.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from rekd_edge.engines.backend import Device, load_backend, present_device
+from rekd_edge.engines.builder import log_of
+from rekd_edge.engines.store import read_engine, runnable
+from rekd_edge.errors import BackendError, UsageError
+from rekd_edge.runners.file_runner import FileRunner
+
+if TYPE_CHECKING:
+    from rekd_edge.runners.settings import RuntimeSettings
+
+
+class TensorRtRunner(FileRunner):
+    """A context manager around one engine and its execution context.
+
+    ``model`` is an engine with its side-car beside it. Raises :class:`IntegrityError` where the two
+    do not belong together, :class:`BackendError` without a GPU or TensorRT, and where the engine is
+    of another GPU, TensorRT or driver: it is never loaded then. ``threads``, ``provider`` and
+    ``settings`` are those of other runtimes and mean nothing here.
+    """
+
+    runtime = "tensorrt"
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int | None = None,
+        provider: str = "",
+        settings: RuntimeSettings | None = None,
+    ) -> None:
+        super().__init__(model, 1)
+        self._kept: tuple[Any, ...] = ()
+        self._log: Any = None
+        self._stream: Any = None
+        self._device: Device | None = None
+        self._inputs: list[str] = []
+        self._outputs: list[str] = []
+
+    def __enter__(self) -> Self:
+        if isinstance(self.model, bytes):
+            raise UsageError("an engine is run from its file: its side-car lies beside it")
+        stored = read_engine(self.model)
+        record = stored.record
+        device = present_device()  # asked first: TensorRT's runtime may crash without one
+        if device is None:
+            raise BackendError(
+                f"running {self.model.name} needs a CUDA GPU, and there is none here",
+                hint="without one, the bundle's model.onnx answers in ONNX Runtime",
+            )
+        tensorrt = load_backend(record.recipe.backend)
+        runnable([stored], record.recipe, tensorrt.version, device)
+        module, log = tensorrt.module, log_of(tensorrt.module)
+        runtime = module.Runtime(log)
+        if record.recipe.version_compatible:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(self.model.read_bytes())
+        context = engine.create_execution_context() if engine is not None else None
+        if engine is None or context is None:
+            raise BackendError(
+                f"{record.recipe.backend} {tensorrt.version} cannot load {self.model}: "
+                + ("; ".join(log.errors) or "it gives no reason")
+            )
+        import torch
+
+        self._kept = (runtime, engine)  # TensorRT does not keep them alive itself
+        self._log, self._session, self._device = log, context, device
+        self._stream = torch.cuda.Stream()
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
+        self._inputs = [name for name in names if is_input[name]]
+        self._outputs = [name for name in names if not is_input[name]]
+        kinds = {
+            module.DataType.FLOAT: torch.float32,
+            module.DataType.BOOL: torch.bool,
+            module.DataType.INT64: torch.int64,
+            module.DataType.UINT8: torch.uint8,
+        }
+        self._kinds = {name: kinds[engine.get_tensor_dtype(name)] for name in names}
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        super().__exit__(*problem)
+        self._stream = None
+        self._kept = ()
+
+    @property
+    def providers(self) -> list[str]:
+        self._opened()
+        assert self._device is not None
+        return [f"{self._device.name} (SM {self._device.compute_capability})"]
+
+    @property
+    def input_names(self) -> list[str]:
+        self._opened()
+        return list(self._inputs)
+
+    @property
+    def output_names(self) -> list[str]:
+        self._opened()
+        return list(self._outputs)
+
+    def _answer(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> Sequence[np.ndarray]:
+        import torch
+
+        context = self._opened()
+        with torch.cuda.stream(self._stream):
+            held = {
+                name: torch.from_numpy(np.ascontiguousarray(array)).cuda()
+                for name, array in feeds.items()
+            }
+            for name, tensor in held.items():
+                if tensor.dtype != self._kinds[name]:
+                    raise ValueError(f"{name} is {tensor.dtype}, must be {self._kinds[name]}")
+                if not context.set_input_shape(name, tuple(tensor.shape)):
+                    raise ValueError(f"{name} {tuple(tensor.shape)} is no shape of this engine")
+            answers = {
+                name: torch.empty(
+                    tuple(context.get_tensor_shape(name)), dtype=self._kinds[name], device="cuda"
+                )
+                for name in self._outputs
+            }
+            for name, tensor in (held | answers).items():
+                context.set_tensor_address(name, tensor.data_ptr())
+            if not context.execute_async_v3(self._stream.cuda_stream):
+                raise RuntimeError("; ".join(self._log.errors) or "the engine failed")
+        self._stream.synchronize()
+        return [answers[name].cpu().numpy() for name in outputs]
