@@ -1,0 +1,197 @@
+"""Which examples are shown, and a rationale beside the one it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rekd_edge.report.content import Answer, Box, Span
+from rekd_edge.report.statistics import Answers
+
+State = Literal["none", "both", "only", "missing", "kept"]
+"""``kept``: in the rationale, where there is nothing to compare with; ``both``: in both;
+``only``: in this one alone; ``missing``: in the other one alone."""
+LONGEST_TEXT = 4_000
+"""Characters of a text that are shown."""
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a text in one state."""
+
+    text: str
+    state: State
+
+
+def segments(
+    text: str, mine: Sequence[Span], other: Sequence[Span] | None
+) -> tuple[Segment, ...]:
+    """The text cut where the state changes. Control characters become pictures."""
+    here = _covered(len(text), mine)
+    there = here if other is None else _covered(len(text), other)
+    codes = here * 2 + there
+    states: dict[int, State] = {0: "none", 1: "missing", 2: "only", 3: "both"}
+    if other is None:
+        states[3] = "kept"
+    cuts = np.flatnonzero(np.diff(codes)) + 1
+    starts, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(text)]
+    return tuple(
+        Segment(visible(text[start:end]), states[int(codes[start])])
+        for start, end in zip(starts, ends, strict=True)
+        if end > start
+    )
+
+
+def _covered(length: int, spans: Sequence[Span]) -> np.ndarray:
+    covered = np.zeros(length, dtype=np.int64)
+    for span in spans:
+        covered[span.start : span.end] = 1
+    return covered
+
+
+def shown_part(text: str, answers: Sequence[Answer]) -> tuple[str, int]:
+    """The beginning of a text up to what any rationale holds (and some words more), and how many
+    characters are left out."""
+    if len(text) <= LONGEST_TEXT:
+        return text, 0
+    return text[:LONGEST_TEXT], len(text) - LONGEST_TEXT
+
+
+def visible(text: str) -> str:
+    """Control characters other than line end and tab as pictures, and the characters that turn the
+    direction of a text round (bidirectional overrides) as a box."""
+
+    def picture(character: str) -> str:
+        code = ord(character)
+        if code < 32 and character not in "\n\t":
+            return chr(0x2400 + code)
+        turned = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+        return "\ufffd" if 127 <= code < 160 or 0xD800 <= code < 0xE000 or turned else character
+
+    return "".join(map(picture, text))
+
+
+def compare_boxes(
+    mine: Sequence[Box], other: Sequence[Box] | None
+) -> tuple[tuple[Box, State], ...]:
+    """Patches of both rationales with their states; a patch is in the other rationale where at
+    least half of its area is."""
+    if other is None:
+        return tuple((box, "kept") for box in mine)
+    found: list[tuple[Box, State]] = [
+        (box, "both" if _share_inside(box, other) >= 0.5 else "only") for box in mine
+    ]
+    found += [(box, "missing") for box in other if _share_inside(box, mine) < 0.5]
+    return tuple(found)
+
+
+def _share_inside(box: Box, others: Sequence[Box]) -> float:
+    area = 0.0
+    for one in others:
+        width = min(box.x + box.width, one.x + one.width) - max(box.x, one.x)
+        height = min(box.y + box.height, one.y + one.height) - max(box.y, one.y)
+        area += max(width, 0.0) * max(height, 0.0)
+    return area / (box.width * box.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Examples of one group: indices in the order in which they are shown."""
+
+    key: str
+    title: str
+    explanation: str
+    indices: tuple[int, ...]
+
+
+def choose(
+    answers: Mapping[str, Answers],
+    *,
+    primary: str,
+    references: Mapping[str, str],
+    comparable: Mapping[str, bool],
+    count: int,
+) -> tuple[Choice, ...]:
+    """About ``count`` examples in four groups, none twice.
+
+    ``references`` maps a model to the one it is compared with, ``comparable`` says whether the
+    two see the same tokens. The sample is drawn by class and the same each time.
+    """
+    first = answers[primary]
+    taken: set[int] = set()
+
+    def pick(order: Sequence[int], share: int) -> tuple[int, ...]:
+        chosen = [int(index) for index in order if int(index) not in taken][:share]
+        taken.update(chosen)
+        return tuple(chosen)
+
+    part = max(1, count // 4)
+    probability = first.probabilities.max(axis=1)
+    wrong = np.flatnonzero(~first.right)
+    wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
+    fragile = np.flatnonzero(np.isfinite(first.margin))
+    fragile = fragile[np.argsort(first.margin[fragile], kind="stable")]
+    groups = [
+        Choice(
+            "wrong",
+            "Wrong, and sure of it",
+            f"Where {primary} is wrong, the highest probability first.",
+            pick(wrong.tolist(), part),
+        ),
+        Choice(
+            "fragile",
+            "Most fragile rationales",
+            f"Where the last kept and the first dropped piece of {primary} are nearly tied: a small "
+            "change may give another rationale.",
+            pick(fragile.tolist(), part),
+        ),
+        Choice(
+            "different",
+            "Where the models differ most",
+            "Where labels differ, or rationales share least; the deployed files first.",
+            pick(_most_different(answers, references, comparable), part),
+        ),
+    ]
+    left = max(0, count - sum(len(group.indices) for group in groups))
+    groups.append(
+        Choice(
+            "sample",
+            "A sample of every class",
+            "Drawn at random, the same for each page, as many of every class as there is room for.",
+            pick(_by_class(first.labels, SEED), left),
+        )
+    )
+    shown = [group for group in groups if group.indices]
+    return tuple(shown)
+
+
+def _most_different(
+    answers: Mapping[str, Answers],
+    references: Mapping[str, str],
+    comparable: Mapping[str, bool],
+) -> list[int]:
+    """Example indices, the largest difference first; equal examples are left out."""
+    total = np.zeros(len(next(iter(answers.values())).labels))
+    for position, (name, other) in enumerate(references.items()):
+        mine, theirs = answers[name], answers[other]
+        # A file that differs from its own student weighs more than a student from its teacher.
+        weight = 1.0 if position and not name.startswith("student") else 0.25
+        differs = (mine.predicted != theirs.predicted).astype(np.float64)
+        if comparable[name]:
+            kept = zip(mine.kept, theirs.kept, strict=True)
+            differs += [1 - len(np.intersect1d(a, b)) / max(1, len(np.union1d(a, b))) for a, b in kept]
+        total += weight * differs
+    order = np.argsort(-total, kind="stable")
+    return [int(index) for index in order if total[index] > 0]
+
+
+def _by_class(labels: np.ndarray, seed: int) -> list[int]:
+    """All indices: a random one of each class, then another of each, and so on."""
+    rng = np.random.default_rng(seed)
+    queues = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    longest = max(len(queue) for queue in queues)
+    return [int(queue[i]) for i in range(longest) for queue in queues if i < len(queue)]
