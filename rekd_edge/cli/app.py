@@ -29,6 +29,7 @@ COMMAND_MODULES = (
     "export_command",
     "check_command",
     "bench_command",
+    "report_command",
     "costs_command",
     "predict_command",
     "doctor_command",

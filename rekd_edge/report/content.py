@@ -85,7 +85,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One file in a benchmark, milliseconds; ``quantiles`` are (minimum, 5, 25, 50, 75, 95, 99 %)."""
+    """One file in a benchmark, milliseconds; ``quantiles``: minimum, 5, 25, 50, 75, 95, 99 %."""
 
     name: str
     quantiles: tuple[float, ...]
@@ -167,7 +167,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One model on one example. ``reference`` names the model that its rationale is compared with."""
+    """One model on one example; ``reference`` names what its rationale is compared with."""
 
     model: str
     label: str
@@ -255,5 +255,3 @@ class ReportContent:
 
     def result(self, name: str | None) -> ModelResult | None:
         return next((result for result in self.results if result.name == name), None)
-
-

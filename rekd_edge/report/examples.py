@@ -8,14 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from rekd_edge.report.content import Answer, Box, Span
-from rekd_edge.report.statistics import Answers
+from rekd_edge.report.content import Box, Span
+from rekd_edge.report.statistics import Answers, jaccard
 
 State = Literal["none", "both", "only", "missing", "kept"]
 """``kept``: in the rationale, where there is nothing to compare with; ``both``: in both;
 ``only``: in this one alone; ``missing``: in the other one alone."""
-LONGEST_TEXT = 4_000
-"""Characters of a text that are shown."""
 SEED = 0
 
 
@@ -27,9 +25,7 @@ class Segment:
     state: State
 
 
-def segments(
-    text: str, mine: Sequence[Span], other: Sequence[Span] | None
-) -> tuple[Segment, ...]:
+def segments(text: str, mine: Sequence[Span], other: Sequence[Span] | None) -> tuple[Segment, ...]:
     """The text cut where the state changes. Control characters become pictures."""
     here = _covered(len(text), mine)
     there = here if other is None else _covered(len(text), other)
@@ -51,14 +47,6 @@ def _covered(length: int, spans: Sequence[Span]) -> np.ndarray:
     for span in spans:
         covered[span.start : span.end] = 1
     return covered
-
-
-def shown_part(text: str, answers: Sequence[Answer]) -> tuple[str, int]:
-    """The beginning of a text up to what any rationale holds (and some words more), and how many
-    characters are left out."""
-    if len(text) <= LONGEST_TEXT:
-        return text, 0
-    return text[:LONGEST_TEXT], len(text) - LONGEST_TEXT
 
 
 def visible(text: str) -> str:
@@ -108,28 +96,36 @@ class Choice:
     indices: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """``model`` is compared with ``other``; ``same_tokens``: whether their rationales can be, token
+    by token. ``deployed``: it is a file."""
+
+    model: str
+    other: str
+    same_tokens: bool
+    deployed: bool
+
+
 def choose(
     answers: Mapping[str, Answers],
     *,
     primary: str,
-    references: Mapping[str, str],
-    comparable: Mapping[str, bool],
+    compared: Sequence[Compared],
     count: int,
 ) -> tuple[Choice, ...]:
-    """About ``count`` examples in four groups, none twice.
-
-    ``references`` maps a model to the one it is compared with, ``comparable`` says whether the
-    two see the same tokens. The sample is drawn by class and the same each time.
-    """
+    """At most ``count`` examples in four groups, none twice. The sample is drawn by class and the
+    same each time."""
     first = answers[primary]
     taken: set[int] = set()
 
     def pick(order: Sequence[int], share: int) -> tuple[int, ...]:
-        chosen = [int(index) for index in order if int(index) not in taken][:share]
+        room = min(share, count - len(taken))
+        chosen = [int(index) for index in order if int(index) not in taken][:room]
         taken.update(chosen)
         return tuple(chosen)
 
-    part = max(1, count // 4)
+    part = -(-count // 4)
     probability = first.probabilities.max(axis=1)
     wrong = np.flatnonzero(~first.right)
     wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
@@ -145,46 +141,39 @@ def choose(
         Choice(
             "fragile",
             "Most fragile rationales",
-            f"Where the last kept and the first dropped piece of {primary} are nearly tied: a small "
-            "change may give another rationale.",
+            f"Where the last kept and the first dropped piece of {primary} are nearly tied: a "
+            "small change may give another rationale.",
             pick(fragile.tolist(), part),
         ),
         Choice(
             "different",
             "Where the models differ most",
             "Where labels differ, or rationales share least; the deployed files first.",
-            pick(_most_different(answers, references, comparable), part),
+            pick(_most_different(answers, compared), part),
         ),
     ]
-    left = max(0, count - sum(len(group.indices) for group in groups))
     groups.append(
         Choice(
             "sample",
             "A sample of every class",
             "Drawn at random, the same for each page, as many of every class as there is room for.",
-            pick(_by_class(first.labels, SEED), left),
+            pick(_by_class(first.labels, SEED), count),
         )
     )
-    shown = [group for group in groups if group.indices]
-    return tuple(shown)
+    return tuple(group for group in groups if group.indices)
 
 
-def _most_different(
-    answers: Mapping[str, Answers],
-    references: Mapping[str, str],
-    comparable: Mapping[str, bool],
-) -> list[int]:
-    """Example indices, the largest difference first; equal examples are left out."""
+def _most_different(answers: Mapping[str, Answers], compared: Sequence[Compared]) -> list[int]:
+    """Example indices, the largest difference first; equal examples are left out. What a file
+    changes weighs four times what a student does otherwise than its teacher."""
     total = np.zeros(len(next(iter(answers.values())).labels))
-    for position, (name, other) in enumerate(references.items()):
-        mine, theirs = answers[name], answers[other]
-        # A file that differs from its own student weighs more than a student from its teacher.
-        weight = 1.0 if position and not name.startswith("student") else 0.25
+    for pair in compared:
+        mine, theirs = answers[pair.model], answers[pair.other]
         differs = (mine.predicted != theirs.predicted).astype(np.float64)
-        if comparable[name]:
+        if pair.same_tokens:
             kept = zip(mine.kept, theirs.kept, strict=True)
-            differs += [1 - len(np.intersect1d(a, b)) / max(1, len(np.union1d(a, b))) for a, b in kept]
-        total += weight * differs
+            differs += [1 - jaccard(a, b) for a, b in kept]
+        total += differs * (4 if pair.deployed else 1)
     order = np.argsort(-total, kind="stable")
     return [int(index) for index in order if total[index] > 0]
 
