@@ -26,7 +26,7 @@ class Segment:
 
 
 def segments(text: str, mine: Sequence[Span], other: Sequence[Span] | None) -> tuple[Segment, ...]:
-    """The text cut where the state changes. Control characters become pictures."""
+    """The text cut where the state changes."""
     here = _covered(len(text), mine)
     there = here if other is None else _covered(len(text), other)
     codes = here * 2 + there
@@ -36,7 +36,7 @@ def segments(text: str, mine: Sequence[Span], other: Sequence[Span] | None) -> t
     cuts = np.flatnonzero(np.diff(codes)) + 1
     starts, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(text)]
     return tuple(
-        Segment(visible(text[start:end]), states[int(codes[start])])
+        Segment(text[start:end], states[int(codes[start])])
         for start, end in zip(starts, ends, strict=True)
         if end > start
     )
@@ -157,7 +157,7 @@ def choose(
             "sample",
             "A sample of every class",
             "Drawn at random, the same for each page, as many of every class as there is room for.",
-            pick(_by_class(first.labels, SEED), count),
+            pick(_by_class(first.labels, taken), count),
         )
     )
     return tuple(group for group in groups if group.indices)
@@ -178,9 +178,11 @@ def _most_different(answers: Mapping[str, Answers], compared: Sequence[Compared]
     return [int(index) for index in order if total[index] > 0]
 
 
-def _by_class(labels: np.ndarray, seed: int) -> list[int]:
-    """All indices: a random one of each class, then another of each, and so on."""
-    rng = np.random.default_rng(seed)
-    queues = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+def _by_class(labels: np.ndarray, taken: set[int]) -> list[int]:
+    """What is left: a random one of each class, then another of each, and so on."""
+    rng = np.random.default_rng(SEED)
+    shuffled = rng.permutation(len(labels))
+    left = shuffled[[int(index) not in taken for index in shuffled]]
+    queues = [left[labels[left] == label] for label in np.unique(labels)]
     longest = max(len(queue) for queue in queues)
     return [int(queue[i]) for i in range(longest) for queue in queues if i < len(queue)]

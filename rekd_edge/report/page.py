@@ -73,7 +73,8 @@ def fit_page(content: ReportContent, *, max_bytes: int) -> tuple[str, ReportCont
 
 
 def render_page(content: ReportContent) -> str:
-    """``content`` as HTML. Every text in it is escaped."""
+    """``content`` as HTML. Every text in it is escaped, and no character of it steers a reader's
+    screen (:func:`~rekd_edge.report.examples.visible`)."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -84,7 +85,6 @@ def render_page(content: ReportContent) -> str:
     environment.filters |= {
         "percent": _percent,
         "fact": _fact,
-        "visible": visible,
         "data_uri": _data_uri,
         "count": lambda value: f"{value:,}",
     }
@@ -94,7 +94,7 @@ def render_page(content: ReportContent) -> str:
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
         "form-action 'none'"
     )
-    return environment.get_template(TEMPLATE).render(
+    page = environment.get_template(TEMPLATE).render(
         content=content,
         policy=policy,
         style=Markup(style),  # noqa: S704 - the package's own file, and hashed in the policy
@@ -115,6 +115,7 @@ def render_page(content: ReportContent) -> str:
         risk_chart=_risk_chart,
         calibration_chart=_calibration_chart,
     )
+    return visible(page)
 
 
 def text_segments(example: Example, answer: Answer) -> tuple[Segment, ...]:
@@ -288,7 +289,7 @@ def _fact(value: str) -> Markup:
         return Markup('<span class="absent">not measured</span>')
     if _HASH.match(value):
         return Markup('<code class="hash">{}</code>').format(value)
-    return Markup("{}").format(visible(value))
+    return Markup("{}").format(value)
 
 
 def _data_uri(picture: Any) -> str:
