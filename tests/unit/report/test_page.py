@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from rekd_edge.errors import UsageError
-from rekd_edge.report.content import ReportContent
 from rekd_edge.report.page import fit_page, render_page
+from tests.report_content import make_content
 
-Make = Callable[..., ReportContent]
 VOID = {"meta", "link", "br", "image", "use", "path", "rect", "circle"}
 SECTIONS = (
     "summary",
@@ -58,7 +56,7 @@ class Elements(HTMLParser):
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
-def test_hostile_text_stays_text(make_content: Make, modality: str) -> None:
+def test_hostile_text_stays_text(modality: str) -> None:
     page = Elements(render_page(make_content(modality)))
     assert page.open == []
     names = {tag for tag, _ in page.found}
@@ -74,9 +72,7 @@ def test_hostile_text_stays_text(make_content: Make, modality: str) -> None:
     assert "\u202e" not in page.text
 
 
-def test_the_policy_forbids_everything_but_this_style_and_these_pictures(
-    make_content: Make,
-) -> None:
+def test_the_policy_forbids_everything_but_this_style_and_these_pictures() -> None:
     text = render_page(make_content("image"))
     page = Elements(text)
     policy = next(
@@ -97,7 +93,7 @@ def test_the_policy_forbids_everything_but_this_style_and_these_pictures(
     assert "@import" not in style[1]
 
 
-def test_every_section_every_table_and_every_figure_says_what_it_is(make_content: Make) -> None:
+def test_every_section_every_table_and_every_figure_says_what_it_is() -> None:
     text = render_page(make_content("image"))
     page = Elements(text)
     sections = [a["id"] for tag, a in page.found if tag == "section"]
@@ -114,7 +110,7 @@ def test_every_section_every_table_and_every_figure_says_what_it_is(make_content
     assert len(identities) == len(set(identities))
 
 
-def test_what_is_missing_is_said_to_be_missing(make_content: Make) -> None:
+def test_what_is_missing_is_said_to_be_missing() -> None:
     content = make_content()
     empty = replace(
         content,
@@ -136,7 +132,7 @@ def test_what_is_missing_is_said_to_be_missing(make_content: Make) -> None:
     assert "0.0 %" not in page
 
 
-def test_differences_of_rationales_are_marked_and_said(make_content: Make) -> None:
+def test_differences_of_rationales_are_marked_and_said() -> None:
     page = render_page(make_content("text"))
     assert page.count('<mark class="only">') == 3  # two examples, and the legend
     assert page.count('<span class="missing">') == 3
@@ -149,7 +145,7 @@ def test_differences_of_rationales_are_marked_and_said(make_content: Make) -> No
     assert "1 only here, 1 not here" in pictures
 
 
-def test_a_large_page_loses_examples_and_says_so(make_content: Make) -> None:
+def test_a_large_page_loses_examples_and_says_so() -> None:
     content = make_content("image", examples=40)
     whole = len(render_page(content).encode())
     page, shown = fit_page(content, max_bytes=whole - 1)
