@@ -15,6 +15,7 @@ import numpy as np
 
 from rekd_edge.bundle import Bundle
 from rekd_edge.bundle.manifest import MANIFEST_FILE, MODEL_FILE
+from rekd_edge.check.gates import METRICS
 from rekd_edge.convert import file_sha256
 from rekd_edge.errors import IntegrityError, RekdEdgeError, UsageError
 from rekd_edge.pareto import on_front
@@ -159,7 +160,7 @@ def _stages(subject: Subject) -> Iterator[Stage]:
         yield _teacher_stage(run)
     yield Stage("student", "Student", _trained_facts(run, "student"))
     found = run.report("fuse")
-    fused: Facts = (("largest difference of logits", ""),)
+    fused: Facts = (("largest difference of logits", "not measured"),)
     if found is not None:
         modes = found["modes"]
         fused = (
@@ -194,6 +195,11 @@ def _teacher_home(run: Run) -> tuple[Run, str]:
     return _teacher_home(other) if other.recipe.task == "distill" else (other, "student")
 
 
+def _date(moment: str) -> str:
+    """ISO 8601 in UTC as people write it."""
+    return moment.replace("T", " ")[:16] + " UTC" if moment.endswith("+00:00") else moment
+
+
 def _trained_facts(run: Run, role: str) -> Facts:
     info = run.info
     file = run.path / role / "best" / "model.safetensors"
@@ -201,7 +207,7 @@ def _trained_facts(run: Run, role: str) -> Facts:
     versions = info.get("versions", {})
     machine = info.get("hardware", {})
     return (
-        ("finished", str(info.get("finished", ""))),
+        ("finished", _date(str(info.get("finished", "")))),
         ("seed", str(info.get("seed", ""))),
         *(
             (f"{part} started from", _portable(str(source["source"])))
@@ -226,7 +232,7 @@ def _file_stage(name: str, bundle: Bundle) -> Stage:
         "file",
         f"File: {name}",
         (
-            ("made", manifest.created),
+            ("made", _date(manifest.created)),
             ("target", f"{manifest.target}, {config.precision}, {config.runtime}"),
             ("size", f"{entry.size_bytes / 1e6:.1f} MB"),
             (
@@ -312,16 +318,22 @@ def checks_of(name: str, bundle: Bundle) -> Checks:
             f"{numerical['examples']:,} examples changed {numerical['changed_examples']:,} "
             f"answers; {len(structural['leaks'])} paths lead from unselected input to the answer."
         )
-    gates = tuple(
-        GateLine(
-            gate.name,
-            gate.goal,
-            gate.detail or ("" if gate.value is None else f"{gate.value:.6g}"),
-            gate.passed,
-        )
-        for gate in bundle.manifest.gates
-    )
+    gates = tuple(map(_gate_line, check.get("gates", [])))
     return Checks(name, gates, exclusion)
+
+
+def _gate_line(gate: Mapping[str, Any]) -> GateLine:
+    """A line of a check report's gates, as :class:`~rekd_edge.check.gates.GateResult` writes it."""
+    metric = METRICS.get(gate["metric"])
+    sign = "≥" if metric is None or metric.higher_is_better else "≤"
+    against = f" ({gate['reference']} {gate['value']:g})" if gate["reference"] else ""
+    return GateLine(
+        name=gate["metric"],
+        meaning="" if metric is None else metric.description,
+        found="" if gate["measured"] is None else f"{gate['measured']:.4g}",
+        needed="" if gate["bound"] is None else f"{sign} {gate['bound']:.4g}{against}",
+        outcome=gate["outcome"],
+    )
 
 
 # --- latency ----------------------------------------------------------------------------------

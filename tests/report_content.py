@@ -134,7 +134,9 @@ def make_content(modality: str = "text", examples: int = 2) -> ReportContent:
         ),
         benches=(Bench(HOSTILE, HOSTILE, False, HOSTILE, HOSTILE, (timing, timing), (HOSTILE,)),),
         fronts=(Front(HOSTILE, HOSTILE, (point, FrontPoint(HOSTILE, 0.8, 2.0, False, False))),),
-        checks=(Checks(HOSTILE, (GateLine(HOSTILE, HOSTILE, HOSTILE, False),), HOSTILE),),
+        checks=(
+            Checks(HOSTILE, (GateLine(HOSTILE, HOSTILE, HOSTILE, HOSTILE, "failed"),), HOSTILE),
+        ),
         groups=(
             ExampleGroup("wrong", HOSTILE, HOSTILE, tuple(example(i) for i in range(examples))),
         ),

@@ -132,10 +132,13 @@ class Front:
 
 @dataclass(frozen=True, slots=True)
 class GateLine:
+    """``outcome`` is ``passed``, ``failed`` or ``skipped`` (there is nothing to compare with)."""
+
     name: str
-    goal: str
+    meaning: str
     found: str
-    passed: bool
+    needed: str
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)

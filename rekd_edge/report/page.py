@@ -105,6 +105,7 @@ def render_page(content: ReportContent) -> str:
         confusions=_confusions,
         most_classes=MOST_CLASSES,
         text_segments=text_segments,
+        rows=rows,
         boxes=_boxes,
         difference=difference,
         left_out=_left_out,
@@ -127,6 +128,20 @@ def text_segments(example: Example, answer: Answer) -> tuple[Segment, ...]:
         [part for part in answer.evidence if isinstance(part, Span)],
         None if other is None else [part for part in other.evidence if isinstance(part, Span)],
     )
+
+
+def rows(example: Example) -> tuple[tuple[Answer, ...], ...]:
+    """Answers of one label from one rationale together, each beside what it is compared with."""
+    found: list[list[Answer]] = []
+    for answer in example.answers:
+        for group in found:
+            same = group[0].label == answer.label and group[0].evidence == answer.evidence
+            if same and answer.reference in {one.model for one in group}:
+                group.append(answer)
+                break
+        else:
+            found.append([answer])
+    return tuple(map(tuple, found))
 
 
 def _left_out(example: Example) -> int:
@@ -286,7 +301,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 def _fact(value: str) -> Markup:
     if not value:
-        return Markup('<span class="absent">not measured</span>')
+        return Markup('<span class="absent">not recorded</span>')
     if _HASH.match(value):
         return Markup('<code class="hash">{}</code>').format(value)
     return Markup("{}").format(value)
