@@ -198,6 +198,8 @@ def _subjects(paths: Sequence[Path]) -> list[Subject]:
     bundles: list[tuple[Path, Bundle]] = []
     for path in paths:
         if (path / MANIFEST_FILE).is_file():
+            if path.resolve() in {known.resolve() for known, _ in bundles}:
+                raise UsageError(f"{path} is given twice")
             bundles.append((path, open_bundle(path)))
         elif (path / RUN_FILE).is_file():
             runs[path.resolve()] = _finished(open_run(path))
