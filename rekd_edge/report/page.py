@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from rekd_edge.report.content import (
     ModelResult,
     ReportContent,
     Span,
+    Timing,
     Training,
 )
 from rekd_edge.report.examples import Segment, State, compare_boxes, segments, visible
@@ -86,6 +88,7 @@ def render_page(content: ReportContent) -> str:
         "percent": _percent,
         "fact": _fact,
         "data_uri": _data_uri,
+        "margin": _margin,
         "count": lambda value: f"{value:,}",
     }
     style = (FOLDER / STYLE).read_text(encoding="utf-8")
@@ -100,6 +103,7 @@ def render_page(content: ReportContent) -> str:
         style=Markup(style),  # noqa: S704 - the package's own file, and hashed in the policy
         units=_UNITS[content.modality],
         primary=content.result(content.primary),
+        timed=_timed(content),
         interval=wilson_interval,
         confusion_table=_confusion_table,
         confusions=_confusions,
@@ -293,6 +297,21 @@ def _calibration_chart(found: tuple[Confidence, ...]) -> Markup:
         x_percent=True,
         diagonal=True,
     )
+
+
+def _timed(content: ReportContent) -> tuple[Bench, Timing] | None:
+    """The first benchmark of the primary model, and its line in it."""
+    found = (
+        (bench, timing)
+        for bench in content.benches
+        for timing in bench.timings
+        if timing.name == content.primary
+    )
+    return next(found, None)
+
+
+def _margin(margin: float) -> str:
+    return f"margin {margin:.3g}" if math.isfinite(margin) else "nothing was dropped"
 
 
 def _percent(share: float, digits: int = 1) -> str:
