@@ -123,12 +123,14 @@ def render_page(content: ReportContent) -> str:
     return visible(page)
 
 
-def text_segments(example: Example, answer: Answer) -> tuple[Segment, ...]:
-    """The shown part of the example's text, marked with this answer's rationale."""
+def text_segments(
+    example: Example, answer: Answer, longest: int | None = LONGEST_TEXT
+) -> tuple[Segment, ...]:
+    """The example's text up to ``longest`` characters, marked with this answer's rationale."""
     assert example.text is not None
     other = _reference(example, answer)
     return segments(
-        example.text[:LONGEST_TEXT],
+        example.text[:longest],
         [part for part in answer.evidence if isinstance(part, Span)],
         None if other is None else [part for part in other.evidence if isinstance(part, Span)],
     )
@@ -176,7 +178,7 @@ def difference(example: Example, answer: Answer) -> str:
         if not only and not missing:
             return f"same patches as {other.model}"
         return f"against {other.model}: {only} only here, {missing} not here"
-    found = text_segments(example, answer)
+    found = text_segments(example, answer, longest=None)
     parts = [
         f"{words}: {', '.join(quoted)}"
         for words, state in (("only here", "only"), ("not here", "missing"))
