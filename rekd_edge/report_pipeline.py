@@ -327,7 +327,8 @@ def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
     config = bundle.config
     grid = None
     if config.image_size is not None and config.patch_size is not None:
-        grid = (config.image_size // config.patch_size,) * 2
+        side = config.image_size // config.patch_size
+        grid = (side, side)
 
     def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
         runner = file_runner(

@@ -364,7 +364,8 @@ def _measured(subjects: Sequence[Subject], benches: Sequence[Path]) -> Iterator[
                 for candidate, report in document["candidates"].items()
                 if report["sha256"] in digests
             }
-            document["machine"]["cpu"], document["result_validity"]
+            if not document["machine"]["cpu"] or not document["result_validity"]:
+                raise ValueError("no machine, or no validity")
         except OSError as error:
             raise UsageError(f"--bench {path}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:

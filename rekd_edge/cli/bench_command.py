@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -275,7 +276,7 @@ def _counts(option: str, text: str | None) -> tuple[int, ...] | None:
     return tuple(int(word) for word in words)
 
 
-def _refuse(options: dict[str, object], belongs_to: str) -> None:
+def _refuse(options: Mapping[str, object], belongs_to: str) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UsageError(f"{', '.join(given)}: only for {belongs_to}")

@@ -70,10 +70,12 @@ def compare_boxes(
     least half of its area is."""
     if other is None:
         return tuple((box, "kept") for box in mine)
-    found: list[tuple[Box, State]] = [
-        (box, "both" if _share_inside(box, other) >= 0.5 else "only") for box in mine
-    ]
-    found += [(box, "missing") for box in other if _share_inside(box, mine) < 0.5]
+    found: list[tuple[Box, State]] = []
+    for box in mine:
+        found.append((box, "both" if _share_inside(box, other) >= 0.5 else "only"))
+    for box in other:
+        if _share_inside(box, mine) < 0.5:
+            found.append((box, "missing"))
     return tuple(found)
 
 

@@ -145,7 +145,7 @@ def test_pictures_are_drawn_and_named(shown: Page) -> None:
         "[...document.querySelectorAll('.panel')].map((p) => p.getBoundingClientRect().width)"
     )
     is_image = shown.evaluate("location.pathname.endsWith('image.html')")
-    assert len(panels) == (8 if is_image else 0)
+    assert len(panels) == (12 if is_image else 0)
     assert all(width > 80 for width in panels)
     tree = shown.send("Accessibility.getFullAXTree")["nodes"]
     images = [n for n in tree if n.get("role", {}).get("value") in ("image", "img")]

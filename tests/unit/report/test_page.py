@@ -140,8 +140,8 @@ def test_differences_of_rationales_are_marked_and_said() -> None:
         "only here: “" in page
     )
     pictures = render_page(make_content("image"))
-    assert pictures.count('<rect class="patch only"') == 2
-    assert pictures.count('<rect class="patch missing"') == 2
+    assert pictures.count('<rect class="patch only"') == 3  # two examples, and the legend
+    assert pictures.count('<rect class="patch missing"') == 3
     assert "1 only here, 1 not here" in pictures
 
 
