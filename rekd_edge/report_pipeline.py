@@ -51,6 +51,7 @@ from rekd_edge.report_sources import (
     kind_of,
     lineage_of,
     trainings_of,
+    without_folders,
 )
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import TorchRunner, file_runner
@@ -150,7 +151,7 @@ def build_report(
             try:
                 answers[model.name] = _collect(model, test)
             except BackendError as error:
-                notes.append(f"{model.name} was not run: {error.message}")
+                notes.append(f"{model.name} was not run: {without_folders(error.message)}")
                 models.remove(model)
         compared = list(_compared(models, answers))
         counted = f"run on {len(test):,} test examples"
@@ -302,7 +303,7 @@ def _teacher(run: Run, name: str, known: dict[str, str], notes: list[str]) -> _M
             pixel_scale=run.teacher_preprocessor.pixel_scale,
         )
     except (UsageError, IntegrityError, BackendError) as error:
-        notes.append(f"{name} was not run: {error.message}")
+        notes.append(f"{name} was not run: {without_folders(error.message)}")
         return None
     digest = weights_sha256(fused)
     if digest in known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,11 @@ def data_facts(subjects: Sequence[Subject]) -> Facts:
     )
 
 
+def without_folders(message: str) -> str:
+    """A message with the last part of each absolute path in it."""
+    return re.sub(r"(?<![\w.])/(?:[^\s:/]+/)+", "", message)
+
+
 def _portable(value: str) -> str:
     """An absolute path says nothing on another machine, and something about this one."""
     return Path(value).name if value.startswith("/") else value
@@ -180,7 +186,9 @@ def _teacher_stage(run: Run) -> Stage:
     try:
         home, role = _teacher_home(run)
     except RekdEdgeError as error:
-        return Stage("teacher", "Teacher", (("weights sha256", ""),), error.message)
+        return Stage(
+            "teacher", "Teacher", (("weights sha256", ""),), without_folders(error.message)
+        )
     note = "" if home is run else "Trained in a run of its own."
     return Stage("teacher", "Teacher", _trained_facts(home, role), note)
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from rekd_edge.report.content import FrontPoint, Timing
 
 WIDTH, HEIGHT = 360.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 16.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 24.0, 40.0
 MOST_POINTS = 200
 
 

@@ -170,7 +170,9 @@ def test_a_teacher_that_is_gone_is_said_to_be_gone(run: Run, tmp_path: Path) -> 
     text = stated.read_text()
     assert text.count("run: null") == 1
     stated.write_text(text.replace("run: null", f"run: {tmp_path / 'gone'}"))
-    content = build_report([path], limit=10, examples=3).content
+    report = build_report([path], limit=10, examples=3)
+    content = report.content
+    assert str(tmp_path) not in report.page
     assert [result.name for result in content.results] == ["student"]
     assert any(note.startswith("teacher was not run") for note in content.notes)
     assert "the models were run on 10 of 32 test examples, by class" in content.notes
