@@ -230,7 +230,9 @@ def _subjects(paths: Sequence[Path]) -> list[Subject]:
     for (path, bundle), home in zip(bundles, belongs, strict=True):
         named = f"{titles[path.resolve()]} ({bundle.config.precision})"
         if home is None:
-            orphans.append(Subject(titles[path.resolve()], None, [(named, bundle)]))
+            alone = not runs and len(bundles) == 1
+            name = "" if alone else titles[path.resolve()]
+            orphans.append(Subject(name, None, [(named, bundle)]))
         else:
             subjects[home].bundles.append((named, bundle))
     return [*subjects.values(), *orphans]
