@@ -47,6 +47,18 @@ test-more: $(INSTALLED) ## the property tests over examples not tried before (`m
 		$(BIN)/python -m pytest -q tests/property --hypothesis-profile=new-examples; \
 	done
 
+.PHONY: browser
+browser: ## install Chromium for the tests of pages, where apt may (Debian, Ubuntu; as root)
+	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then \
+		:; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "no Chromium, and apt may not install it here: its tests will be skipped" >&2; \
+	else \
+		{ timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 \
+			apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || \
+			echo "apt could not install Chromium: its tests will be skipped" >&2; \
+	fi
+
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, pyright and the import rules
 	$(BIN)/ruff check

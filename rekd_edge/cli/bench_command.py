@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rekd_edge.cli.console import JsonOption, emit
-from rekd_edge.errors import UsageError
+from rekd_edge.cli.console import JsonOption, emit, require_writable, write_text
+from rekd_edge.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rekd_edge.bench.baseline import Baseline, BundleRecord, Rule, Verdict
 
 
 def register(app: typer.Typer) -> None:
@@ -68,6 +74,27 @@ def bench(
     device: Annotated[
         str | None, typer.Option(help="Suite: what trains: auto, cpu or cuda. [auto]")
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="FILE", help="An earlier --json FILE of bench, for --fail-on."
+        ),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="RULE",
+            help='Exit 3 if it is so, e.g. "p90_latency_ms>+5%", "accuracy<-0.5" (against the '
+            'baseline) or "size_mb>30". May be given repeatedly.',
+        ),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="The rules as JUnit XML.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="The rules as Markdown.")
+    ] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Measure latency, cold start, memory and size, query by query in turn with the plain
@@ -79,8 +106,10 @@ def bench(
     if (bundle is None) == (suite is None):
         raise UsageError("bench takes either a bundle or --suite", hint="rekd-edge bench --help")
     counts = _counts("--threads", threads)
+    gating = {"--baseline": baseline, "--junit": junit, "--markdown": markdown}
     if suite is not None:
         foreign = {"--run": run, "--inputs": inputs, "--cold-starts": cold_starts}
+        foreign |= gating | {"--fail-on": fail_on or None}
         _refuse(foreign, "a bundle, not for --suite")
         if output is None:
             raise UsageError("--suite needs --output, the folder for its runs and results")
@@ -97,6 +126,9 @@ def bench(
     _refuse({"--output": output, "--batch": batch, "--device": device}, "--suite")
     if counts is not None and len(counts) > 1:
         raise UsageError("a bundle is measured at one number of threads", hint="--threads 1")
+    if not fail_on:
+        _refuse(gating, "use with --fail-on")
+    record, rules, before = _opened_gates(bundle, fail_on or [], baseline, (junit, markdown))
     from rekd_edge.bench import BenchSettings
     from rekd_edge.cli.console import status_console
     from rekd_edge.export_pipeline import bench_bundle
@@ -118,7 +150,63 @@ def bench(
             settings=settings,
             threads=counts[0] if counts else None,
         )
-    emit(report.to_json(), json_path=json_path, render=report.render)
+    document = report.to_json() | {"bundle": record.model_dump()}
+    if not rules:
+        emit(document, json_path=json_path, render=report.render)
+        return
+    from rekd_edge.bench.baseline import judge
+    from rekd_edge.bench.verdict_output import render
+
+    verdict = judge(rules, document, before)
+
+    def show(out: Console) -> None:
+        report.render(out)
+        render(verdict, out)
+
+    emit(document | {"rules": verdict.to_json()}, json_path=json_path, render=show)
+    _write_verdict(verdict, junit, markdown)
+    if not verdict.passed:
+        raise GateError("the benchmark broke its rules:\n  " + "\n  ".join(verdict.failures))
+
+
+def _opened_gates(
+    bundle: Path, fail_on: list[str], baseline: Path | None, outputs: tuple[Path | None, ...]
+) -> tuple[BundleRecord, tuple[Rule, ...], Baseline | None]:
+    """Everything about the rules that can be wrong before anything is measured."""
+    from rekd_edge.bench.baseline import BundleRecord, parse_rules, read_baseline
+    from rekd_edge.bench.timing import describe_machine
+    from rekd_edge.bundle import open_bundle
+
+    rules = parse_rules(fail_on)
+    before = None if baseline is None else read_baseline(baseline)
+    for path in outputs:
+        if path is not None:
+            require_writable(path)
+    opened = open_bundle(bundle)
+    record = BundleRecord.of(
+        name=opened.manifest.name,
+        target=opened.manifest.target,
+        precision=opened.config.precision,
+        data=opened.manifest.lineage.data,
+        check=opened.reports().get("check"),
+    )
+    relative = [rule.text for rule in rules if rule.change is not None]
+    if before is not None:
+        before.require_comparable(rules, machine=describe_machine(), data=record.data)
+    elif relative:
+        raise UsageError(
+            f"--fail-on {relative[0]!r} is a difference, and there is no --baseline",
+            hint="add --baseline FILE, or write a limit without a sign, as size_mb>30",
+        )
+    return record, rules, before
+
+
+def _write_verdict(verdict: Verdict, junit: Path | None, markdown: Path | None) -> None:
+    from rekd_edge.bench import verdict_output
+
+    for path, form in ((junit, verdict_output.junit_xml), (markdown, verdict_output.markdown)):
+        if path is not None:
+            write_text(path, form(verdict))
 
 
 def _bench_suite(
@@ -188,7 +276,7 @@ def _counts(option: str, text: str | None) -> tuple[int, ...] | None:
     return tuple(int(word) for word in words)
 
 
-def _refuse(options: dict[str, object], belongs_to: str) -> None:
+def _refuse(options: Mapping[str, object], belongs_to: str) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UsageError(f"{', '.join(given)}: only for {belongs_to}")

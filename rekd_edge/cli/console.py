@@ -72,14 +72,23 @@ def to_json(result: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write :func:`to_json` to ``path``; a reader never sees a half-written file."""
+    write_text(path, to_json(result))
+
+
+def require_writable(path: Path) -> None:
+    """Raises :class:`UsageError` where no file can be written at ``path``."""
     if not path.parent.is_dir():
         raise UsageError(
             f"cannot write {path}: {path.parent} is not a folder",
-            hint="create the folder first, or use '--json -' to print to standard output",
+            hint="create the folder first",
         )
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder", hint="name a file")
-    text = to_json(result)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
+    require_writable(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,0 +1,332 @@
+"""One self-contained HTML file: no script, no network, and a policy in it that forbids both."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from rekd_edge.errors import UsageError
+from rekd_edge.report import charts
+from rekd_edge.report.content import (
+    Answer,
+    Bench,
+    Box,
+    Confidence,
+    Example,
+    Front,
+    ModelResult,
+    ReportContent,
+    Span,
+    Timing,
+    Training,
+)
+from rekd_edge.report.examples import Segment, State, compare_boxes, segments, visible
+from rekd_edge.report.statistics import wilson_interval
+
+TEMPLATE, STYLE = "page.html.j2", "style.css"
+FOLDER = Path(__file__).resolve().parent
+LONGEST_TEXT = 4_000
+"""Characters of a text that are shown."""
+MOST_CLASSES = 20
+"""More classes than this get a list of confusions instead of a table."""
+MOST_CONFUSIONS = 30
+_HASH = re.compile(r"^[0-9a-f]{64}$")
+_UNITS = {
+    "text": {"input": "text", "piece": "token", "pieces": "tokens", "said": "words"},
+    "image": {"input": "image", "piece": "patch", "pieces": "patches", "said": "patches"},
+}
+
+
+def fit_page(content: ReportContent, *, max_bytes: int) -> tuple[str, ReportContent]:
+    """The page, and what it shows: where it would be larger than ``max_bytes``, examples are left
+    out, the last of each group first, and the page says so.
+
+    Raises:
+        UsageError: it is too large without any example.
+    """
+    everything = content.examples
+    page = render_page(content)
+    while len(page.encode()) > max_bytes and content.examples:
+        longest = max(len(group.examples) for group in content.groups)
+        groups = tuple(
+            replace(group, examples=group.examples[: longest // 2]) for group in content.groups
+        )
+        content = replace(content, groups=tuple(group for group in groups if group.examples))
+        note = (
+            f"{everything - content.examples} of {everything} examples were left out to keep this "
+            f"page under {max_bytes / 1e6:g} MB."
+        )
+        page = render_page(replace(content, notes=(*content.notes, note)))
+    if len(page.encode()) > max_bytes:
+        raise UsageError(
+            f"the page has {len(page.encode()) / 1e6:.1f} MB without any example, more than "
+            f"{max_bytes / 1e6:g} MB",
+            hint="allow more with --max-size-mb, or name fewer bundles",
+        )
+    return page, content
+
+
+def render_page(content: ReportContent) -> str:
+    """``content`` as HTML. Every text in it is escaped, and no character of it steers a reader's
+    screen (:func:`~rekd_edge.report.examples.visible`)."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "fact": _fact,
+        "data_uri": _data_uri,
+        "margin": _margin,
+        "count": lambda value: f"{value:,}",
+    }
+    style = (FOLDER / STYLE).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    page = environment.get_template(TEMPLATE).render(
+        content=content,
+        policy=policy,
+        style=Markup(style),  # noqa: S704 - the package's own file, and hashed in the policy
+        units=_UNITS[content.modality],
+        primary=content.result(content.primary),
+        timed=_timed(content),
+        interval=wilson_interval,
+        confusion_table=_confusion_table,
+        confusions=_confusions,
+        most_classes=MOST_CLASSES,
+        text_segments=text_segments,
+        rows=rows,
+        boxes=_boxes,
+        difference=difference,
+        left_out=_left_out,
+        dev_chart=_dev_chart,
+        loss_charts=_loss_charts,
+        timing_chart=_timing_chart,
+        front_chart=_front_chart,
+        risk_chart=_risk_chart,
+        calibration_chart=_calibration_chart,
+    )
+    return visible(page)
+
+
+def text_segments(
+    example: Example, answer: Answer, longest: int | None = LONGEST_TEXT
+) -> tuple[Segment, ...]:
+    """The example's text up to ``longest`` characters, marked with this answer's rationale."""
+    assert example.text is not None
+    other = _reference(example, answer)
+    return segments(
+        example.text[:longest],
+        [part for part in answer.evidence if isinstance(part, Span)],
+        None if other is None else [part for part in other.evidence if isinstance(part, Span)],
+    )
+
+
+def rows(example: Example) -> tuple[tuple[Answer, ...], ...]:
+    """Answers of one label from one rationale together, each beside what it is compared with."""
+    found: list[list[Answer]] = []
+    for answer in example.answers:
+        for group in found:
+            same = group[0].label == answer.label and group[0].evidence == answer.evidence
+            if same and answer.reference in {one.model for one in group}:
+                group.append(answer)
+                break
+        else:
+            found.append([answer])
+    return tuple(map(tuple, found))
+
+
+def _left_out(example: Example) -> int:
+    """Characters of the text that are not shown."""
+    return max(0, len(example.text or "") - LONGEST_TEXT)
+
+
+def _boxes(example: Example, answer: Answer) -> tuple[tuple[Box, State], ...]:
+    other = _reference(example, answer)
+    return compare_boxes(
+        [part for part in answer.evidence if isinstance(part, Box)],
+        None if other is None else [part for part in other.evidence if isinstance(part, Box)],
+    )
+
+
+def _reference(example: Example, answer: Answer) -> Answer | None:
+    return next((one for one in example.answers if one.model == answer.reference), None)
+
+
+def difference(example: Example, answer: Answer) -> str:
+    """In words, how this rationale differs from the one it is compared with; empty without one."""
+    other = _reference(example, answer)
+    if other is None:
+        return ""
+    if example.text is None:
+        states = [state for _, state in _boxes(example, answer)]
+        only, missing = states.count("only"), states.count("missing")
+        if not only and not missing:
+            return f"same patches as {other.model}"
+        return f"against {other.model}: {only} only here, {missing} not here"
+    found = text_segments(example, answer, longest=None)
+    parts = [
+        f"{words}: {', '.join(quoted)}"
+        for words, state in (("only here", "only"), ("not here", "missing"))
+        if (quoted := [f"“{s.text.strip()}”" for s in found if s.state == state and s.text.strip()])
+    ]
+    if not parts:
+        return f"same words as {other.model}"
+    return f"against {other.model}: {'; '.join(parts)}"
+
+
+def _confusion_table(result: ModelResult) -> list[list[tuple[int, int]]]:
+    """Counts with the step (0..8) of their share in the row."""
+    assert result.counts is not None
+    sums = result.counts.sum(axis=1)
+    return [
+        [(int(value), round(8 * value / total) if total else 0) for value in row]
+        for row, total in zip(result.counts, sums, strict=True)
+    ]
+
+
+def _confusions(result: ModelResult, label_names: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    """(label, answer, count) of the commonest wrong answers."""
+    assert result.counts is not None
+    found = [
+        (label_names[i], label_names[j], int(count))
+        for (i, j), count in _cells(result)
+        if i != j and count
+    ]
+    return sorted(found, key=lambda item: -item[2])[:MOST_CONFUSIONS]
+
+
+def _cells(result: ModelResult) -> list[tuple[tuple[int, int], int]]:
+    assert result.counts is not None
+    rows, columns = result.counts.shape
+    return [((i, j), int(result.counts[i, j])) for i in range(rows) for j in range(columns)]
+
+
+def _loss_charts(training: Training) -> list[Markup]:
+    return [
+        charts.line_chart(
+            f"{training.title}, {phase.name}: training loss",
+            [charts.Series(phase.name, phase.steps, phase.losses)],
+            x_label=f"step of {phase.name}",
+            y_label="training loss",
+            description=f"From {phase.losses[0]:.3g} at step {phase.steps[0]} to "
+            f"{phase.losses[-1]:.3g} at step {phase.steps[-1]}.",
+        )
+        for phase in training.phases
+        if len(phase.steps) > 1
+    ]
+
+
+def _dev_chart(training: Training) -> Markup:
+    points = "; ".join(
+        f"{name}: " + ", ".join(f"{a:.3f} at step {s}" for s, a in zip(steps, values, strict=True))
+        for name, steps, values in training.dev
+    )
+    return charts.line_chart(
+        f"{training.title}: accuracy on the development split",
+        [charts.Series(name, steps, values, marked=True) for name, steps, values in training.dev],
+        x_label="step of the phase",
+        y_label="accuracy on development examples",
+        description=points,
+        percent=True,
+    )
+
+
+def _timing_chart(bench: Bench) -> Markup:
+    medians = "; ".join(f"{t.name}: median {t.quantiles[3]:.3g} ms" for t in bench.timings)
+    return charts.timing_chart("Latency of one query", bench.timings, medians)
+
+
+def _front_chart(front: Front) -> Markup:
+    points = "; ".join(
+        f"{number} {p.name}: {p.accuracy:.1%} in {p.latency_ms:.3g} ms"
+        for number, p in enumerate(front.points, 1)
+    )
+    return charts.front_chart("Accuracy against latency", front.points, points)
+
+
+def _risk_chart(found: tuple[Confidence, ...]) -> Markup:
+    described = "; ".join(
+        f"{one.model}: {_risk_at(one, 0.5):.1%} wrong in the surest half, {one.risk[-1]:.1%} in all"
+        for one in found
+    )
+    return charts.line_chart(
+        "Errors among the surest answers",
+        [charts.Series(one.model, one.coverage, one.risk) for one in found],
+        x_label="share of examples answered, the surest first",
+        y_label="wrong answers among them",
+        description=described,
+        bounds=(0.0, None),
+        percent=True,
+        x_percent=True,
+    )
+
+
+def _risk_at(found: Confidence, coverage: float) -> float:
+    nearest = min(range(len(found.coverage)), key=lambda i: abs(found.coverage[i] - coverage))
+    return found.risk[nearest]
+
+
+def _calibration_chart(found: tuple[Confidence, ...]) -> Markup:
+    described = "; ".join(f"{one.model}: error {one.calibration_error:.3f}" for one in found)
+    return charts.line_chart(
+        "Probability and accuracy",
+        [
+            charts.Series(
+                one.model, [b[2] for b in one.bins], [b[3] for b in one.bins], marked=True
+            )
+            for one in found
+        ],
+        x_label="mean probability of the answers",
+        y_label="of them right",
+        description=described,
+        bounds=(0.0, 1.0),
+        percent=True,
+        x_percent=True,
+        diagonal=True,
+    )
+
+
+def _timed(content: ReportContent) -> tuple[Bench, Timing] | None:
+    """The first benchmark of the primary model, and its line in it."""
+    found = (
+        (bench, timing)
+        for bench in content.benches
+        for timing in bench.timings
+        if timing.name == content.primary
+    )
+    return next(found, None)
+
+
+def _margin(margin: float) -> str:
+    return f"margin {margin:.3g}" if math.isfinite(margin) else "nothing was dropped"
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{share * 100:.{digits}f} %"
+
+
+def _fact(value: str) -> Markup:
+    if not value:
+        return Markup('<span class="absent">not recorded</span>')
+    if _HASH.match(value):
+        return Markup('<code class="hash">{}</code>').format(value)
+    return Markup("{}").format(value)
+
+
+def _data_uri(picture: Any) -> str:
+    return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"

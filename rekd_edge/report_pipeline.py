@@ -1,0 +1,551 @@
+"""From runs and bundles to a page for people: read what was recorded, run the models, show both.
+
+Everything on the page comes from files of the runs and bundles, or from running the models on the
+test split; nothing is filled in.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rekd_edge import __version__
+from rekd_edge.bundle import Bundle, open_bundle
+from rekd_edge.bundle.manifest import MANIFEST_FILE
+from rekd_edge.convert import weights_sha256
+from rekd_edge.data.loader import make_loader
+from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_preprocessor
+from rekd_edge.data.split import Split, stratified_limit
+from rekd_edge.errors import BackendError, IntegrityError, UsageError
+from rekd_edge.export_pipeline import find_run, student_sha256
+from rekd_edge.fuse import FusedRationalist, fuse
+from rekd_edge.models.build import same_tokens
+from rekd_edge.report.content import (
+    Answer,
+    Box,
+    Example,
+    ExampleGroup,
+    ModelResult,
+    Picture,
+    ReportContent,
+    Span,
+)
+from rekd_edge.report.examples import Choice, Compared, choose
+from rekd_edge.report.page import fit_page
+from rekd_edge.report.statistics import Answers, agreement, confidence, confusion
+from rekd_edge.report_sources import (
+    Subject,
+    benches_of,
+    checks_of,
+    common_labels,
+    data_facts,
+    described,
+    fronts_of,
+    kind_of,
+    lineage_of,
+    trainings_of,
+    without_folders,
+)
+from rekd_edge.run_folder import RUN_FILE, Run, open_run
+from rekd_edge.runners import TorchRunner, file_runner
+from rekd_edge.types import Outputs
+
+EXAMPLES = 40
+MAX_SIZE_MB = 5.0
+BATCH = 64
+PICTURE_SIDE = 224
+LOSSLESS_SIDE = 96
+"""Pictures up to this side are PNG, larger ones JPEG."""
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``page`` is the file's text, ``content`` what it shows."""
+
+    page: str
+    content: ReportContent
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the page, without its examples."""
+        return {
+            "schema_version": 1,
+            "title": self.content.title,
+            "bytes": len(self.page.encode()),
+            "examples": self.content.examples,
+            "primary": self.content.primary,
+            "models": [
+                {
+                    "name": result.name,
+                    "source": result.source,
+                    "accuracy": result.accuracy,
+                    "examples": result.examples,
+                    "per_class": dict(result.per_class),
+                    "confusion": None if result.counts is None else result.counts.tolist(),
+                    "agreement": None if result.agreement is None else asdict(result.agreement),
+                }
+                for result in self.content.results
+            ],
+            "benches": [bench.title for bench in self.content.benches],
+            "notes": list(self.content.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """Something that answers on the test split. ``answer`` takes ``batch`` examples at a time."""
+
+    name: str
+    source: str
+    preprocessor: Preprocessor
+    grid: tuple[int, int] | None
+    batch: int
+    run: Callable[[Iterator[Mapping[str, np.ndarray]]], Iterator[Outputs]]
+    reference: str | None
+    deployed: bool
+
+
+def build_report(
+    paths: Sequence[Path],
+    *,
+    benches: Sequence[Path] = (),
+    examples: int = EXAMPLES,
+    limit: int | None = None,
+    max_size_mb: float = MAX_SIZE_MB,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """A page about runs and bundles over one and the same test split.
+
+    A bundle's run is looked for among ``paths`` and in the folders above the bundle; without it,
+    only what the bundle recorded is shown. ``benches`` are files of ``rekd-edge bench --json``,
+    matched to bundles by the model file's sha256. ``examples`` and ``max_size_mb`` bound the page;
+    ``limit`` runs the models on that many test examples, drawn by class.
+
+    Raises:
+        UsageError: a path is neither run nor bundle, or they are about other data or labels; a
+            benchmark that measured none of the bundles.
+        IntegrityError: a file is not what it should be.
+    """
+    subjects = _subjects(paths)
+    labels = common_labels(subjects)
+    measured = tuple(benches_of(subjects, benches))  # refused before models are run
+    notes: list[str] = []
+    results: list[ModelResult] = []
+    answers: dict[str, Answers] = {}
+    models: list[_Model] = []
+    compared: list[Compared] = []
+    test: Split | None = None
+    with_run = [subject.run for subject in subjects if subject.run is not None]
+    if with_run:
+        test = _test_split(with_run[0], limit, notes)
+        models = list(_models(subjects, notes))
+        for model in list(models):
+            progress(f"running {model.name}")
+            try:
+                answers[model.name] = _collect(model, test)
+            except BackendError as error:
+                notes.append(f"{model.name} was not run: {without_folders(error.message)}")
+                models.remove(model)
+        compared = list(_compared(models, answers))
+        counted = f"run on {len(test):,} test examples"
+        results = [_result(m, answers, compared, labels, test, counted) for m in models]
+    results += _recorded(subjects, {result.name for result in results})
+    primary = _primary(subjects, results)
+    groups: tuple[ExampleGroup, ...] = ()
+    if test is not None and examples and primary in answers:
+        assert primary is not None
+        progress("choosing examples")
+        chosen = choose(answers, primary=primary, compared=compared, count=examples)
+        groups = _groups(chosen, models, answers, test, labels, primary)
+    modality, ratio = kind_of(subjects[0])
+    title, description = described(subjects[0])
+    content = ReportContent(
+        title=title,
+        description=description,
+        modality=modality,
+        label_names=labels,
+        rationale_ratio=ratio,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        primary=primary,
+        lineages=tuple(lineage_of(subject) for subject in subjects),
+        data=data_facts(subjects),
+        trainings=tuple(t for subject in subjects for t in trainings_of(subject)),
+        results=tuple(results),
+        confidences=tuple(confidence(answers[name], name) for name in _deployed(models, primary)),
+        benches=measured,
+        fronts=tuple(fronts_of(subjects, benches)),
+        checks=tuple(checks_of(name, b) for s in subjects for name, b in s.bundles),
+        groups=groups,
+        notes=tuple(notes),
+    )
+    progress("writing the page")
+    page, shown = fit_page(content, max_bytes=int(max_size_mb * 1e6))
+    return Report(page, shown)
+
+
+# --- what was given ---------------------------------------------------------------------------
+
+
+def _subjects(paths: Sequence[Path]) -> list[Subject]:
+    runs: dict[Path, Run] = {}
+    bundles: list[tuple[Path, Bundle]] = []
+    for path in paths:
+        if (path / MANIFEST_FILE).is_file():
+            if path.resolve() in {known.resolve() for known, _ in bundles}:
+                raise UsageError(f"{path} is given twice")
+            bundles.append((path, open_bundle(path)))
+        elif (path / RUN_FILE).is_file():
+            runs[path.resolve()] = _finished(open_run(path))
+        else:
+            raise UsageError(
+                f"{path} is neither a run nor a bundle",
+                hint="make one with: rekd-edge distill, rekd-edge export",
+            )
+    digests = {student_sha256(run): key for key, run in runs.items()}
+    belongs: list[Path | None] = []
+    for _, bundle in bundles:
+        digest = bundle.manifest.lineage.checkpoint_sha256
+        if digest not in digests:
+            try:
+                found = find_run(bundle)
+            except UsageError:
+                belongs.append(None)
+                continue
+            runs[found.path.resolve()] = _finished(found)
+            digests[student_sha256(found)] = found.path.resolve()
+        assert digest is not None
+        belongs.append(digests[digest])
+    names = _short_names([*runs]) if len(runs) > 1 else dict.fromkeys(runs, "")
+    subjects = {key: Subject(names[key], run) for key, run in runs.items()}
+    orphans: list[Subject] = []
+    titles = _short_names([path.resolve() for path, _ in bundles])
+    for (path, bundle), home in zip(bundles, belongs, strict=True):
+        named = f"{titles[path.resolve()]} ({bundle.config.precision})"
+        if home is None:
+            alone = not runs and len(bundles) == 1
+            name = "" if alone else titles[path.resolve()]
+            orphans.append(Subject(name, None, [(named, bundle)]))
+        else:
+            subjects[home].bundles.append((named, bundle))
+    return [*subjects.values(), *orphans]
+
+
+def _finished(run: Run) -> Run:
+    if run.info.get("status") != "finished":
+        raise UsageError(
+            f"the run {run.path} is not finished",
+            hint="go on with: rekd-edge distill RECIPE --output RUN --resume",
+        )
+    if run.recipe.task == "classify":
+        raise UsageError(f"{run.path} holds a plain classifier, which has no rationales to show")
+    return run
+
+
+def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The fewest last parts of each path that tell all apart."""
+    for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
+        names = {path: "/".join(path.parts[-depth:]) for path in paths}
+        if len(set(names.values())) == len(names):
+            return names
+    return {path: path.name for path in paths}
+
+
+# --- running the models -----------------------------------------------------------------------
+
+
+def _test_split(run: Run, limit: int | None, notes: list[str]) -> Split:
+    test = run.data().test
+    if limit is not None and limit < len(test):
+        notes.append(f"the models were run on {limit:,} of {len(test):,} test examples, by class")
+        return test.take(stratified_limit(test.labels, limit, seed=0))
+    return test
+
+
+def _models(subjects: Sequence[Subject], notes: list[str]) -> Iterator[_Model]:
+    """Teacher, student and files of every run; a teacher of several runs comes once."""
+    teachers: dict[str, str] = {}
+    for subject in subjects:
+        run = subject.run
+        if run is None:
+            notes.extend(
+                f"{name} was not run: its run is not in the folders above it and was not given"
+                for name, _ in subject.bundles
+            )
+            continue
+        teacher = _teacher(run, subject.title("teacher"), teachers, notes)
+        if isinstance(teacher, _Model):
+            yield teacher
+        known_as = teacher.name if isinstance(teacher, _Model) else teacher
+        student = subject.title("student")
+        yield _torch_model(
+            student, run.fused(), run.preprocessor.deployed(), "torch, fused", known_as
+        )
+        for name, bundle in subject.bundles:
+            yield _file_model(name, bundle, student)
+
+
+def _teacher(run: Run, name: str, known: dict[str, str], notes: list[str]) -> _Model | str | None:
+    """The run's teacher; its name alone where it was met before; None where there is none."""
+    try:
+        model = run.teacher()
+        if model is None:
+            return None
+        fused = fuse(
+            model,
+            label_names=run.label_names,
+            max_length=run.max_length,
+            pixel_scale=run.teacher_preprocessor.pixel_scale,
+        )
+    except (UsageError, IntegrityError, BackendError) as error:
+        notes.append(f"{name} was not run: {without_folders(error.message)}")
+        return None
+    digest = weights_sha256(fused)
+    if digest in known:
+        return known[digest]
+    known[digest] = name
+    return _torch_model(name, fused, run.teacher_preprocessor.deployed(), "torch, fused", None)
+
+
+def _torch_model(
+    name: str, model: FusedRationalist, preprocessor: Preprocessor, source: str, other: str | None
+) -> _Model:
+    names = tuple(tensor.name for tensor in model.io_spec().inputs)
+
+    def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
+        with TorchRunner(model, names) as runner:
+            yield from map(runner.run, batches)
+
+    return _Model(name, source, preprocessor, model.grid, BATCH, run, other, False)
+
+
+def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
+    config = bundle.config
+    grid = None
+    if config.image_size is not None and config.patch_size is not None:
+        side = config.image_size // config.patch_size
+        grid = (side, side)
+
+    def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
+        runner = file_runner(
+            bundle.model_path, runtime=config.runtime, settings=config.runtime_settings
+        )
+        with runner:
+            yield from map(runner.run, batches)
+
+    preprocessor = load_preprocessor(bundle.folder)
+    # One example at a time, as on a device: int8 takes its ranges from the whole batch.
+    return _Model(
+        name, f"{config.runtime}, one at a time", preprocessor, grid, 1, run, student, True
+    )
+
+
+def _collect(model: _Model, test: Split) -> Answers:
+    """The model's answers, in the order of the split."""
+    loader = make_loader(test, model.preprocessor, batch_size=model.batch, shuffle=False)
+    places: list[np.ndarray] = []
+
+    def batches() -> Iterator[Mapping[str, np.ndarray]]:
+        for batch in loader:
+            places.append(batch.index.numpy())
+            yield {name: value.numpy() for name, value in batch.inputs.items()}
+
+    logits, margins, candidates = [], [], []
+    kept: list[np.ndarray] = []
+    lowest = np.finfo(np.float32).min
+    for out in model.run(batches()):
+        logits.append(out.logits)
+        margins.append(out.selection_margin)
+        kept += [np.flatnonzero(row) for row in out.rationale_mask]
+        candidates.append((out.selection_score > lowest).sum(axis=1))
+    order = np.argsort(np.concatenate(places))  # texts come by their length
+    return Answers(
+        np.concatenate(logits)[order],
+        test.labels,
+        np.concatenate(margins)[order],
+        tuple(kept[int(place)] for place in order),
+        np.concatenate(candidates)[order],
+    )
+
+
+def _compared(models: Sequence[_Model], answers: Mapping[str, Answers]) -> Iterator[Compared]:
+    by_name = {model.name: model for model in models}
+    for model in models:
+        other = by_name.get(model.reference or "")
+        if other is None or other.name not in answers:
+            continue
+        same = same_tokens(model.preprocessor, other.preprocessor) and model.grid == other.grid
+        yield Compared(model.name, other.name, same, model.deployed)
+
+
+def _result(
+    model: _Model,
+    answers: Mapping[str, Answers],
+    compared: Sequence[Compared],
+    labels: tuple[str, ...],
+    test: Split,
+    counted: str,
+) -> ModelResult:
+    mine = answers[model.name]
+    counts = confusion(mine, len(labels))
+    support = counts.sum(axis=1)
+    pair = next((one for one in compared if one.model == model.name), None)
+    return ModelResult(
+        name=model.name,
+        source=f"{counted} ({model.source})",
+        accuracy=mine.accuracy,
+        examples=len(test),
+        per_class={
+            name: int(counts[i, i]) / int(support[i]) for i, name in enumerate(labels) if support[i]
+        },
+        support={name: int(support[i]) for i, name in enumerate(labels)},
+        counts=counts,
+        agreement=None
+        if pair is None
+        else agreement(mine, answers[pair.other], pair.other, same_tokens=pair.same_tokens),
+    )
+
+
+def _recorded(subjects: Sequence[Subject], known: set[str]) -> Iterator[ModelResult]:
+    """What check reports recorded about models that were not run here."""
+    for subject in subjects:
+        for name, bundle in subject.bundles:
+            check = bundle.reports().get("check", {})
+            recorded: Mapping[str, Any] = check.get("accuracy", {})
+            wanted = {"onnx": name}
+            for role in ("torch", "teacher", "plain"):
+                wanted[role] = subject.title({"torch": "student"}.get(role, role))
+            for role, title in wanted.items():
+                if role not in recorded or title in known:
+                    continue
+                known.add(title)
+                found = recorded[role]
+                yield ModelResult(
+                    name=title,
+                    source=f"check report of {name}",
+                    accuracy=float(found["overall"]),
+                    examples=sum(found["support"].values()),
+                    per_class={n: v for n, v in found["per_class"].items() if v is not None},
+                    support=dict(found["support"]),
+                )
+
+
+def _primary(subjects: Sequence[Subject], results: Sequence[ModelResult]) -> str | None:
+    """The first bundle, or the first student: what the summary is about."""
+    names = {result.name for result in results}
+    wanted = [name for s in subjects for name, _ in s.bundles]
+    wanted += [s.title("student") for s in subjects]
+    return next((name for name in wanted if name in names), None)
+
+
+def _deployed(models: Sequence[_Model], primary: str | None) -> list[str]:
+    """Files, or the primary model where there is none; four at most, so that lines stay apart."""
+    files = [model.name for model in models if model.deployed]
+    return (files or [name for name in [primary] if name in {m.name for m in models}])[:4]
+
+
+# --- examples ---------------------------------------------------------------------------------
+
+
+def _groups(
+    chosen: Sequence[Choice],
+    models: Sequence[_Model],
+    answers: Mapping[str, Answers],
+    test: Split,
+    labels: tuple[str, ...],
+    primary: str,
+) -> tuple[ExampleGroup, ...]:
+    probabilities = {name: found.probabilities for name, found in answers.items()}
+    known = {model.name for model in models}
+
+    def example(index: int) -> Example:
+        raw = test.raw(index)
+        text = raw if isinstance(raw, str) else None
+        reference = {m.name: m.reference for m in models}
+        shown = []
+        for model in models:
+            mine = answers[model.name]
+            predicted = int(mine.predicted[index])
+            other = reference[model.name]
+            shown.append(
+                Answer(
+                    model=model.name,
+                    label=labels[predicted],
+                    probability=float(probabilities[model.name][index, predicted]),
+                    right=predicted == int(test.labels[index]),
+                    margin=float(mine.margin[index]),
+                    kept=len(mine.kept[index]),
+                    candidates=int(mine.candidates[index]),
+                    evidence=_evidence(model, raw, mine.kept[index]),
+                    reference=other if other in known else None,
+                )
+            )
+        return Example(
+            index=index,
+            label=labels[int(test.labels[index])],
+            reasons=_reasons(answers, primary, index),
+            text=text,
+            picture=None if isinstance(raw, str) else _picture(raw),
+            answers=tuple(shown),
+        )
+
+    return tuple(
+        ExampleGroup(one.key, one.title, one.explanation, tuple(example(i) for i in one.indices))
+        for one in chosen
+    )
+
+
+def _reasons(answers: Mapping[str, Answers], primary: str, index: int) -> tuple[str, ...]:
+    reasons = []
+    wrong = [name for name, found in answers.items() if not found.right[index]]
+    if wrong:
+        everyone = len(wrong) == len(answers)
+        reasons.append("all models are wrong" if everyone else f"wrong: {', '.join(wrong)}")
+    margin = float(answers[primary].margin[index])
+    if math.isfinite(margin):
+        share = float((answers[primary].margin <= margin).mean())
+        if share <= 0.05:
+            reasons.append(f"margin {margin:.2g}, among the smallest {share:.1%}")
+    if len({int(found.predicted[index]) for found in answers.values()}) > 1:
+        reasons.append("labels differ")
+    return tuple(reasons)
+
+
+def _evidence(
+    model: _Model, raw: str | np.ndarray, kept: np.ndarray
+) -> tuple[Span, ...] | tuple[Box, ...]:
+    if isinstance(raw, str):
+        assert isinstance(model.preprocessor, TextPreprocessor)
+        offsets = model.preprocessor.offsets(raw)
+        return tuple(Span(*offsets[int(position)]) for position in kept)
+    assert model.grid is not None
+    rows, columns = model.grid
+    return tuple(
+        Box(int(p) % columns / columns, int(p) // columns / rows, 1 / columns, 1 / rows)
+        for p in kept
+    )
+
+
+def _picture(image: np.ndarray) -> Picture:
+    """The centre square, which is what the models see, at most :data:`PICTURE_SIDE` wide."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    if side > PICTURE_SIDE:
+        square = square.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if square.width <= LOSSLESS_SIDE:
+        square.save(buffer, format="PNG", optimize=True)
+        return Picture("image/png", buffer.getvalue(), square.width)
+    square.save(buffer, format="JPEG", quality=82)
+    return Picture("image/jpeg", buffer.getvalue(), square.width)

@@ -1,0 +1,144 @@
+"""A page's content by hand, with texts that try to be more than text."""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+
+from rekd_edge.report.content import (
+    Agreement,
+    Answer,
+    Bench,
+    Box,
+    Checks,
+    Confidence,
+    Example,
+    ExampleGroup,
+    Front,
+    FrontPoint,
+    GateLine,
+    Lineage,
+    ModelResult,
+    Picture,
+    ReportContent,
+    Span,
+    Stage,
+    Timing,
+    Training,
+    TrainingPhase,
+)
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)> \"' onload='alert(3) "
+    "</style></svg> {{ 7*7 }} {% raw %} javascript:alert(4) \x00\x1b[31m \u202edesrever"
+)
+LABELS = ("<b>bad</b>", 'good" onclick="alert(5)')
+STUDENT, FILE = "student <i>", "bundle & (int8)"
+
+
+@functools.cache
+def png() -> bytes:
+    """A real picture of 32 x 32 pixels."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def answer(model: str, evidence: tuple[Span, ...] | tuple[Box, ...], other: str | None) -> Answer:
+    return Answer(
+        model=model,
+        label=LABELS[0],
+        probability=0.75,
+        right=other is None,
+        margin=0.25,
+        kept=len(evidence),
+        candidates=9,
+        evidence=evidence,
+        reference=other,
+    )
+
+
+def make_content(modality: str = "text", examples: int = 2) -> ReportContent:
+    """Everything that a page can show; ``modality`` is text or image."""
+
+    def example(index: int) -> Example:
+        if modality == "text":
+            shown = (
+                answer(STUDENT, (Span(0, 8), Span(10, 12)), None),
+                answer(FILE, (Span(0, 8), Span(20, 24)), STUDENT),
+            )
+        else:
+            shown = (
+                answer(STUDENT, (Box(0, 0, 0.25, 0.25), Box(0.5, 0.5, 0.25, 0.25)), None),
+                answer(FILE, (Box(0, 0, 0.25, 0.25), Box(0.75, 0.75, 0.25, 0.25)), STUDENT),
+            )
+        return Example(
+            index=index,
+            label=LABELS[index % 2],
+            reasons=(HOSTILE,),
+            text=f"{HOSTILE} number {index}" if modality == "text" else None,
+            picture=None if modality == "text" else Picture("image/png", png(), 32),
+            answers=shown,
+        )
+
+    counts = np.asarray([[40, 10], [5, 45]])
+    results = tuple(
+        ModelResult(
+            name=name,
+            source=HOSTILE,
+            accuracy=0.85,
+            examples=100,
+            per_class={LABELS[0]: 0.8, LABELS[1]: 0.9},
+            support=dict.fromkeys(LABELS, 50),
+            counts=counts,
+            agreement=None if name == STUDENT else Agreement(STUDENT, 0.99, 0.9, 0.95),
+        )
+        for name in (STUDENT, FILE)
+    )
+    quantiles = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.5)
+    timing = Timing(FILE, quantiles, 1.5, (0.3, 0.28, 0.32), 0.5, None, 20.5, 200)
+    point = FrontPoint(FILE, 0.85, 1.3, True, True)
+    return ReportContent(
+        title=HOSTILE,
+        description=HOSTILE,
+        modality="text" if modality == "text" else "image",
+        label_names=LABELS,
+        rationale_ratio=0.2,
+        created="2026-11-21 20:00 UTC",
+        version="0.1.0",
+        primary=FILE,
+        lineages=(
+            Lineage(
+                HOSTILE,
+                (Stage("recipe", HOSTILE, ((HOSTILE, HOSTILE), ("empty", ""))),),
+                (Stage("file", HOSTILE, (("sha256", "0" * 64),), HOSTILE),),
+            ),
+        ),
+        data=((HOSTILE, HOSTILE),),
+        trainings=(
+            Training(
+                HOSTILE,
+                (TrainingPhase(HOSTILE, (10, 20, 30), (0.5, 0.4, 0.3)),),
+                ((HOSTILE, (0, 30), (0.5, 0.7)),),
+                (HOSTILE,),
+            ),
+        ),
+        results=results,
+        confidences=(
+            Confidence(FILE, (0.1, 0.5, 1.0), (0.0, 0.1, 0.15), ((0.5, 0.6, 0.55, 0.5, 10),), 0.05),
+        ),
+        benches=(Bench(HOSTILE, HOSTILE, False, HOSTILE, HOSTILE, (timing, timing), (HOSTILE,)),),
+        fronts=(Front(HOSTILE, HOSTILE, (point, FrontPoint(HOSTILE, 0.8, 2.0, False, False))),),
+        checks=(
+            Checks(HOSTILE, (GateLine(HOSTILE, HOSTILE, HOSTILE, HOSTILE, "failed"),), HOSTILE),
+        ),
+        groups=(
+            ExampleGroup("wrong", HOSTILE, HOSTILE, tuple(example(i) for i in range(examples))),
+        ),
+        notes=(HOSTILE,),
+    )
