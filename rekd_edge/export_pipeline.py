@@ -552,7 +552,7 @@ def convert_run(
     else:
         exported = fp32
     if target.precision == "fp32":
-        _fit_engine(path, target)
+        fit_engine(path, target)
         return
     try:
         parts = target.quantize if isinstance(model, FusedRationalist) else ("predictor",)
@@ -567,10 +567,10 @@ def convert_run(
     finally:
         if exported != fp32:
             exported.unlink(missing_ok=True)
-    _fit_engine(path, target)
+    fit_engine(path, target)
 
 
-def _fit_engine(path: Path, target: TargetSpec) -> None:
+def fit_engine(path: Path, target: TargetSpec) -> None:
     """Gives a file for engines the form of graph that TensorRT takes."""
     if target.engine is not None:
         proto = onnx.load(str(path))

@@ -37,6 +37,7 @@ from rekd_edge.export_pipeline import (
     convert_run,
     engine_recipe,
     export_bundle,
+    fit_engine,
 )
 from rekd_edge.export_pipeline import test_batches as batches_of
 from rekd_edge.fuse import FusedRationalist
@@ -67,10 +68,14 @@ class Made:
     def file(self, target: TargetSpec) -> Path:
         if target.name not in self.files:
             path = self.folder / f"{target.name}.onnx"
-            fp32 = self.folder / "fp32.onnx"
-            if not fp32.exists():
-                convert_run(self.run, self.fused, load_target("onnx"), fp32)
-            convert_run(self.run, self.fused, target, path, {}, fp32=fp32)
+            if target.name == "onnx":
+                convert_run(self.run, self.fused, target, path)
+            elif target.precision == "fp32":
+                shutil.copy(self.file(load_target("onnx")), path)
+                fit_engine(path, target)
+            else:
+                fp32 = self.file(load_target("onnx"))
+                convert_run(self.run, self.fused, target, path, {}, fp32=fp32)
             self.files[target.name] = path
         return self.files[target.name]
 
@@ -187,10 +192,9 @@ def test_pixels_cast_first_answer_the_same_to_the_last_bit(
 ) -> None:
     plain = load_target(name)
     before = image.file(plain)
-    options = for_gpus("trt-rtx").engine
     after = tmp_path / "after.onnx"
-    target = plain.model_copy(update={"engine": options})
-    convert_run(image.run, image.fused, target, after, {}, fp32=image.folder / "fp32.onnx")
+    shutil.copy(before, after)
+    fit_engine(after, for_gpus("trt-rtx"))
     reading = [n.op_type for n in onnx.load(str(after)).graph.node if "pixel_values" in n.input]
     assert sorted(reading) == ["Cast", "Shape"]
     with OnnxRunner(before, threads=1) as one, OnnxRunner(after, threads=1) as two:
@@ -359,23 +363,20 @@ def test_out_of_memory_while_building_is_one_clear_error(image: Made, tmp_path: 
 
 
 def test_without_tensorrt_the_command_says_how_to_get_it(text: Made, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None\n"
-    )
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorrt'] = None\n")
     search = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    for target, extra in (("trt", "trt"), ("trt-rtx", "trt-rtx")):
-        words = ("export", text.run.path, "--target", target, "--output", tmp_path / "out")
-        ended = subprocess.run(
-            [sys.executable, "-m", "rekd_edge", *words],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": search},
-            check=False,
-        )
-        assert ended.returncode == 4, ended.stderr
-        assert f"pip install 'rekd-edge[{extra}]'" in ended.stderr
-        assert "Traceback" not in ended.stderr
-        assert not (tmp_path / "out").exists()
+    words = ("export", text.run.path, "--target", "trt", "--output", tmp_path / "out")
+    ended = subprocess.run(
+        [sys.executable, "-m", "rekd_edge", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": search},
+        check=False,
+    )
+    assert ended.returncode == 4, ended.stderr
+    assert "pip install 'rekd-edge[trt]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_answers_are_held_to_the_gates_whatever_gives_them(text: Made) -> None:
