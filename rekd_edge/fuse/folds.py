@@ -92,9 +92,8 @@ def fold_convolution(module: nn.Module) -> bool:
     if not isinstance(module, ConvolutionMixer) or not isinstance(module.convolution, nn.Conv1d):
         return False
     old = module.convolution
-    new = nn.Conv2d(
-        old.in_channels, old.out_channels, (1, old.kernel_size[0]), padding=(0, old.padding[0])
-    )
+    kernel = old.kernel_size[0]
+    new = nn.Conv2d(old.in_channels, old.out_channels, (1, kernel), padding=(0, kernel // 2))
     new.weight = nn.Parameter(old.weight.unsqueeze(2))
     new.bias = old.bias
     module.convolution = new

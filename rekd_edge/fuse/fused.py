@@ -122,6 +122,9 @@ class _Selection:
 class _SelectingModel(DeployModel):
     """A deploy model with a selector: adds the rationale outputs."""
 
+    budgets: Tensor
+    """Texts: the budget by the number of selectable tokens, int64 ``[token + 1, 1]``."""
+
     def __init__(
         self,
         selector: Selector,

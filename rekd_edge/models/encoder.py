@@ -329,9 +329,10 @@ class BertEncoder(Encoder):
         return embeddings.dropout(embeddings.LayerNorm(embedded))
 
     def embed_prefix(self, batch_size: int, scale: Tensor | None = None) -> Tensor:
-        if scale is None and hasattr(self.backbone.embeddings, "prefix"):
-            return self.backbone.embeddings.prefix.expand(batch_size, -1, -1)
-        weight = self.backbone.embeddings.word_embeddings.weight
+        embeddings: Any = self.backbone.embeddings
+        if scale is None and hasattr(embeddings, "prefix"):
+            return embeddings.prefix.expand(batch_size, -1, -1)
+        weight = embeddings.word_embeddings.weight
         content = torch.full((batch_size, 1), self.cls_id, device=weight.device)
         return self.embed_content(content, torch.zeros_like(content), scale)
 
