@@ -8,13 +8,15 @@ bundles to compare (``make test-web BUNDLES=...``).
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ import pytest
 from PIL import Image
 
 from rekd_edge.bundle.runtime import load_runtime
+from rekd_edge.calibrate.spec import AbstentionSpec, Calibration
 from rekd_edge.data import load_data
 from rekd_edge.recipe import find_recipe, load_recipe
 
@@ -36,6 +39,7 @@ WEB = ROOT / "export" / "runtime" / "web"
 CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
 BUNDLES = [Path(word).resolve() for word in os.environ.get("REKD_WEB_BUNDLES", "").split()]
 DECODED_SIZE = 224
+TEMPERATURE = 1.7
 ODD_TEXTS = (
     "a",
     "Déjà vu, naïve façade — ‘résumé’ costs 5 €…",
@@ -203,6 +207,38 @@ def bundle_answers(bundle: Path, inputs: list[str]) -> list[dict[str, Any]]:
     return [row | {"logits": found} for row, found in zip(predictions, logits, strict=True)]
 
 
+def calibrated(bundle: Path, folder: Path, answers: list[dict[str, Any]]) -> Path:
+    """A copy of ``bundle`` that withholds some of ``answers``: by each threshold between an eighth
+    and a half. Thresholds lie in the widest gap there, so that rounding moves no answer across."""
+    runtime = load_runtime()
+
+    def threshold(values: Iterable[float]) -> float:
+        found = sorted(set(values))
+        pairs = list(itertools.pairwise(found[len(found) // 8 : len(found) // 2 + 1]))
+        low, high = max(pairs, key=lambda pair: pair[1] - pair[0])
+        return (low + high) / 2
+
+    logits = np.array([row["logits"] for row in answers], np.float32)
+    margins = (row["margin"] for row in answers if row["margin"] is not None)
+    stated = Calibration(
+        temperature=TEMPERATURE,
+        confidence_threshold=threshold(runtime.softmax(logits, TEMPERATURE).max(axis=1).tolist()),
+        margin_threshold=threshold(margins),
+        asked=AbstentionSpec(coverage=0.7, rationale_risk=0.02),
+        examples=200,
+    )
+    shutil.copytree(bundle, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["calibration"] = stated.model_dump(mode="json")
+    content = json.dumps(config).encode()
+    (folder / "config.json").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = next(file for file in manifest["files"] if file["path"] == "config.json")
+    entry |= {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 def resampled(folder: Path, pictures: list[Path]) -> Iterator[dict[str, Any]]:
     """Raw pixels and what Pillow makes of them, as files of bytes."""
     from rekd_edge.data.preprocess import ImagePreprocessor
@@ -256,6 +292,13 @@ def golden(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
             "precision": "int8" if "int8" in name else "fp32",
             "answers": bundle_answers(bundle, inputs),
         }
+    for name in ("text", "image", "text-int8", "image-int8"):
+        plain = answers[name]
+        bundle = calibrated(bundles[name], folder / f"{name}-calibrated", plain["answers"])
+        rows = bundle_answers(bundle, [row["source"] for row in plain["answers"]])
+        refused = {tuple(row["refused_for"]) for row in rows}
+        assert {(), ("confidence",), ("margin",)} <= refused
+        answers[f"{name}-calibrated"] = plain | {"bundle": str(bundle), "answers": rows}
     text = bundles["text"] / "tokenizer.json"
     every_text = [*texts, *ODD_TEXTS, *random_texts(1500), " ", "\u200b", "\x1c", "\u3000"]
     pictures = ["photo.png", "tall.png", "strip.png", "dot.png", "cifar-0.png", "view.png"]
@@ -276,6 +319,10 @@ def golden(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def test_the_types_hold(packages: Path) -> None:
     command("node", packages / "typescript" / "bin" / "tsc")
+
+
+def test_calibration_is_applied_or_refused(packages: Path) -> None:
+    command("node", "--test", "tests/decision.test.mjs")
 
 
 def test_the_unicode_tables_are_those_of_the_tokenizer(tmp_path: Path) -> None:

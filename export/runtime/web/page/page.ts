@@ -1,5 +1,6 @@
 /** The page: loads the bundle beside it, takes a text or an image, shows the answer. */
 import {
+  type Config,
   type ImagePrediction,
   type Prediction,
   Rationalist,
@@ -10,6 +11,7 @@ import { drawOverlay } from "./overlay.js";
 import { highlightedParts } from "./highlight.js";
 
 const SHOWN_LABELS = 6;
+const NOT_RELIABLE = "Most probable, not to be relied on";
 
 function element<Kind extends HTMLElement>(id: string, kind: new () => Kind): Kind {
   const found = document.getElementById(id);
@@ -39,6 +41,13 @@ function made(name: string, text: string, className = ""): HTMLElement {
 function percent(share: number): string {
   if (share > 0 && share < 0.001) return "< 0.1 %";
   return share < 1 && share > 0.999 ? "> 99.9 %" : `${(share * 100).toFixed(1)} %`;
+}
+
+/** A number that is too low, and the least that would do, in as many digits as tell them apart. */
+function tooLow(value: number, least: number): [string, string] {
+  let digits = 3;
+  while (digits < 17 && value.toPrecision(digits) === least.toPrecision(digits)) digits++;
+  return [value.toPrecision(digits), least.toPrecision(digits)];
 }
 
 function milliseconds(value: number): string {
@@ -93,6 +102,7 @@ function describeModel(model: Rationalist): void {
     row.append(made("dt", name), made("dd", value));
     list.append(row);
   }
+  [at("calibration").textContent, at("withholding").textContent] = limitsOf(config);
   const gates = (manifest["gates"] ?? []) as Array<{ name: string; goal: string; passed: boolean }>;
   const passed = gates.filter((gate) => gate.passed).length;
   at("checks").textContent = `${passed} of ${gates.length} checks passed before export`;
@@ -105,6 +115,43 @@ function describeModel(model: Rationalist): void {
   at("fingerprint").textContent = sha256;
   const versions = manifest["versions"] as Record<string, string> | undefined;
   at("version").textContent = ` ${versions?.["rekd-edge"] ?? ""}`;
+}
+
+/** What this bundle's probabilities are worth, and whether it always answers. */
+function limitsOf({ calibration, modality }: Config): [string, string] {
+  const worth =
+    calibration === null
+      ? "Probabilities are not calibrated: they are not the chance of being right."
+      : `Probabilities are calibrated (temperature ${calibration.temperature.toPrecision(3)}) for ` +
+        "inputs like those of the development data; for others they may be far from true.";
+  const { confidenceThreshold = null, marginThreshold = null } = calibration ?? {};
+  const low: string[] = [];
+  if (confidenceThreshold !== null) {
+    low.push(`the probability is below ${(confidenceThreshold * 100).toPrecision(3)} %`);
+  }
+  if (marginThreshold !== null) low.push(`the margin is below ${marginThreshold.toPrecision(3)}`);
+  const withheld =
+    low.length === 0
+      ? "No answer is withheld: every input gets one of the labels, also one that belongs to none of them."
+      : `No answer is given where ${low.join(" or ")}. What is answered can still be wrong, and ` +
+        `${modality === "text" ? "a text" : "an image"} that belongs to none of the labels may get one.`;
+  return [worth, withheld];
+}
+
+/** Why there is no answer; empty where there is one. */
+function reasons({ probability, margin, refusedFor, modality }: Prediction, config: Config): string {
+  const { confidenceThreshold, marginThreshold } = config.calibration ?? {};
+  return refusedFor
+    .map((reason) => {
+      if (reason === "confidence") {
+        const [found, least] = tooLow(probability * 100, confidenceThreshold! * 100);
+        return `The highest probability, ${found} %, is below ${least} %: too low for this model to answer.`;
+      }
+      const [found, least] = tooLow(margin, marginThreshold!);
+      const parts = modality === "text" ? "words" : "patches";
+      return `The margin, ${found}, is below ${least}: the choice of ${parts} is too near to a tie.`;
+    })
+    .join(" ");
 }
 
 function bars(list: HTMLElement, values: ReadonlyArray<readonly [string, number]>): void {
@@ -121,7 +168,12 @@ function bars(list: HTMLElement, values: ReadonlyArray<readonly [string, number]
   );
 }
 
-function showPrediction(prediction: Prediction): void {
+function showPrediction(prediction: Prediction, config: Config): void {
+  const { abstain } = prediction;
+  show("withheld", abstain);
+  at("reasons").textContent = reasons(prediction, config);
+  at("standing").textContent = abstain ? NOT_RELIABLE : "Answer";
+  at("result").setAttribute("aria-labelledby", abstain ? "no-answer" : "answer");
   const { label, probability, kept, candidates, margin, modelMs, preprocessMs } = prediction;
   const isText = prediction.modality === "text";
   at("label").textContent = label;
@@ -129,7 +181,7 @@ function showPrediction(prediction: Prediction): void {
   at("notices").replaceChildren(...prediction.notices.map((notice) => made("li", notice)));
   at("evidence").textContent =
     `${kept} of ${candidates} ${isText ? "tokens" : "patches"}. ` +
-    "Nothing else entered the answer.";
+    `Nothing else entered the ${abstain ? "probabilities" : "answer"}.`;
   at("unit").textContent = isText ? "token" : "patch";
   const sorted = [...prediction.probabilities].sort(([, left], [, right]) => right - left);
   bars(at("probabilities"), sorted.slice(0, SHOWN_LABELS));
@@ -155,15 +207,18 @@ function bringIntoView(): void {
   at("result").scrollIntoView({ block: "nearest", behavior: isCalm ? "instant" : "smooth" });
 }
 
-function announce(prediction: Prediction): void {
+function announce(prediction: Prediction, config: Config): void {
   const { label, probability, modality, rationale } = prediction;
   const evidence =
     modality === "text"
       ? prediction.rationale.map(({ text }) => text).join(", ")
       : `${rationale.length} patches`;
   const notices = prediction.notices.join(" ");
+  const first = prediction.abstain
+    ? `No answer. ${reasons(prediction, config)} ${NOT_RELIABLE}: `
+    : "";
   at("announcement").textContent =
-    `${label}, ${percent(probability)}. Read from: ${evidence}. ${notices}`;
+    `${first}${label}, ${percent(probability)}. Read from: ${evidence}. ${notices}`;
 }
 
 function showText(prediction: TextPrediction): void {
@@ -193,10 +248,10 @@ function readyForTexts(model: Rationalist): void {
     void attempt("text-problem", async () => {
       const prediction = await model.predict(field.value);
       if (prediction.modality !== "text") return;
-      showPrediction(prediction);
+      showPrediction(prediction, model.config);
       showText(prediction);
       bringIntoView();
-      announce(prediction);
+      announce(prediction, model.config);
     });
   });
   field.addEventListener("keydown", (event) => {
@@ -222,13 +277,13 @@ function readyForImages(model: Rationalist): void {
       shown?.close();
       shown = bitmap;
       redraw = () => drawOverlay(canvas, bitmap, prediction, dim.checked);
-      showPrediction(prediction);
+      showPrediction(prediction, model.config);
       const { width, height } = prediction.view;
       show("crop", width !== height);
       canvas.setAttribute("aria-label", patchesInWords(prediction));
       redraw();
       bringIntoView();
-      announce(prediction);
+      announce(prediction, model.config);
     });
   const answerFirst = (files: FileList | null | undefined) => {
     const file = files?.[0];

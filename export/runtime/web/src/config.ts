@@ -1,11 +1,22 @@
 import { RekdError, broken } from "./errors.js";
-import { parseJson, requireSchema } from "./manifest.js";
+import { CONFIG_SCHEMA_VERSION, parseJson, requireSchema } from "./manifest.js";
 import type { Interpolation } from "./resample.js";
+
+/** What turns logits into probabilities, and below what no answer is given (docs/bundle.md). */
+export interface Calibration {
+  readonly temperature: number;
+  /** Null: any probability is answered. */
+  readonly confidenceThreshold: number | null;
+  /** Null: any margin is answered. */
+  readonly marginThreshold: number | null;
+}
 
 interface Shared {
   readonly labelNames: readonly string[];
   readonly rationaleRatio: number;
   readonly precision: string;
+  /** Null where the bundle has none: temperature 1, and nothing is withheld. */
+  readonly calibration: Calibration | null;
 }
 
 export interface TextConfig extends Shared {
@@ -24,15 +35,12 @@ export interface ImageConfig extends Shared {
   readonly normalisation: { readonly mean: readonly number[]; readonly std: readonly number[] } | null;
 }
 
-/**
- * What `config.json` and `preprocessor_config.json` say, as far as it is needed here. Settings of
- * calibration and abstention belong here once a bundle carries them; `decide` applies them.
- */
+/** What `config.json` and `preprocessor_config.json` say, as far as it is needed here. */
 export type Config = TextConfig | ImageConfig;
 
 export function readConfig(configFile: Uint8Array, preprocessorFile: Uint8Array): Config {
   const document = parseJson(configFile, "config.json");
-  requireSchema(document, "config.json");
+  const schema = requireSchema(document, "config.json", CONFIG_SCHEMA_VERSION);
   const preprocessing = parseJson(preprocessorFile, "preprocessor_config.json");
   const runtime = document["runtime"] ?? "onnxruntime";
   if (runtime !== "onnxruntime") {
@@ -50,6 +58,7 @@ export function readConfig(configFile: Uint8Array, preprocessorFile: Uint8Array)
     labelNames: names(document["label_names"]),
     rationaleRatio: positive(document["rationale_ratio"], "rationale_ratio"),
     precision: String(document["precision"] ?? "fp32"),
+    calibration: calibration(document["calibration"] ?? null, schema),
   };
   if (modality === "text") {
     return { modality, ...shared, maxLength: count(preprocessing["max_length"], "max_length") };
@@ -75,6 +84,32 @@ export function readConfig(configFile: Uint8Array, preprocessorFile: Uint8Array)
             std: triple(preprocessing["std"], "std").map((value) => positive(value, "std")),
           },
   };
+}
+
+function calibration(value: unknown, schema: number): Calibration | null {
+  if (value === null) return null;
+  if (schema < 2) throw broken("config.json: calibration needs schema_version 2");
+  if (typeof value !== "object" || Array.isArray(value)) {
+    throw broken("config.json: calibration is neither null nor an object");
+  }
+  const document = value as Record<string, unknown>;
+  if (document["method"] !== "temperature") {
+    throw broken(`config.json: calibration by ${JSON.stringify(document["method"])} is not known`);
+  }
+  return {
+    temperature: positive(document["temperature"], "config.json: calibration.temperature"),
+    confidenceThreshold: threshold(document, "confidence_threshold", 1),
+    marginThreshold: threshold(document, "margin_threshold", Number.MAX_VALUE),
+  };
+}
+
+/** A number in 0..`most`, or null. */
+function threshold(document: Record<string, unknown>, name: string, most: number): number | null {
+  const value = document[name];
+  if (value === null) return null;
+  if (typeof value === "number" && value >= 0 && value <= most) return value;
+  const range = most === 1 ? "between 0 and 1" : "of at least 0";
+  throw broken(`config.json: calibration.${name} is neither null nor a number ${range}`);
 }
 
 function names(value: unknown): string[] {

@@ -1,7 +1,9 @@
 /** What is in the bundle, and the proof that every byte of it is what was exported. */
 import { RekdError, broken } from "./errors.js";
 
-export const SCHEMA_VERSION = 1;
+/** Newest schemas of `manifest.json` and `config.json` that are understood here. */
+export const MANIFEST_SCHEMA_VERSION = 1;
+export const CONFIG_SCHEMA_VERSION = 2;
 const FORMAT = "rekd-edge-bundle";
 
 /** The answer to a request for one file of the bundle. A folder that is served: `fetch`. */
@@ -86,18 +88,24 @@ export function parseJson(content: Uint8Array, name: string): Record<string, unk
   return document as Record<string, unknown>;
 }
 
-export function requireSchema(document: Record<string, unknown>, name: string): void {
+/** The `schema_version`; throws where there is none, or one above `newest`. */
+export function requireSchema(
+  document: Record<string, unknown>,
+  name: string,
+  newest: number,
+): number {
   const version = document["schema_version"];
   if (typeof version !== "number" || !Number.isInteger(version) || version < 1) {
     throw broken(`${name}: schema_version is not a positive integer`);
   }
-  if (version > SCHEMA_VERSION) {
+  if (version > newest) {
     throw new RekdError(
       "integrity",
-      `${name}: schema_version ${version} is newer than ${SCHEMA_VERSION}, the newest known here`,
+      `${name}: schema_version ${version} is newer than ${newest}, the newest known here`,
       "build this page again with the rekd-edge that made the bundle",
     );
   }
+  return version;
 }
 
 async function readManifest(source: BundleSource, fingerprint?: string): Promise<Manifest> {
@@ -111,7 +119,7 @@ async function readManifest(source: BundleSource, fingerprint?: string): Promise
   }
   const document = parseJson(content, "manifest.json");
   if (document["format"] !== FORMAT) throw broken(`manifest.json: format is not ${FORMAT}`);
-  requireSchema(document, "manifest.json");
+  requireSchema(document, "manifest.json", MANIFEST_SCHEMA_VERSION);
   const entries = document["files"];
   if (!Array.isArray(entries) || entries.length === 0) {
     throw broken("manifest.json: files is not a list of files");

@@ -3,11 +3,12 @@
  *
  *     const model = await Rationalist.load("bundle/");
  *     const answer = await model.predict("a text");       // or a File with an image
- *     answer.label, answer.probability, answer.rationale
+ *     answer.label, answer.probability, answer.rationale, answer.abstain
  */
 import * as ort from "onnxruntime-web/wasm";
 
-import { type Config, type ImageConfig, type TextConfig, readConfig } from "./config.js";
+import { type Calibration, type Config, type ImageConfig, readConfig } from "./config.js";
+import { type Decision, type Refusal, decide } from "./decision.js";
 import { RekdError, broken } from "./errors.js";
 import {
   type BundleSource,
@@ -26,13 +27,20 @@ export { RekdError } from "./errors.js";
 export { WordPiece } from "./wordpiece.js";
 export { resample, rowsRead, viewOf } from "./resample.js";
 export { decode, sizeOf } from "./pixels.js";
-export type { BundleSource, Config, Manifest, PatchBox, Progress, RawPixels, View, WordSpan };
+export type {
+  BundleSource,
+  Calibration,
+  Config,
+  Manifest,
+  PatchBox,
+  Progress,
+  RawPixels,
+  Refusal,
+  View,
+  WordSpan,
+};
 
-interface Answer {
-  readonly label: string;
-  readonly probability: number;
-  /** By label, in the order of the logits. */
-  readonly probabilities: ReadonlyArray<readonly [string, number]>;
+interface Answer extends Decision {
   readonly logits: Float32Array;
   /** Score of the last kept minus the best dropped token; infinite if nothing was dropped. */
   readonly margin: number;
@@ -133,7 +141,7 @@ export class Rationalist {
     const { config } = this;
     if (config.modality === "text") {
       if (typeof input !== "string") throw new RekdError("input", "This model reads texts.");
-      return this.predictText(input, config);
+      return this.predictText(input);
     }
     if (typeof input === "string") throw new RekdError("input", "This model reads images.");
     const start = performance.now();
@@ -150,7 +158,7 @@ export class Rationalist {
     await this.session.release();
   }
 
-  private async predictText(text: string, config: TextConfig): Promise<TextPrediction> {
+  private async predictText(text: string): Promise<TextPrediction> {
     const start = performance.now();
     const encoded = this.tokenizer!.encode(text);
     const shape = [1, encoded.ids.length];
@@ -175,7 +183,7 @@ export class Rationalist {
     return {
       modality: "text",
       text,
-      ...decide(answer, config),
+      ...this.answered(answer),
       rationale: wordSpans(text, encoded, answer.kept, answer.scores),
       readTo,
       candidates,
@@ -198,7 +206,7 @@ export class Rationalist {
     const answer = await this.run(feeds, grid * grid);
     return {
       modality: "image",
-      ...decide(answer, config),
+      ...this.answered(answer),
       rationale: patchBoxes(view, patchSize, answer.kept, answer.scores),
       view,
       grid,
@@ -206,6 +214,11 @@ export class Rationalist {
       notices: [],
       preprocessMs,
     };
+  }
+
+  private answered({ logits, kept, margin, modelMs }: ModelAnswer) {
+    const count = kept.filter(Boolean).length;
+    return { ...decide(logits, margin, this.config), logits, margin, kept: count, modelMs };
   }
 
   private async run(feeds: Record<string, ort.Tensor>, tokens: number): Promise<ModelAnswer> {
@@ -249,22 +262,6 @@ export class Rationalist {
       );
     }
   }
-}
-
-/**
- * The label and its probabilities. Calibration and abstention, once `Config` has them, are decided
- * here and nowhere else.
- */
-function decide({ logits, kept, margin, modelMs }: ModelAnswer, config: Config) {
-  const highest = Math.max(...logits);
-  const exponents = Array.from(logits, (logit) => Math.exp(logit - highest));
-  const sum = exponents.reduce((total, value) => total + value, 0);
-  const probabilities = config.labelNames.map(
-    (name, index) => [name, exponents[index]! / sum] as const,
-  );
-  const [label, probability] = probabilities[logits.indexOf(highest)]!;
-  const count = kept.filter(Boolean).length;
-  return { label, probability, probabilities, logits, margin, kept: count, modelMs };
 }
 
 /** `[1, 3, size, size]` from `[size, size, 3]`, in the arithmetic of the Python runtime. */

@@ -13,7 +13,8 @@ export async function library(folder) {
     stdin: {
       contents:
         'export * from "./src/rationalist.js"; export * from "./page/highlight.js";' +
-        'export * from "./src/manifest.js";',
+        'export * from "./src/manifest.js"; export * from "./src/config.js";' +
+        'export * from "./src/decision.js";',
       resolveDir: HERE,
     },
     bundle: true,

@@ -5,8 +5,8 @@ import assert from "node:assert/strict";
  * step fall to either side, and the difference goes on through the layers.
  */
 export const TOLERANCE = {
-  fp32: { logits: 1e-4, labels: 1, rationales: 1 },
-  int8: { logits: 0.5, labels: 0.99, rationales: 0.97 },
+  fp32: { logits: 1e-4, probabilities: 1e-4, labels: 1, rationales: 1, refusals: 1 },
+  int8: { logits: 0.5, probabilities: 0.25, labels: 0.99, rationales: 0.97, refusals: 0.97 },
 };
 
 const positions = (rationale) =>
@@ -17,6 +17,11 @@ export function differences(found, due) {
   const logits = Math.max(
     ...due.logits.map((logit, index) => Math.abs(logit - found.logits[index])),
   );
+  const probabilities = Math.max(
+    ...found.probabilities.map(([name, share]) => Math.abs(share - due.probabilities[name])),
+  );
+  assert.equal(found.probability, Math.max(...found.probabilities.map(([, share]) => share)));
+  assert.equal(found.abstain, found.refusedFor.length > 0);
   const isSameRationale = positions(found.rationale) === positions(due.rationale);
   if (isSameRationale) {
     const keys = due.rationale[0].tokens === undefined
@@ -29,6 +34,8 @@ export function differences(found, due) {
   assert.equal(found.candidates, due.candidates);
   return {
     logits,
+    probabilities,
+    isSameRefusal: String(found.refusedFor) === String(due.refused_for),
     isSameLabel: found.label === due.label,
     isSameRationale,
     margin: Math.abs(found.margin - (due.margin ?? Infinity)),
@@ -42,12 +49,16 @@ export function judge(name, precision, rows) {
   const largest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
   const same = rows.filter((row) => row.isSameRationale);
   const logits = largest(same.map((row) => row.logits));
+  const probabilities = largest(same.map((row) => row.probabilities));
   const margin = largest(rows.map((row) => row.margin).filter(Number.isFinite));
   const line =
     `${name} (${precision}): ${rows.length} inputs, same labels ${share("isSameLabel")}, same ` +
-    `rationales ${share("isSameRationale")}, largest difference of a logit ${logits}, of a margin ${margin}`;
+    `rationales ${share("isSameRationale")}, withheld the same ${share("isSameRefusal")}, largest difference ` +
+    `of a logit ${logits}, of a probability ${probabilities}, of a margin ${margin}`;
   assert.ok(share("isSameLabel") >= limit.labels, line);
   assert.ok(share("isSameRationale") >= limit.rationales, line);
+  assert.ok(share("isSameRefusal") >= limit.refusals, line);
   assert.ok(logits <= limit.logits, line);
+  assert.ok(probabilities <= limit.probabilities, line);
   return line;
 }

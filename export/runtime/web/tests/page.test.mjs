@@ -35,7 +35,7 @@ async function open(where, settings = {}) {
 }
 
 before(async () => {
-  for (const name of ["text", "image"]) {
+  for (const name of ["text", "image", "text-calibrated"]) {
     const words = ["--bundle", golden.bundles[name].bundle, "--output", path.join(root, name)];
     execFileSync(process.execPath, [BUILD, ...words]);
   }
@@ -190,6 +190,74 @@ describe("the page for texts", () => {
         .map((node) => node.outerHTML),
     );
     assert.deepEqual(nameless, []);
+  });
+});
+
+describe("the page of a bundle that withholds answers", () => {
+  const { bundle, answers } = golden.bundles["text-calibrated"];
+  const { calibration } = JSON.parse(fs.readFileSync(path.join(bundle, "config.json"), "utf8"));
+  const isText = ({ source }) => /^[\x20-\x7e]+$/.test(source);
+  const refused = (...reasons) =>
+    answers.find((answer) => isText(answer) && String(answer.refused_for) === String(reasons));
+  const ask = async ({ source }) => {
+    await page.getByRole("textbox").fill(source);
+    await page.getByRole("button", { name: "Classify" }).click();
+    await page.waitForFunction((text) => document.querySelector("#highlighted").textContent === text, source);
+  };
+
+  test("says what it withholds, and another that it withholds nothing", async () => {
+    await open("text-calibrated/", { viewport: { width: 1000, height: 800 } });
+    assert.match(await page.textContent("#calibration"), /^Probabilities are calibrated \(temperature 1\.70\)/);
+    const limits = await page.textContent("#withholding");
+    assert.ok(limits.includes(`probability is below ${(calibration.confidence_threshold * 100).toPrecision(3)} % or`), limits);
+    assert.ok(limits.includes(`margin is below ${calibration.margin_threshold.toPrecision(3)}.`), limits);
+    await open("text/");
+    assert.match(await page.textContent("#calibration"), /^Probabilities are not calibrated/);
+    assert.match(await page.textContent("#withholding"), /^No answer is withheld/);
+  });
+
+  for (const [reasons, message] of [
+    [["confidence"], /^The highest probability, ([\d.]+) %, is below ([\d.]+) %: too low for this model to answer\.$/],
+    [["margin"], /^The margin, ([\d.e-]+), is below ([\d.e-]+): the choice of words is too near to a tie\.$/],
+  ]) {
+    test(`no answer for ${reasons}: said first, with the reason, and aloud`, async () => {
+      const due = refused(...reasons);
+      await open("text-calibrated/");
+      await ask(due);
+      const region = page.getByRole("region", { name: "No answer", exact: true });
+      assert.ok(await region.isVisible());
+      const shown = await region.innerText();
+      assert.ok(shown.startsWith("No answer"), shown);
+      const said = await page.textContent("#reasons");
+      const [, found, least] = said.match(message) ?? assert.fail(said);
+      assert.ok(Number(found) < Number(least), said);
+      assert.equal(await page.textContent("#standing"), "Most probable, not to be relied on");
+      assert.equal(await page.textContent("#label"), due.label);
+      const aloud = await page.getByRole("status").textContent();
+      assert.ok(aloud.startsWith(`No answer. ${said} Most probable, not to be relied on: ${due.label}, `), aloud);
+      const size = (id) => page.locator(id).evaluate((node) => parseFloat(getComputedStyle(node).fontSize));
+      assert.ok((await size("#label")) < (await size("#no-answer")));
+    });
+  }
+
+  test("its contrasts hold, and it is no wider than a small phone", async () => {
+    await page.setViewportSize({ width: 320, height: 640 });
+    await page.evaluate(() => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+    assert.ok(await page.isVisible("#reasons"));
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      assert.deepEqual(await page.evaluate(poorContrasts, CONTRAST), []);
+    }
+    assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 320);
+  });
+
+  test("the next answer that is given is shown as one", async () => {
+    const due = refused();
+    await ask(due);
+    assert.equal(await page.isVisible("#withheld"), false);
+    assert.equal(await page.textContent("#standing"), "Answer");
+    assert.ok(await page.getByRole("region", { name: /^Answer / }).isVisible());
+    assert.ok((await page.getByRole("status").textContent()).startsWith(`${due.label}, `));
   });
 });
 

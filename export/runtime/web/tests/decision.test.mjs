@@ -1,0 +1,144 @@
+/** What is made of a bundle's calibration, and of what cannot be applied; values by hand. */
+import assert from "node:assert/strict";
+import fs from "node:fs";
+import fsp from "node:fs/promises";
+import os from "node:os";
+import path from "node:path";
+import { after, before, test } from "node:test";
+
+import { library } from "./build.mjs";
+
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), "rekd-web-"));
+let rekd;
+
+before(async () => {
+  rekd = await library(folder);
+});
+after(() => fsp.rm(folder, { recursive: true }));
+
+const CALIBRATION = {
+  method: "temperature",
+  temperature: 2.5,
+  confidence_threshold: 0.75,
+  margin_threshold: 0.01,
+  asked: { coverage: 0.5, risk: null, rationale_risk: 0.02, confidence: 0.9 },
+  split: "dev",
+  examples: 200,
+};
+const CONFIG = { modality: "text", label_names: ["no", "yes"], rationale_ratio: 0.25 };
+const bytes = (document) =>
+  new TextEncoder().encode(typeof document === "string" ? document : JSON.stringify(document));
+const PREPROCESSING = bytes({ modality: "text", max_length: 48 });
+const read = (changes) => rekd.readConfig(bytes({ ...CONFIG, ...changes }), PREPROCESSING);
+
+test("calibration is read from config.json", () => {
+  assert.deepEqual(read({ schema_version: 2, calibration: CALIBRATION }).calibration, {
+    temperature: 2.5,
+    confidenceThreshold: 0.75,
+    marginThreshold: 0.01,
+  });
+  const open = { ...CALIBRATION, confidence_threshold: null, margin_threshold: null };
+  assert.deepEqual(read({ schema_version: 2, calibration: open }).calibration, {
+    temperature: 2.5,
+    confidenceThreshold: null,
+    marginThreshold: null,
+  });
+  const edges = { ...CALIBRATION, confidence_threshold: 1, margin_threshold: 0 };
+  const { confidenceThreshold, marginThreshold } = read({ schema_version: 2, calibration: edges }).calibration;
+  assert.deepEqual([confidenceThreshold, marginThreshold], [1, 0]);
+});
+
+test("schemas 1 and 2 without calibration are read, and no other", () => {
+  assert.equal(read({ schema_version: 1 }).calibration, null);
+  assert.equal(read({ schema_version: 2 }).calibration, null);
+  assert.equal(read({ schema_version: 2, calibration: null }).calibration, null);
+  for (const [version, message] of [[3, /schema_version 3 is newer than 2/], [0, /positive/], ["2", /positive/], [1.5, /positive/]]) {
+    assert.throws(() => read({ schema_version: version }), { kind: "integrity", message });
+  }
+});
+
+for (const [change, message] of [
+  [{ method: "isotonic" }, /"isotonic" is not known/],
+  [{ method: undefined }, /undefined is not known/],
+  [{ temperature: 0 }, /temperature is not a positive number/],
+  [{ temperature: -1 }, /temperature/],
+  [{ temperature: "2" }, /temperature/],
+  [{ temperature: true }, /temperature/],
+  [{ temperature: null }, /temperature/],
+  [{ temperature: undefined }, /temperature/],
+  [{ confidence_threshold: 1.5 }, /confidence_threshold is neither null nor a number between 0 and 1/],
+  [{ confidence_threshold: -0.1 }, /confidence_threshold/],
+  [{ confidence_threshold: undefined }, /confidence_threshold/],
+  [{ margin_threshold: -0.1 }, /margin_threshold is neither null nor a number of at least 0/],
+  [{ margin_threshold: "high" }, /margin_threshold/],
+  [{ margin_threshold: undefined }, /margin_threshold/],
+]) {
+  test(`calibration with ${Object.entries(change).map(([key, value]) => `${key} ${value}`)} is refused`, () => {
+    const calibration = { ...CALIBRATION, ...change };
+    assert.throws(() => read({ schema_version: 2, calibration }), { name: "RekdError", kind: "integrity", message });
+  });
+}
+
+test("calibration that is no object, infinite, no number or of schema 1 is refused", () => {
+  for (const calibration of ["temperature", [], [CALIBRATION], 1, false]) {
+    assert.throws(() => read({ schema_version: 2, calibration }), { kind: "integrity", message: /neither null nor an object/ });
+  }
+  const text = JSON.stringify({ ...CONFIG, schema_version: 2, calibration: CALIBRATION });
+  for (const [from, to, message] of [
+    ["2.5", "1e999", /temperature is not a positive/],
+    ["0.01", "1e999", /margin_threshold/],
+    ["2.5", "NaN", /not valid JSON/],
+  ]) {
+    assert.throws(() => rekd.readConfig(bytes(text.replace(from, to)), PREPROCESSING), { kind: "integrity", message });
+  }
+  assert.throws(() => read({ schema_version: 1, calibration: CALIBRATION }), {
+    kind: "integrity",
+    message: /calibration needs schema_version 2/,
+    hint: /again/,
+  });
+});
+
+const near = (found, due) => assert.ok(Math.abs(found - due) < 1e-15, `${found} is not ${due}`);
+const decide = (logits, margin, calibration) =>
+  rekd.decide(Float32Array.from(logits), margin, {
+    labelNames: ["no", "yes"],
+    calibration: calibration && { confidenceThreshold: null, marginThreshold: null, ...calibration },
+  });
+
+test("probabilities are the softmax of logits over the temperature", () => {
+  // 1 / (1 + e^2), 1 / (1 + e) and 1 / (1 + e^4), to 16 digits.
+  for (const [temperature, low] of [[1, 0.1192029220221176], [2, 0.2689414213699951], [0.5, 0.01798620996209156]]) {
+    const answer = decide([1, 3], Infinity, { temperature });
+    near(answer.probabilities[0][1], low);
+    near(answer.probabilities[1][1], 1 - low);
+    assert.deepEqual(answer.probabilities.map(([name]) => name), ["no", "yes"]);
+    assert.equal(answer.label, "yes");
+    assert.equal(answer.probability, answer.probabilities[1][1]);
+    assert.deepEqual([answer.abstain, answer.refusedFor], [false, []]);
+  }
+  near(decide([1, 3], 0, null).probability, 0.8807970779778824);
+  assert.deepEqual(decide([1, 3], 0, null).refusedFor, []);
+});
+
+test("large logits do not overflow, and the first of equals is the label", () => {
+  assert.equal(decide([3e4, -3e4], 1, { temperature: 0.05 }).probability, 1);
+  const tie = decide([2, 2], 1, { temperature: 3 });
+  assert.deepEqual([tie.label, tie.probability], ["no", 0.5]);
+});
+
+test("what lies below a threshold is withheld; equal is answered, and so is an infinite margin", () => {
+  const refused = (margin, confidenceThreshold, marginThreshold) => {
+    const answer = decide([2, 2], margin, { temperature: 3, confidenceThreshold, marginThreshold });
+    assert.equal(answer.abstain, answer.refusedFor.length > 0);
+    assert.equal(answer.label, "no");
+    return answer.refusedFor;
+  };
+  assert.deepEqual(refused(0.25, 0.5, 0.25), []);
+  assert.deepEqual(refused(0.25, 0.5 + 2 ** -52, 0.25), ["confidence"]);
+  assert.deepEqual(refused(0.25, 0.5, 0.25 + 2 ** -53), ["margin"]);
+  assert.deepEqual(refused(0.25, 1, 1), ["confidence", "margin"]);
+  assert.deepEqual(refused(0.25, 0, null), []);
+  assert.deepEqual(refused(0, null, 0), []);
+  assert.deepEqual(refused(Infinity, null, Number.MAX_VALUE), []);
+  assert.deepEqual(refused(0, null, Number.MIN_VALUE), ["margin"]);
+});
