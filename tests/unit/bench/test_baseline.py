@@ -26,7 +26,6 @@ from rekd_edge.bench.timing import describe_machine
 from rekd_edge.bench.verdict_output import junit_xml, markdown
 from rekd_edge.check.inputs import LabelledBatch, examples_of
 from rekd_edge.cli.app import app
-from rekd_edge.convert import OnnxArtefact
 from rekd_edge.errors import GateError, UsageError
 
 SHORT = BenchSettings(min_duration_s=0.0, min_count=20, warmup_count=1, cold_starts=1)
@@ -35,9 +34,9 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
-def document(tiny_text_onnx: OnnxArtefact, text_batches: list[LabelledBatch]) -> dict[str, Any]:
+def document(text_bundle: Path, text_batches: list[LabelledBatch]) -> dict[str, Any]:
     """As `rekd-edge bench BUNDLE --json` writes it."""
-    files = {"gathered": tiny_text_onnx.path, "plain": tiny_text_onnx.path}
+    files = dict.fromkeys(("gathered", "plain"), text_bundle / "model.onnx")
     report = bench_files(files, examples_of(text_batches, 8), settings=SHORT, reference="plain")
     record = BundleRecord.of(
         name="tiny | <b>",
