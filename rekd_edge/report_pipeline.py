@@ -19,6 +19,8 @@ import numpy as np
 from rekd_edge import __version__
 from rekd_edge.bundle import Bundle, open_bundle
 from rekd_edge.bundle.manifest import MANIFEST_FILE
+from rekd_edge.calibrate.selective import Refusals
+from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.convert import weights_sha256
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_preprocessor
@@ -43,6 +45,7 @@ from rekd_edge.report.statistics import Answers, agreement, confidence, confusio
 from rekd_edge.report_sources import (
     Subject,
     benches_of,
+    calibration_of,
     checks_of,
     common_labels,
     data_facts,
@@ -93,6 +96,10 @@ class Report:
                 }
                 for result in self.content.results
             ],
+            "calibrations": {
+                name: None if found is None else asdict(found)
+                for name, found in self.content.calibrations
+            },
             "benches": [bench.title for bench in self.content.benches],
             "notes": list(self.content.notes),
         }
@@ -110,6 +117,7 @@ class _Model:
     run: Callable[[Iterator[Mapping[str, np.ndarray]]], Iterator[Outputs]]
     reference: str | None
     deployed: bool
+    calibration: Calibration | None = None
 
 
 def build_report(
@@ -135,6 +143,8 @@ def build_report(
     """
     subjects = _subjects(paths)
     labels = common_labels(subjects)
+    bundles = [pair for subject in subjects for pair in subject.bundles]
+    calibrations = tuple((name, calibration_of(name, bundle)) for name, bundle in bundles)
     measured = tuple(benches_of(subjects, benches))  # refused before models are run
     notes: list[str] = []
     results: list[ModelResult] = []
@@ -180,9 +190,10 @@ def build_report(
         trainings=tuple(t for subject in subjects for t in trainings_of(subject)),
         results=tuple(results),
         confidences=tuple(confidence(answers[name], name) for name in _deployed(models, primary)),
+        calibrations=calibrations,
         benches=measured,
         fronts=tuple(fronts_of(subjects, benches)),
-        checks=tuple(checks_of(name, b) for s in subjects for name, b in s.bundles),
+        checks=tuple(checks_of(name, bundle) for name, bundle in bundles),
         groups=groups,
         notes=tuple(notes),
     )
@@ -342,8 +353,9 @@ def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
 
     preprocessor = load_preprocessor(bundle.folder)
     # One example at a time, as on a device: int8 takes its ranges from the whole batch.
+    source = f"{config.runtime}, one at a time"
     return _Model(
-        name, f"{config.runtime}, one at a time", preprocessor, grid, 1, run, student, True
+        name, source, preprocessor, grid, 1, run, student, True, calibration=config.calibration
     )
 
 
@@ -372,6 +384,7 @@ def _collect(model: _Model, test: Split) -> Answers:
         np.concatenate(margins)[order],
         tuple(kept[int(place)] for place in order),
         np.concatenate(candidates)[order],
+        model.calibration,
     )
 
 
@@ -463,6 +476,7 @@ def _groups(
     primary: str,
 ) -> tuple[ExampleGroup, ...]:
     probabilities = {name: found.probabilities for name, found in answers.items()}
+    refusals = {name: found.refusals for name, found in answers.items()}
     known = {model.name for model in models}
 
     def example(index: int) -> Example:
@@ -485,6 +499,7 @@ def _groups(
                     candidates=int(mine.candidates[index]),
                     evidence=_evidence(model, raw, mine.kept[index]),
                     reference=other if other in known else None,
+                    withheld=_withheld(refusals[model.name], index),
                 )
             )
         return Example(
@@ -500,6 +515,13 @@ def _groups(
         ExampleGroup(one.key, one.title, one.explanation, tuple(example(i) for i in one.indices))
         for one in chosen
     )
+
+
+def _withheld(refusals: Refusals | None, index: int) -> tuple[str, ...]:
+    if refusals is None:
+        return ()
+    reasons = {"confidence": refusals.confidence, "margin": refusals.margin}
+    return tuple(name for name, found in reasons.items() if found[index])
 
 
 def _reasons(answers: Mapping[str, Answers], primary: str, index: int) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rekd_edge.bundle import Bundle
 from rekd_edge.bundle.manifest import MANIFEST_FILE, MODEL_FILE
+from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.check.gates import METRICS
 from rekd_edge.convert import file_sha256
 from rekd_edge.errors import IntegrityError, RekdEdgeError, UsageError
@@ -29,6 +30,7 @@ from rekd_edge.report.content import (
     GateLine,
     Lineage,
     Stage,
+    StoredCalibration,
     Timing,
     Training,
     TrainingPhase,
@@ -342,6 +344,52 @@ def _gate_line(gate: Mapping[str, Any]) -> GateLine:
         needed="" if gate["bound"] is None else f"{sign} {gate['bound']:.4g}{against}",
         outcome=gate["outcome"],
     )
+
+
+def calibration_of(name: str, bundle: Bundle) -> StoredCalibration | None:
+    """What the bundle's calibration report says; None where it has none, as in bundles of schema 1
+    and where the development split was too small.
+
+    Raises:
+        IntegrityError: it is no calibration report, or of another calibration than the runtime's.
+    """
+    found = bundle.reports().get("calibration")
+    if found is None:
+        return None
+    try:
+        calibration, test = Calibration.model_validate(found["calibration"]), found["test"]
+        asked = {} if calibration.asked is None else calibration.asked.model_dump(exclude_none=True)
+        stored = StoredCalibration(
+            temperature=calibration.temperature,
+            fitted_on=calibration.examples,
+            confidence_threshold=calibration.confidence_threshold,
+            margin_threshold=calibration.margin_threshold,
+            asked=asked,
+            promised={
+                key: float(found["promises"][key]["bound"])
+                for key in ("risk", "rationale_risk")
+                if key in found["promises"]
+            },
+            examples=int(test["examples"]),
+            ece_before=float(test["uncalibrated"]["ece"]),
+            ece_after=float(test["calibrated"]["ece"]),
+            coverage=float(test["coverage"]),
+            risk=None if test["risk"] is None else float(test["risk"]),
+            rationale_risk=(
+                None if test["rationale_risk"] is None else float(test["rationale_risk"])
+            ),
+            refused={key: int(test["refused"][key]) for key in ("confidence", "margin")},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"{name}: reports/calibration.json is no calibration report"
+        ) from error
+    if calibration != bundle.config.calibration:
+        raise IntegrityError(
+            f"{name}: reports/calibration.json is not about the calibration in config.json",
+            hint="export the bundle again",
+        )
+    return stored
 
 
 # --- latency ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 
+from rekd_edge.calibrate.probabilities import ReliabilityBin
 from rekd_edge.report.content import (
     Agreement,
     Answer,
@@ -25,6 +26,7 @@ from rekd_edge.report.content import (
     ReportContent,
     Span,
     Stage,
+    StoredCalibration,
     Timing,
     Training,
     TrainingPhase,
@@ -50,6 +52,7 @@ def png() -> bytes:
 
 
 def answer(model: str, evidence: tuple[Span, ...] | tuple[Box, ...], other: str | None) -> Answer:
+    """Withheld if it is a file's."""
     return Answer(
         model=model,
         label=LABELS[0],
@@ -60,6 +63,7 @@ def answer(model: str, evidence: tuple[Span, ...] | tuple[Box, ...], other: str 
         candidates=9,
         evidence=evidence,
         reference=other,
+        withheld=() if other is None else ("confidence", "margin"),
     )
 
 
@@ -130,7 +134,33 @@ def make_content(modality: str = "text", examples: int = 2) -> ReportContent:
         ),
         results=results,
         confidences=(
-            Confidence(FILE, (0.1, 0.5, 1.0), (0.0, 0.1, 0.15), ((0.5, 0.6, 0.55, 0.5, 10),), 0.05),
+            Confidence(
+                FILE,
+                ((0.1, 0.0), (0.5, 0.1), (1.0, 0.15)),
+                (ReliabilityBin(0.4, 0.5, 0, None, None), ReliabilityBin(0.5, 0.6, 10, 0.55, 0.5)),
+                0.05,
+            ),
+        ),
+        calibrations=(
+            (
+                FILE,
+                StoredCalibration(
+                    temperature=1.375,
+                    fitted_on=1234,
+                    confidence_threshold=0.625,
+                    margin_threshold=0.03125,
+                    asked={"risk": 0.07, "rationale_risk": 0.03, "confidence": 0.85},
+                    promised={"risk": 0.0689, "rationale_risk": 0.0276},
+                    examples=987,
+                    ece_before=0.111,
+                    ece_after=0.022,
+                    coverage=0.834,
+                    risk=0.0456,
+                    rationale_risk=0.0123,
+                    refused={"confidence": 151, "margin": 17},
+                ),
+            ),
+            (HOSTILE, None),
         ),
         benches=(Bench(HOSTILE, HOSTILE, False, HOSTILE, HOSTILE, (timing, timing), (HOSTILE,)),),
         fronts=(Front(HOSTILE, HOSTILE, (point, FrontPoint(HOSTILE, 0.8, 2.0, False, False))),),

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rekd_edge.calibrate.answers import Answers
 from rekd_edge.calibrate.fit import Fitted, confidence_of
 from rekd_edge.calibrate.probabilities import (
@@ -16,13 +14,11 @@ from rekd_edge.calibrate.probabilities import (
     negative_log_likelihood,
     reliability,
 )
-from rekd_edge.calibrate.selective import BoundedThreshold, RiskCoverage, risk_coverage
+from rekd_edge.calibrate.selective import BoundedThreshold, Curve, Refusals, risk_coverage
 from rekd_edge.calibrate.spec import Calibration
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-CURVE_POINTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +42,6 @@ class Probabilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
-    """Risk-coverage: ``area`` over all of it, ``points`` (coverage, risk) thinned out."""
-
-    area: float
-    points: tuple[tuple[float, float], ...]
-
-    @staticmethod
-    def of(found: RiskCoverage) -> Curve:
-        last = len(found.coverage) - 1
-        chosen = np.unique(np.linspace(0, last, min(CURVE_POINTS, last + 1)).round().astype(int))
-        points = tuple((float(found.coverage[i]), float(found.risk[i])) for i in chosen)
-        return Curve(found.area, points)
-
-
-@dataclass(frozen=True, slots=True)
 class Side:
     """One split. ``risk`` is the share of wrong labels among the ``coverage`` answered (None if
     none is), ``refused`` counts examples by reason, one may be under both. ``rationale_risk`` is
@@ -81,9 +62,8 @@ class Side:
     @staticmethod
     def of(answers: Answers, calibration: Calibration, reference: Answers | None = None) -> Side:
         confidence = confidence_of(answers.logits, calibration.temperature)
-        doubtful = confidence < (calibration.confidence_threshold or 0.0)
-        tied = answers.margin < (calibration.margin_threshold or 0.0)
-        answered = ~(doubtful | tied)
+        refused = Refusals.of(confidence, answers.margin, calibration)
+        answered = refused.answered
         wrong = ~answers.right
         changed = None if reference is None else answers.other_rationale(reference)
         some = bool(answered.any())
@@ -97,7 +77,10 @@ class Side:
             rationale_risk=(
                 float(changed[answered].mean()) if changed is not None and some else None
             ),
-            refused={"confidence": int(doubtful.sum()), "margin": int(tied.sum())},
+            refused={
+                "confidence": int(refused.confidence.sum()),
+                "margin": int(refused.margin.sum()),
+            },
             by_confidence=Curve.of(risk_coverage(confidence, wrong)),
             by_margin=Curve.of(risk_coverage(answers.margin, wrong)),
         )

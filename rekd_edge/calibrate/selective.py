@@ -7,8 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rekd_edge.calibrate.spec import Calibration
+
 COVERAGES_TRIED = 20
 """Evenly spaced shares of the examples at which a risk is looked at."""
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Which answers a runtime withholds, by reason: bool ``[example]`` each."""
+
+    confidence: np.ndarray
+    margin: np.ndarray
+
+    @staticmethod
+    def of(confidence: np.ndarray, margin: np.ndarray, calibration: Calibration) -> Refusals:
+        """``confidence`` at the calibration's temperature, and ``selection_margin``."""
+        return Refusals(
+            confidence < (calibration.confidence_threshold or 0.0),
+            margin < (calibration.margin_threshold or 0.0),
+        )
+
+    @property
+    def answered(self) -> np.ndarray:
+        return ~(self.confidence | self.margin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +63,21 @@ def risk_coverage(score: np.ndarray, wrong: np.ndarray) -> RiskCoverage:
         risk=errors[last] / answered,
         threshold=ordered[last],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Risk-coverage: ``area`` over all of it, ``points`` (coverage, risk) thinned out."""
+
+    area: float
+    points: tuple[tuple[float, float], ...]
+
+    @staticmethod
+    def of(found: RiskCoverage) -> Curve:
+        last = len(found.coverage) - 1
+        chosen = np.unique(np.linspace(0, last, min(CURVE_POINTS, last + 1)).round().astype(int))
+        points = tuple((float(found.coverage[i]), float(found.risk[i])) for i in chosen)
+        return Curve(found.area, points)
 
 
 def threshold_for_coverage(score: np.ndarray, coverage: float) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rekd_edge.calibrate.probabilities import ReliabilityBin
 from rekd_edge.types import Modality
 
 Facts = tuple[tuple[str, str], ...]
@@ -181,6 +182,8 @@ class Answer:
     candidates: int
     evidence: tuple[Span, ...] | tuple[Box, ...]
     reference: str | None
+    withheld: tuple[str, ...] = ()
+    """Why a bundle's runtime does not answer (``confidence``, ``margin``); empty where it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +220,44 @@ class ExampleGroup:
 class Confidence:
     """How the probability of an answer goes with its being right, on the test split.
 
-    ``coverage`` and ``risk`` are shares (0..1): the error among the most confident share.
-    ``bins`` holds (lowest, highest, mean probability, accuracy, examples).
+    ``points`` are (coverage, risk), shares (0..1): the error among the most confident share,
+    ascending in coverage.
     """
 
     model: str
-    coverage: tuple[float, ...]
-    risk: tuple[float, ...]
-    bins: tuple[tuple[float, float, float, float, int], ...]
+    points: tuple[tuple[float, float], ...]
+    bins: tuple[ReliabilityBin, ...]
     calibration_error: float
+
+    def risk_at(self, coverage: float) -> float:
+        """The error where at least that share is answered."""
+        return next(risk for share, risk in self.points if share >= coverage - 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCalibration:
+    """What a bundle's ``reports/calibration.json`` says, thresholds null where nothing is refused.
+
+    ``ece_before``, ``ece_after``, ``coverage``, ``risk``, ``rationale_risk`` and ``refused`` (by
+    reason; one example may be under both) are those of ``examples`` of the test split.
+    """
+
+    temperature: float
+    fitted_on: int
+    """Examples of the development split."""
+    confidence_threshold: float | None
+    margin_threshold: float | None
+    asked: Mapping[str, float]
+    """`coverage`, `risk`, `rationale_risk`, `confidence`: as far as asked; empty: nothing was."""
+    promised: Mapping[str, float]
+    """Upper bounds by the name of what was asked."""
+    examples: int
+    ece_before: float
+    ece_after: float
+    coverage: float
+    risk: float | None
+    rationale_risk: float | None
+    refused: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +278,8 @@ class ReportContent:
     trainings: tuple[Training, ...]
     results: tuple[ModelResult, ...]
     confidences: tuple[Confidence, ...]
+    calibrations: tuple[tuple[str, StoredCalibration | None], ...]
+    """Of every bundle."""
     benches: tuple[Bench, ...]
     fronts: tuple[Front, ...]
     checks: tuple[Checks, ...]

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rekd_edge.calibrate.probabilities import ECE_BINS
 from rekd_edge.errors import UsageError
 from rekd_edge.report import charts
 from rekd_edge.report.content import (
@@ -38,6 +39,12 @@ LONGEST_TEXT = 4_000
 MOST_CLASSES = 20
 """More classes than this get a list of confusions instead of a table."""
 MOST_CONFUSIONS = 30
+_PROBABILITIES = {
+    True: "Probabilities of files are those that their runtimes give, calibrated where the bundle "
+    "says how; those of teacher and student are not calibrated.",
+    False: "Probabilities are the models' own, not calibrated.",
+}
+"""By whether there are files."""
 _HASH = re.compile(r"^[0-9a-f]{64}$")
 _UNITS = {
     "text": {"input": "text", "piece": "token", "pieces": "tokens", "said": "words"},
@@ -104,6 +111,15 @@ def render_page(content: ReportContent) -> str:
         units=_UNITS[content.modality],
         primary=content.result(content.primary),
         timed=_timed(content),
+        bins=ECE_BINS,
+        calibrated=any(found is not None for _, found in content.calibrations),
+        probabilities=_PROBABILITIES[bool(content.calibrations)],
+        withheld=any(
+            answer.withheld
+            for group in content.groups
+            for example in group.examples
+            for answer in example.answers
+        ),
         interval=wilson_interval,
         confusion_table=_confusion_table,
         confusions=_confusions,
@@ -261,12 +277,16 @@ def _front_chart(front: Front) -> Markup:
 
 def _risk_chart(found: tuple[Confidence, ...]) -> Markup:
     described = "; ".join(
-        f"{one.model}: {_risk_at(one, 0.5):.1%} wrong in the surest half, {one.risk[-1]:.1%} in all"
+        f"{one.model}: {one.risk_at(0.5):.1%} wrong in the surest half, "
+        f"{one.risk_at(1.0):.1%} in all"
         for one in found
     )
     return charts.line_chart(
         "Errors among the surest answers",
-        [charts.Series(one.model, one.coverage, one.risk) for one in found],
+        [
+            charts.Series(one.model, [x for x, _ in one.points], [y for _, y in one.points])
+            for one in found
+        ],
         x_label="share of examples answered, the surest first",
         y_label="wrong answers among them",
         description=described,
@@ -276,18 +296,16 @@ def _risk_chart(found: tuple[Confidence, ...]) -> Markup:
     )
 
 
-def _risk_at(found: Confidence, coverage: float) -> float:
-    nearest = min(range(len(found.coverage)), key=lambda i: abs(found.coverage[i] - coverage))
-    return found.risk[nearest]
-
-
 def _calibration_chart(found: tuple[Confidence, ...]) -> Markup:
     described = "; ".join(f"{one.model}: error {one.calibration_error:.3f}" for one in found)
     return charts.line_chart(
         "Probability and accuracy",
         [
             charts.Series(
-                one.model, [b[2] for b in one.bins], [b[3] for b in one.bins], marked=True
+                one.model,
+                [b.confidence for b in one.bins if b.confidence is not None],
+                [b.accuracy for b in one.bins if b.accuracy is not None],
+                marked=True,
             )
             for one in found
         ],

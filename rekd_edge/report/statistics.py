@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rekd_edge.calibrate.probabilities import expected_calibration_error, reliability, softmax
+from rekd_edge.calibrate.selective import Curve, Refusals, risk_coverage
+from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.report.content import Agreement, Confidence
-
-BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Answers:
     ``logits`` float ``[example, class]``, ``labels`` int64 ``[example]``, ``margin`` float
     ``[example]``; ``kept`` holds the positions of each rationale on the token axis, int64
     ``[kept]``, and ``candidates`` how many could have been kept, ``[example]``.
+    ``calibration`` is what a file's runtime applies to them, None where there is nothing to apply.
     """
 
     logits: np.ndarray
@@ -26,6 +28,7 @@ class Answers:
     margin: np.ndarray
     kept: tuple[np.ndarray, ...]
     candidates: np.ndarray
+    calibration: Calibration | None = None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -41,10 +44,17 @@ class Answers:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Softmax, ``[example, class]``."""
-        shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
-        powers = np.exp(shifted)
-        return powers / powers.sum(axis=1, keepdims=True)
+        """As the runtime gives them, ``[example, class]``."""
+        return softmax(
+            self.logits, 1.0 if self.calibration is None else self.calibration.temperature
+        )
+
+    @property
+    def refusals(self) -> Refusals | None:
+        """None where nothing can be withheld."""
+        if self.calibration is None:
+            return None
+        return Refusals.of(self.probabilities.max(axis=1), self.margin, self.calibration)
 
 
 def confusion(answers: Answers, classes: int) -> np.ndarray:
@@ -82,29 +92,12 @@ def jaccard(left: np.ndarray, right: np.ndarray) -> float:
     return np.intersect1d(left, right).size / either if either else 1.0
 
 
-def confidence(answers: Answers, name: str, points: int = 100) -> Confidence:
-    """Risk and coverage by descending probability, and calibration in bins of equal width
-    (ECE: Guo et al. 2017, mean |accuracy - probability| weighted by the bins' examples)."""
-    probability = answers.probabilities.max(axis=1)
-    right = answers.right
-    order = np.argsort(-probability, kind="stable")
-    wrong = np.cumsum(~right[order])
-    count = len(order)
-    taken = np.unique(np.linspace(1, count, min(points, count)).round().astype(np.int64))
-    edges = np.linspace(0.0, 1.0, BINS + 1)
-    place = np.clip(np.digitize(probability, edges[1:-1], right=True), 0, BINS - 1)
-    bins, error = [], 0.0
-    for index in range(BINS):
-        inside = place == index
-        if not inside.any():
-            continue
-        mean, hit = float(probability[inside].mean()), float(right[inside].mean())
-        bins.append((float(edges[index]), float(edges[index + 1]), mean, hit, int(inside.sum())))
-        error += abs(hit - mean) * int(inside.sum()) / count
+def confidence(answers: Answers, name: str) -> Confidence:
+    """Risk and coverage by descending probability, and calibration."""
+    probability, right = answers.probabilities.max(axis=1), answers.right
     return Confidence(
         model=name,
-        coverage=tuple(float(value) for value in taken / count),
-        risk=tuple(float(value) for value in wrong[taken - 1] / taken),
-        bins=tuple(bins),
-        calibration_error=error,
+        points=Curve.of(risk_coverage(probability, ~right)).points,
+        bins=reliability(probability, right),
+        calibration_error=expected_calibration_error(probability, right),
     )

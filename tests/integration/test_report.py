@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from rekd_edge.bench import BenchSettings
 from rekd_edge.bundle.runtime import load_runtime
+from rekd_edge.calibrate.spec import AbstentionSpec
+from rekd_edge.cli.app import app
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.export_pipeline import bench_bundle, export_bundle
 from rekd_edge.pipeline import train_run
@@ -42,14 +44,21 @@ SHORT = BenchSettings(min_duration_s=0.0, min_count=20, warmup_count=1, cold_sta
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = tmp_path_factory.mktemp("text") / "run"
-    return train_run(load_recipe(find_recipe("smoke/text")), path, device="cpu")
+    limit = "data.limit={train: 64, dev: 100, test: 32}"  # as few as a calibration takes
+    return train_run(load_recipe(find_recipe("smoke/text"), [limit]), path, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def bundle(run: Run) -> Path:
     gates = run.path.parent / "lenient.yaml"
     gates.write_text(LENIENT)
-    result = export_bundle(run, output=run.path / "bundle", gates=str(gates), threads=1)
+    result = export_bundle(
+        run,
+        output=run.path / "bundle",
+        gates=str(gates),
+        threads=1,
+        abstention=AbstentionSpec(coverage=0.7),
+    )
     assert result.passed
     return result.path
 
@@ -106,6 +115,7 @@ def test_what_is_shown_is_what_the_device_answers(report: Report, run: Run, bund
         assert answer.label == expected.label
         assert answer.probability == pytest.approx(expected.probability, abs=1e-5)
         assert answer.margin == pytest.approx(expected.margin, abs=1e-5)
+        assert answer.withheld == expected.refused_for
         assert (answer.kept, answer.candidates) == (expected.kept, expected.candidates)
         marked, true = np.zeros(len(example.text)), np.zeros(len(example.text))
         for part in answer.evidence:
@@ -116,9 +126,60 @@ def test_what_is_shown_is_what_the_device_answers(report: Report, run: Run, bund
         assert (marked == true).all()
 
 
-def test_the_lineage_names_every_file(report: Report, run: Run, bundle: Path) -> None:
-    import hashlib
+def test_calibration_is_what_the_bundle_says(report: Report, bundle: Path) -> None:
+    """And what the page finds by running the file agrees with it."""
+    stated = json.loads((bundle / "reports" / "calibration.json").read_text())
+    ((name, found),) = report.content.calibrations
+    assert found is not None
+    test = stated["test"]
+    assert found.temperature == stated["calibration"]["temperature"] != 1
+    assert found.ece_before == test["uncalibrated"]["ece"]
+    assert found.ece_after == test["calibrated"]["ece"]
+    assert (found.coverage, found.risk) == (test["coverage"], test["risk"])
+    assert found.refused == test["refused"]
+    assert found.asked == {"coverage": 0.7, "confidence": 0.9}
+    (seen,) = report.content.confidences
+    assert (seen.model, seen.calibration_error) == (name, pytest.approx(found.ece_after, abs=1e-6))
+    assert f"{found.temperature:.3f}</td>" in report.page
+    threshold = stated["calibration"]["confidence_threshold"]
+    assert f"{test['refused']['confidence']} of 32 with probability below" in report.page
+    assert f"below {threshold:.4g}</td>" in report.page
 
+
+def test_old_bundles_and_reports_of_another_calibration(bundle: Path, tmp_path: Path) -> None:
+    """A bundle of schema 1 has neither; a report of another calibration is refused."""
+    old, forged = (Path(shutil.copytree(bundle, tmp_path / name)) for name in ("old", "forged"))
+    config = json.loads((old / "config.json").read_text())
+    del config["calibration"]
+    (old / "reports" / "calibration.json").unlink()
+    rewritten(old, "config.json", config | {"schema_version": 1})
+    made = build_report([old])
+    assert made.content.calibrations == (("old (fp32)", None),)
+    assert "no bundle of this page holds a calibration report" in made.page
+    stated = json.loads((forged / "reports" / "calibration.json").read_text())
+    stated["calibration"]["temperature"] *= 2
+    rewritten(forged, "reports/calibration.json", stated)
+    with pytest.raises(IntegrityError, match="not about the calibration in config"):
+        build_report([forged])
+    del stated["test"]["coverage"]
+    rewritten(forged, "reports/calibration.json", stated)
+    with pytest.raises(IntegrityError, match="is no calibration report"):
+        build_report([forged])
+
+
+def rewritten(bundle: Path, name: str, document: dict[str, Any]) -> None:
+    """Another content for one file, and a manifest of the files that are there."""
+    content = json.dumps(document).encode()
+    (bundle / name).write_bytes(content)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"] = [file for file in manifest["files"] if (bundle / file["path"]).is_file()]
+    for entry in manifest["files"]:
+        if entry["path"] == name:
+            entry.update(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_the_lineage_names_every_file(report: Report, run: Run, bundle: Path) -> None:
     files = [
         run.path / "recipe.resolved.yaml",
         run.path / "teacher" / "best" / "model.safetensors",
@@ -234,17 +295,16 @@ def test_what_cannot_be_shown_is_refused(
 
 def test_the_command(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
-    words = [sys.executable, "-m", "rekd_edge", "report", str(run.path), "--output", str(output)]
-    more = ["--examples", "2", "--limit", "8", "--json", "-"]
-    done = subprocess.run([*words, *more], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    words = ["report", str(run.path), "--output", str(output), "--examples", "2", "--limit", "8"]
+    done = CliRunner().invoke(app, [*words, "--json", "-"])
+    assert done.exit_code == 0, done.output
     stated = json.loads(done.stdout)
     assert stated["bytes"] == output.stat().st_size < 200_000
     assert stated["examples"] == 2
     before = output.read_bytes()
-    again = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert "--force" in again.stderr
+    again = CliRunner().invoke(app, words).exception
+    assert isinstance(again, UsageError)
+    assert "--force" in (again.hint or "")
     assert output.read_bytes() == before
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from rekd_edge.bench import BenchSettings, bench_files
 from rekd_edge.bench.baseline import (
@@ -26,8 +25,8 @@ from rekd_edge.bench.baseline import (
 from rekd_edge.bench.timing import describe_machine
 from rekd_edge.bench.verdict_output import junit_xml, markdown
 from rekd_edge.check.inputs import LabelledBatch, examples_of
-from rekd_edge.convert import OnnxArtefact
-from rekd_edge.errors import UsageError
+from rekd_edge.cli.app import app
+from rekd_edge.errors import GateError, UsageError
 
 SHORT = BenchSettings(min_duration_s=0.0, min_count=20, warmup_count=1, cold_starts=1)
 DATA = {"name": "reviews", "sha256": "0" * 64, "test": "1500", "train": "4000"}
@@ -35,9 +34,9 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
-def document(tiny_text_onnx: OnnxArtefact, text_batches: list[LabelledBatch]) -> dict[str, Any]:
+def document(text_bundle: Path, text_batches: list[LabelledBatch]) -> dict[str, Any]:
     """As `rekd-edge bench BUNDLE --json` writes it."""
-    files = {"gathered": tiny_text_onnx.path, "plain": tiny_text_onnx.path}
+    files = dict.fromkeys(("gathered", "plain"), text_bundle / "model.onnx")
     report = bench_files(files, examples_of(text_batches, 8), settings=SHORT, reference="plain")
     record = BundleRecord.of(
         name="tiny | <b>",
@@ -233,20 +232,19 @@ def test_junit_and_markdown(document: dict[str, Any], tmp_path: Path) -> None:
     assert rows[1].endswith("| passed |")
 
 
+def rekd(*words: str) -> Result:
+    return CliRunner().invoke(app, words)
+
+
 def test_the_command(text_bundle: Path, tmp_path: Path) -> None:
-    """Exit codes, files and messages of the whole way; the bundle holds no test accuracy."""
+    """Files and messages of the whole way; the bundle holds no test accuracy."""
     texts = tmp_path / "texts.txt"
     texts.write_text("A dull and lifeless film.\nA wonderful cast.\n")
     measured = ["bench", str(text_bundle), "--inputs", str(texts), "--min-duration-s", "0"]
     measured += ["--min-count", "20", "--cold-starts", "0"]
-
-    def rekd(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "rekd_edge", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
     before = tmp_path / "before.json"
     first = rekd(*measured, "--json", str(before))
-    assert first.returncode == 0, first.stderr
+    assert first.exit_code == 0, first.output
     stated = json.loads(before.read_text())
     assert stated["bundle"] == {
         "name": "tiny",
@@ -259,21 +257,25 @@ def test_the_command(text_bundle: Path, tmp_path: Path) -> None:
     against = [*measured, "--baseline", str(before)]
     files = ["--junit", str(tmp_path / "j.xml"), "--markdown", str(tmp_path / "m.md")]
     kept = rekd(*against, "--fail-on", "size_mb>+0.1%", *files)
-    assert kept.returncode == 0, kept.stderr
+    assert kept.exit_code == 0, kept.output
     assert "all 1 held" in kept.stdout
     broken = rekd(*measured, "--fail-on", "size_mb>0.1", "--fail-on", "p50_latency_ms<0", *files)
-    assert broken.returncode == 3
-    assert "size_mb is" in broken.stderr
-    assert "Traceback" not in broken.stderr
+    assert isinstance(broken.exception, GateError)
+    assert broken.exception.exit_code == 3
+    assert "size_mb is" in broken.exception.message
     assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "1"
     assert "1 of 2 failed" in (tmp_path / "m.md").read_text()
     for words, message in (
         ([*against, "--fail-on", "accuracy<-0.5"], "has no accuracy"),
         ([*measured, "--fail-on", "p50_latency_ms>+5%"], "there is no --baseline"),
         ([*measured, "--junit", str(tmp_path / "j.xml")], "only for use with --fail-on"),
-        ([*measured, "--fail-on", "size_mb>1", "--junit", str(tmp_path / "no" / "j")], "no folder"),
+        (
+            [*measured, "--fail-on", "size_mb>1", "--junit", str(tmp_path / "no" / "j")],
+            "is not a folder",
+        ),
         (["bench", "--suite", "latency", "--fail-on", "size_mb>1"], "--fail-on"),
     ):
-        answer = rekd(*words)
-        assert answer.returncode == 2, words
-        assert message.replace("no folder", "is not a folder") in answer.stderr
+        refused = rekd(*words).exception
+        assert isinstance(refused, UsageError), words
+        assert refused.exit_code == 2
+        assert message in refused.message

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from rekd_edge.calibrate.spec import AbstentionSpec, Calibration
 from rekd_edge.report.charts import Series, line_chart
 from rekd_edge.report.content import Box, Span
 from rekd_edge.report.examples import Compared, choose, compare_boxes, segments
@@ -56,18 +59,39 @@ def test_agreement_of_a_model_with_itself_and_with_another() -> None:
 def test_risk_and_calibration() -> None:
     """The risk of all answers is the error; a perfectly sure and right model has none."""
     found = answers(1)
-    seen = confidence(found, "m", points=60)
-    assert seen.coverage[-1] == 1.0
-    assert seen.risk[-1] == pytest.approx(1 - found.accuracy)
-    surest = found.probabilities.max(axis=1).argmax()
-    assert seen.risk[0] == float(not found.right[surest])
-    assert sum(b[4] for b in seen.bins) == 60
-    expected = sum(abs(b[3] - b[2]) * b[4] for b in seen.bins) / 60
-    assert seen.calibration_error == pytest.approx(expected)
+    seen = confidence(found, "m")
+    assert seen.points[-1] == (1.0, pytest.approx(1 - found.accuracy))
+    order = np.argsort(-found.probabilities.max(axis=1))
+    assert seen.points[0] == (1 / 60, float(not found.right[order[0]]))
+    assert seen.risk_at(0.5) == pytest.approx(1 - found.right[order[:30]].mean())
+    assert (len(seen.bins), sum(b.count for b in seen.bins)) == (15, 60)
     labels = found.labels
     sure = Answers(np.eye(3)[labels] * 50, labels, found.margin, found.kept, found.candidates)
     assert confidence(sure, "m").calibration_error == pytest.approx(0, abs=1e-9)
-    assert set(confidence(sure, "m").risk) == {0.0}
+    assert {risk for _, risk in confidence(sure, "m").points} == {0.0}
+
+
+def test_probabilities_and_refusals_are_those_of_the_calibration() -> None:
+    plain = answers(1)
+    assert plain.refusals is None
+    own = plain.probabilities.max(axis=1)
+    told = Calibration(
+        temperature=2.0,
+        confidence_threshold=0.6,
+        margin_threshold=0.3,
+        asked=AbstentionSpec(coverage=0.5),
+        examples=100,
+    )
+    found = replace(plain, calibration=told)
+    powers = np.exp(plain.logits / 2)
+    assert found.probabilities == pytest.approx(powers / powers.sum(axis=1, keepdims=True))
+    refused = found.refusals
+    assert refused is not None
+    assert (refused.confidence == (found.probabilities.max(axis=1) < 0.6)).all()
+    assert (refused.margin == (plain.margin < 0.3)).all()
+    assert 0 < refused.answered.sum() < 60
+    assert confidence(found, "m").calibration_error != confidence(plain, "m").calibration_error
+    assert (found.probabilities.max(axis=1) <= own + 1e-12).all()
 
 
 def test_examples_are_what_their_group_says() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from rekd_edge.errors import UsageError
 from rekd_edge.report.page import fit_page, render_page
-from tests.report_content import make_content
+from tests.report_content import HOSTILE, make_content
 
 VOID = {"meta", "link", "br", "image", "use", "path", "rect", "circle"}
 SECTIONS = (
@@ -120,6 +120,7 @@ def test_what_is_missing_is_said_to_be_missing() -> None:
         trainings=(),
         results=(),
         confidences=(),
+        calibrations=(),
         benches=(),
         fronts=(),
         checks=(),
@@ -130,6 +131,32 @@ def test_what_is_missing_is_said_to_be_missing() -> None:
         section = page[page.index(f'<section id="{name}"') :]
         assert "not measured" in section[: section.index("</section>")], name
     assert "0.0 %" not in page
+
+
+def test_what_bundles_hold_of_calibration_is_shown_for_each() -> None:
+    page = Elements(render_page(make_content())).text
+    stored = page[page.index("Calibration and abstention stored") :]
+    stored = " ".join(stored[: stored.index("How fast it is")].split())
+    assert "1.3751,2340.1110.022987" in stored
+    for words in (
+        "share wrong at most 7.0 %; share of other rationales at most 3.0 %",
+        "wrong at most 6.9 %, with confidence 85.0 %; "
+        "other rationales at most 2.8 %, with confidence 85.0 %",
+        "151 of 987 with probability below 0.625; 17 of 987 with margin below 0.03125",
+    ):
+        assert words in stored
+    for figure in ("83.4 %", "4.6 %", "1.2 %"):
+        assert figure in stored
+    assert stored.count("not measured") == 2  # the bundle without one, in both tables
+    assert page.count("withheld: confidence, margin") == 2  # the file's answers, not the student's
+
+
+def test_a_bundle_without_calibration_keeps_not_measured() -> None:
+    content = replace(make_content(), calibrations=((HOSTILE, None),))
+    page = Elements(render_page(content)).text
+    stored = page[page.index("Calibration and abstention stored") :]
+    stored = stored[: stored.index("How fast it is")]
+    assert "not measured: no bundle of this page holds a calibration report" in stored
 
 
 def test_differences_of_rationales_are_marked_and_said() -> None:
