@@ -44,10 +44,10 @@ class Calibration(_Spec):
     """
 
     method: Literal["temperature"] = "temperature"
-    temperature: float = Field(gt=0, allow_inf_nan=False)
-    confidence_threshold: float | None = Field(default=None, ge=0, le=1)
+    temperature: float = Field(ge=0.01, le=100, strict=True)
+    confidence_threshold: float | None = Field(default=None, ge=0, le=1, strict=True)
     """Lowest calibrated probability of the label that is answered; null: any."""
-    margin_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    margin_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
     """Lowest selection margin that is answered; null: any."""
     asked: AbstentionSpec | None = None
     """What the thresholds were set for; null where none was asked for, and none is set."""

@@ -319,6 +319,10 @@ class SessionSettings:
         return settings
 
 
+TEMPERATURES = (0.01, 100.0)
+"""Beyond these a quotient of logits could overflow, or say nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What turns logits into probabilities, and below what no answer is given; the defaults are
@@ -336,23 +340,21 @@ class Calibration:
         if document["method"] != "temperature":
             raise ValueError(f"calibration by {document['method']!r} is not known")
 
-        def number(name: str) -> float | None:
+        def number(name: str, low: float, high: float) -> float:
             value = document[name]
-            return None if value is None else float(value)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and low <= value <= high):  # not-a-number fails every comparison
+                raise ValueError(f"{name} {value!r} is no number from {low:g} to {high:g}")
+            return float(value)
 
-        found = cls(
-            temperature=float(document["temperature"]),
-            confidence_threshold=number("confidence_threshold"),
-            margin_threshold=number("margin_threshold"),
+        def threshold(name: str, high: float) -> float | None:
+            return None if document[name] is None else number(name, 0, high)
+
+        return cls(
+            temperature=number("temperature", *TEMPERATURES),
+            confidence_threshold=threshold("confidence_threshold", 1),
+            margin_threshold=threshold("margin_threshold", sys.float_info.max),
         )
-        # Not-a-number fails every comparison.
-        if not (
-            0 < found.temperature < math.inf
-            and (found.confidence_threshold is None or 0 <= found.confidence_threshold <= 1)
-            and (found.margin_threshold is None or 0 <= found.margin_threshold < math.inf)
-        ):
-            raise ValueError(f"{found} is out of range")
-        return found
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """float64 ``[class]``."""
@@ -401,6 +403,8 @@ def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Co
     _require_schema(path, document, CONFIG_SCHEMA_VERSION)
     preprocessing = _read_json(folder / PREPROCESSOR_FILE, contents.get(PREPROCESSOR_FILE))
     try:
+        if document["schema_version"] < 2 and document.get("calibration") is not None:
+            raise ValueError("calibration needs schema_version 2")
         modality = document["modality"]
         if modality not in ("text", "image") or preprocessing["modality"] != modality:
             raise ValueError(f"modality {modality!r} does not fit the preprocessor")

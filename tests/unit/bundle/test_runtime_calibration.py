@@ -114,6 +114,9 @@ def test_thresholds_withhold_what_lies_below_and_nothing_else(
         {"method": "isotonic"},
         {"temperature": 0},
         {"temperature": -1.0},
+        {"temperature": 1e-300},
+        {"temperature": "2.5"},
+        {"temperature": True},
         {"temperature": "NaN"},
         {"temperature": None},
         {"confidence_threshold": 1.5},
@@ -150,6 +153,8 @@ def test_bundles_of_the_first_schema_still_answer(
     stated = with_config(text_bundle, tmp_path / "c", schema_version=1, calibration=CALIBRATION)
     with pytest.raises(IntegrityError, match="calibration needs schema_version 2"):
         open_bundle(stated)
+    with pytest.raises(runtime.IntegrityError, match="calibration needs schema_version 2"):
+        runtime.Rationalist.load(stated)
 
 
 def test_a_config_of_a_newer_schema_is_refused(text_bundle: Path, tmp_path: Path) -> None:

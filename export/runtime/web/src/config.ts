@@ -96,8 +96,12 @@ function calibration(value: unknown, schema: number): Calibration | null {
   if (document["method"] !== "temperature") {
     throw broken(`config.json: calibration by ${JSON.stringify(document["method"])} is not known`);
   }
+  const temperature = document["temperature"];
+  if (typeof temperature !== "number" || !(temperature >= 0.01 && temperature <= 100)) {
+    throw broken("config.json: calibration.temperature is not a number between 0.01 and 100");
+  }
   return {
-    temperature: positive(document["temperature"], "config.json: calibration.temperature"),
+    temperature,
     confidenceThreshold: threshold(document, "confidence_threshold", 1),
     marginThreshold: threshold(document, "margin_threshold", Number.MAX_VALUE),
   };

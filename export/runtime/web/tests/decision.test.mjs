@@ -60,7 +60,9 @@ test("schemas 1 and 2 without calibration are read, and no other", () => {
 for (const [change, message] of [
   [{ method: "isotonic" }, /"isotonic" is not known/],
   [{ method: undefined }, /undefined is not known/],
-  [{ temperature: 0 }, /temperature is not a positive number/],
+  [{ temperature: 0 }, /temperature is not a number between 0.01 and 100/],
+  [{ temperature: 0.009 }, /temperature/],
+  [{ temperature: 101 }, /temperature/],
   [{ temperature: -1 }, /temperature/],
   [{ temperature: "2" }, /temperature/],
   [{ temperature: true }, /temperature/],
@@ -85,7 +87,7 @@ test("calibration that is no object, infinite, no number or of schema 1 is refus
   }
   const text = JSON.stringify({ ...CONFIG, schema_version: 2, calibration: CALIBRATION });
   for (const [from, to, message] of [
-    ["2.5", "1e999", /temperature is not a positive/],
+    ["2.5", "1e999", /temperature is not a number/],
     ["0.01", "1e999", /margin_threshold/],
     ["2.5", "NaN", /not valid JSON/],
   ]) {
