@@ -149,13 +149,11 @@ def build_report(
     notes: list[str] = []
     results: list[ModelResult] = []
     answers: dict[str, Answers] = {}
-    models: list[_Model] = []
     compared: list[Compared] = []
-    test: Split | None = None
     with_run = [subject.run for subject in subjects if subject.run is not None]
-    if with_run:
-        test = _test_split(with_run[0], limit, notes)
-        models = list(_models(subjects, notes))
+    test = _test_split(with_run[0], limit, notes) if with_run else None
+    models = list(_models(subjects, notes))
+    if test is not None:
         for model in list(models):
             progress(f"running {model.name}")
             try:

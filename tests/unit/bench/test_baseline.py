@@ -36,7 +36,8 @@ Edit = Callable[[dict[str, Any]], object]
 @pytest.fixture(scope="module")
 def document(text_bundle: Path, text_batches: list[LabelledBatch]) -> dict[str, Any]:
     """As `rekd-edge bench BUNDLE --json` writes it."""
-    files = dict.fromkeys(("gathered", "plain"), text_bundle / "model.onnx")
+    file = text_bundle / "model.onnx"
+    files = {"gathered": file, "plain": file}
     report = bench_files(files, examples_of(text_batches, 8), settings=SHORT, reference="plain")
     record = BundleRecord.of(
         name="tiny | <b>",

@@ -12,7 +12,7 @@ import pytest
 
 from rekd_edge.errors import UsageError
 from rekd_edge.report.page import fit_page, render_page
-from tests.report_content import HOSTILE, make_content
+from tests.report_content import FILE, HOSTILE, make_content
 
 VOID = {"meta", "link", "br", "image", "use", "path", "rect", "circle"}
 SECTIONS = (
@@ -157,6 +157,18 @@ def test_a_bundle_without_calibration_keeps_not_measured() -> None:
     stored = page[page.index("Calibration and abstention stored") :]
     stored = stored[: stored.index("How fast it is")]
     assert "not measured: no bundle of this page holds a calibration report" in stored
+
+
+def test_a_calibration_without_thresholds_says_that_nothing_was_asked() -> None:
+    content = make_content()
+    found = content.calibrations[0][1]
+    assert found is not None
+    none = {"asked": {}, "promised": {}, "confidence_threshold": None, "margin_threshold": None}
+    plain = replace(found, **none, coverage=1.0, rationale_risk=None)
+    page = Elements(render_page(replace(content, calibrations=((FILE, plain),)))).text
+    stored = page[page.index("other rationale among them") :]
+    stored = " ".join(stored[: stored.index("How fast it is")].split())
+    assert stored.endswith("nothing nothing 100.0 %4.6 %not measured none")
 
 
 def test_differences_of_rationales_are_marked_and_said() -> None:
