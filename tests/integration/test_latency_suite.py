@@ -286,6 +286,7 @@ def test_combinations_without_a_meaning_are_refused(words: list[str], message: s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_suite_of_parts_and_reuses_their_runs(
     made: tuple[Path, Path, dict[str, Any]],
 ) -> None:
