@@ -96,7 +96,7 @@ class CostPlan:
         machine = describe_machine()
         settings = (
             *(self.scale, self.square, self.settings, self.threads, self.max_tokens()),
-            *(machine["cpu"], machine.get("onnxruntime")),
+            *(machine["cpu"], machine.get("onnxruntime"), SCHEMA_VERSION, MOST_QUERIES),
         )
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 

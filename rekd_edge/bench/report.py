@@ -121,7 +121,8 @@ class BenchReport:
     @property
     def scope(self) -> str:
         examples = "one example" if self.batch == 1 else f"{self.batch} examples"
-        return f"session.run, {examples} a query, interleaved round-robin"
+        turn = self.settings.turn_count
+        return f"session.run, {examples} a query, round-robin in turns of {turn}"
 
     @property
     def valid(self) -> bool:
