@@ -32,7 +32,7 @@ from rekd_edge.engines.builder import EngineBuilder
 from rekd_edge.engines.find import engine_for
 from rekd_edge.engines.layers import compare_precision, parse_layers, requested_precision
 from rekd_edge.engines.spec import BuildRecipe
-from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine, read_engine, read_engines
+from rekd_edge.engines.store import ENGINES_FOLDER, Kind, StoredEngine, read_engine, read_engines
 from rekd_edge.errors import BackendError, GateError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import (
     check_bundle,
@@ -369,11 +369,11 @@ def test_a_rejected_engine_leaves_the_other_findings(
     text: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph is built in fp32 and then held to fp16."""
-    monkeypatch.setattr(
-        build,
-        "requested_precision",
-        lambda model: dict.fromkeys(requested_precision(model), "fp16"),
-    )
+
+    def half(model: onnx.ModelProto) -> dict[str, Kind]:
+        return dict.fromkeys(requested_precision(model), "fp16")
+
+    monkeypatch.setattr(build, "requested_precision", half)
     target = target_file(tmp_path, "trt-rtx", ("[86, 89, 120]", "[86]"))
     result = export_bundle(
         text.run, target=target, output=tmp_path / "bundle", threads=1, twins=False

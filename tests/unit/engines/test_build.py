@@ -69,6 +69,6 @@ def test_a_builder_that_ends_by_itself_did_not_run_out_of_memory(
     library.mkdir()
     (library / "tensorrt_rtx.py").write_text("import sys\nsys.exit('the library ends here')\n")
     monkeypatch.setenv("PYTHONPATH", str(library))
-    with pytest.raises(BackendError, match="ended with code 1 .* SM 86: the library ends") as found:
+    with pytest.raises(BackendError, match=r"with code 1 .* SM 86: the library ends") as found:
         build_engines(file, tmp_path / "engines", recipe_of(file), tensorrt)
     assert found.value.hint is None
