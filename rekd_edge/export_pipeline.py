@@ -282,7 +282,9 @@ def export_bundle(
                 )
             except GateError as error:
                 path = reject(work, output, (error.message,), report)
-                return ExportResult(path, False, (error.message,), report, None, {})
+                return ExportResult(
+                    path, False, (error.message,), report, None, {}, tuning, recovered, calibration
+                )
         manifest = bundle_run(
             run,
             fused,

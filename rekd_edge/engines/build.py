@@ -89,7 +89,7 @@ def build_engines(
                 recipe=recipe,
                 backend_version=tensorrt.version,
                 compute_capability=capability,
-                driver=None if device is None else device.driver,
+                driver=None if device is None or tensorrt.backend.builds_ahead else device.driver,
                 engine_sha256=sha256_of(plan),
                 size_bytes=plan.stat().st_size,
                 layers=len(layers),
@@ -153,12 +153,17 @@ def _build_apart(
             raise BackendError(last["message"], hint=last["hint"])
         errors.seek(0)
         said = errors.read().decode(errors="replace").strip().splitlines()
-    how = f"by signal {-code}" if code < 0 else f"with code {code}"
+    how, hint = f"with code {code}", None
+    if code < 0:
+        how = f"by signal {-code}"
+        hint = (
+            "it probably ran out of memory: free some, or lower the largest batch or tokens of "
+            "the target"
+        )
     raise BackendError(
         f"{recipe.backend} {version} ended {how} while building for SM {capability}"
         + (f": {said[-1]}" if said else ""),
-        hint="it probably ran out of memory: free some, or lower the largest batch or tokens of "
-        "the target",
+        hint=hint,
     )
 
 

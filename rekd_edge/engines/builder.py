@@ -133,7 +133,9 @@ class EngineBuilder:
         if self._log.layers is not None:
             return self._log.layers
         module = self._module
-        engine = module.Runtime(self._log).deserialize_cuda_engine(plan)
+        runtime = module.Runtime(self._log)
+        runtime.engine_host_code_allowed = True  # of a version-compatible plan; it was built here
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failed("the engine cannot be inspected")
         form = module.LayerInformationFormat.ONELINE

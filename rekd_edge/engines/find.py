@@ -109,7 +109,8 @@ def engine_for(
 
 def _place(recipe: BuildRecipe, tensorrt: TensorRt, device: Device) -> Path:
     """Where the user's cache keeps such an engine: another one for all that may differ."""
-    named = (recipe.model_dump_json(), tensorrt.version, str(device.driver))
+    driver = None if tensorrt.backend.builds_ahead else device.driver
+    named = (recipe.model_dump_json(), tensorrt.version, str(driver))
     digest = hashlib.sha256("\n".join(named).encode()).hexdigest()
     return cache_dir() / ENGINES_FOLDER / f"sm{device.compute_capability}-{digest[:24]}"
 

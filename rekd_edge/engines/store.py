@@ -70,7 +70,8 @@ class EngineRecord(Spec):
     compute_capability: int
     """86 is SM 8.6."""
     driver: str | None
-    """NVIDIA's driver where it was built; null where there was no GPU."""
+    """NVIDIA's driver where it was built, which it then needs; null where it was built ahead of
+    time (`tensorrt-rtx`), whichever GPU was there."""
     engine_sha256: Sha256
     size_bytes: int = Field(ge=1)
     layers: int = Field(ge=1)

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +25,14 @@ from rekd_edge.bundle import open_bundle, verify_bundle
 from rekd_edge.check import check_answers, load_gates
 from rekd_edge.cli.engine_command import engine
 from rekd_edge.convert import TargetSpec, load_target, matrix_products
-from rekd_edge.engines.backend import load_backend
+from rekd_edge.engines import build
+from rekd_edge.engines.backend import load_backend, present_device
 from rekd_edge.engines.build import build_engines
 from rekd_edge.engines.builder import EngineBuilder
 from rekd_edge.engines.find import engine_for
 from rekd_edge.engines.layers import compare_precision, parse_layers, requested_precision
 from rekd_edge.engines.spec import BuildRecipe
-from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine, read_engine, read_engines
+from rekd_edge.engines.store import ENGINES_FOLDER, Kind, StoredEngine, read_engine, read_engines
 from rekd_edge.errors import BackendError, GateError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import (
     check_bundle,
@@ -139,7 +141,7 @@ def test_engines_are_built_for_two_gpus(either: Made, name: str, tmp_path: Path)
     for one in engines:
         record = one.record
         assert one.path.stat().st_size == record.size_bytes > 1_000_000
-        assert record.driver is None or torch.cuda.is_available()
+        assert record.driver is None
         assert {product.node: product.actual for product in record.products} == asked
         kinds = [product.actual for product in record.products]
         if name == "trt-rtx-int8":
@@ -336,8 +338,9 @@ class Killer:
 
     def phase_start(self, name: str, steps: int) -> None:
         for child in psutil.Process().children():
-            if "rekd_edge.engines" in child.cmdline():
-                child.kill()
+            with suppress(psutil.NoSuchProcess):  # killed before, and not yet waited for
+                if "rekd_edge.engines" in child.cmdline():
+                    child.kill()
 
     def phase_step(self, name: str, step: int) -> None: ...
 
@@ -360,6 +363,27 @@ def test_out_of_memory_while_building_is_one_clear_error(image: Made, tmp_path: 
         build_engines(file, tmp_path, recipe, trt, listener=Impatient())
     assert not [one for one in psutil.Process().children() if "rekd_edge.engines" in one.cmdline()]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rejected_engine_leaves_the_other_findings(
+    text: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is built in fp32 and then held to fp16."""
+
+    def half(model: onnx.ModelProto) -> dict[str, Kind]:
+        return dict.fromkeys(requested_precision(model), "fp16")
+
+    monkeypatch.setattr(build, "requested_precision", half)
+    target = target_file(tmp_path, "trt-rtx", ("[86, 89, 120]", "[86]"))
+    result = export_bundle(
+        text.run, target=target, output=tmp_path / "bundle", threads=1, twins=False
+    )
+    assert not result.passed
+    assert result.path == tmp_path / "rejected" / "bundle"
+    assert "asks for fp16" in result.reasons[0]
+    assert result.report is not None
+    assert result.report.passed
+    assert result.calibration is not None
 
 
 def test_without_tensorrt_the_command_says_how_to_get_it(text: Made, tmp_path: Path) -> None:
@@ -417,6 +441,13 @@ def test_an_engine_does_not_run_without_a_gpu(exported: Path) -> None:
 def test_an_engine_answers_as_onnx_runtime_does(
     exported: Path, text: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    device = present_device()
+    assert device is not None
+    fp32 = {*load_backend("tensorrt-rtx").compute_capabilities} - {75}  # it takes fp16 alone
+    if device.compute_capability not in fp32:
+        pytest.skip(
+            f"TensorRT-RTX builds no fp32 engine for {device.name}, SM {device.compute_capability}"
+        )
     monkeypatch.setenv("REKD_EDGE_CACHE", str(tmp_path))
     bundle = open_bundle(exported)
     with (
