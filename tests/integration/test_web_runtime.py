@@ -344,15 +344,31 @@ def test_the_page_answers_as_the_python_runtime(packages: Path, golden: Path) ->
     command("node", "--test", "tests/page.test.mjs", GOLDEN=str(golden), CHROMIUM=CHROMIUM)
 
 
+@pytest.mark.parametrize(
+    "names", [("mine.txt",), ("service_worker.js",), ("index.html", "service_worker.js")]
+)
 def test_a_folder_of_something_else_is_not_replaced(
-    packages: Path, text_bundle: Path, tmp_path: Path
+    names: tuple[str, ...], packages: Path, text_bundle: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+    for name in names:
+        (tmp_path / name).write_text("<p>mine")
     words = ["node", WEB / "build.mjs", "--bundle", text_bundle, "--output", tmp_path]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "is not a page that was built here" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(names)
+
+
+def test_a_page_that_was_built_here_is_replaced(
+    packages: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    words = ("node", WEB / "build.mjs", "--bundle", text_bundle, "--output", site)
+    command(*words)
+    (site / "page.js").unlink()
+    command(*words)
+    assert (site / "page.js").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
 def test_a_changed_bundle_is_not_built(packages: Path, text_bundle: Path, tmp_path: Path) -> None:
