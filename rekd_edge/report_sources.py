@@ -121,7 +121,7 @@ def data_facts(subjects: Sequence[Subject]) -> Facts:
 
 def without_folders(message: str) -> str:
     """A message with the last part of each absolute path in it."""
-    return re.sub(r"(?<![\w.])/(?:[^\s:/]+/)+", "", message)
+    return re.sub(r"(?<![\w.])/(?=\S)(?:[^\n:/]+/)+", "", message)
 
 
 def _portable(value: str) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from rekd_edge.errors import UsageError
 
@@ -256,11 +256,14 @@ def read_baseline(path: Path) -> Baseline:
         stated = document.get("bundle")
         bundle = None if stated is None else BundleRecord.model_validate(stated)
         values = values_of(document)
+        infinite = [name for name, value in values.items() if not math.isfinite(value)]
+        if infinite:
+            raise ValueError(f"{', '.join(infinite)}: no finite number")
         if not isinstance(document["machine"], dict) or "result_validity" not in document:
             raise TypeError("no machine, or no validity")
     except OSError as error:
         raise UsageError(f"--baseline {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"--baseline {path} is no result of a benchmark ({type(error).__name__}: {what})",
@@ -309,8 +312,8 @@ class Verdict:
 
 
 def judge(rules: Sequence[Rule], document: Mapping[str, Any], baseline: Baseline | None) -> Verdict:
-    """Holds a benchmark's JSON to ``rules``. A value that is missing, not a number, or a time of an
-    INVALID result fails."""
+    """Holds a benchmark's JSON to ``rules``. A value that is missing or not finite, or a time of an
+    INVALID result, fails."""
     if baseline is not None:
         baseline.require_same_measurement(rules, document)
     values = values_of(document)
@@ -337,7 +340,7 @@ def _result(rule: Rule, measured: float | None, before: float | None, invalid: s
     change = None if measured is None or before is None else measured - before
     percent = None if change is None or not before else change / abs(before) * 100
     passed = False
-    if measured is None or math.isnan(measured):
+    if measured is None or not math.isfinite(measured):
         reason = f"{rule.metric} was not measured"
     elif invalid and metric.needs == "machine":
         reason = f"{rule.metric} is {measured:.6g}{unit}, but the result is INVALID: {invalid}"

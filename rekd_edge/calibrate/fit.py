@@ -9,7 +9,10 @@ import numpy as np
 from rekd_edge.calibrate.answers import Answers
 from rekd_edge.calibrate.probabilities import fit_temperature, softmax
 from rekd_edge.calibrate.selective import (
+    COVERAGES_TRIED,
     BoundedThreshold,
+    Refusals,
+    highest_error_rate,
     threshold_for_coverage,
     threshold_for_risk,
 )
@@ -41,7 +44,8 @@ def calibrate(
     answers to the same examples, needed for `rationale_risk`.
 
     Margins are held to their threshold first, then confidence among the rest. What answers all
-    of ``dev`` is no threshold. Raises :class:`UsageError` for too few examples, and
+    of ``dev`` is no threshold. The promise of `rationale_risk` is about those whom both thresholds
+    answer. Raises :class:`UsageError` for too few examples, and
     :class:`GateError` where what was asked cannot be had.
     """
     if len(dev) < FEWEST_EXAMPLES:
@@ -54,6 +58,7 @@ def calibrate(
     confidence = confidence_of(dev.logits, temperature)
     promises: dict[str, BoundedThreshold] = {}
     margin_threshold: float | None = None
+    changed: np.ndarray | None = None
     if asked is not None and asked.rationale_risk is not None:
         if reference is None:
             raise UsageError("rationale_risk needs the torch model's rationales")
@@ -92,7 +97,23 @@ def calibrate(
         asked=asked,
         examples=len(dev),
     )
+    if changed is not None and asked is not None and asked.rationale_risk is not None:
+        answered = Refusals.of(confidence, dev.margin, calibration).answered
+        threshold = promises["rationale_risk"].threshold
+        seen = _seen(changed, answered, threshold, (1 - asked.confidence) / COVERAGES_TRIED)
+        if seen.bound > asked.rationale_risk:
+            raise _not_to_be_had("rationale_risk", asked.rationale_risk, seen, len(dev))
+        promises["rationale_risk"] = seen
     return Fitted(calibration, promises)
+
+
+def _seen(
+    wrong: np.ndarray, answered: np.ndarray, threshold: float, failure: float
+) -> BoundedThreshold:
+    """``wrong`` and ``answered`` are bool ``[example]``."""
+    count, errors = int(answered.sum()), int(wrong[answered].sum())
+    bound = highest_error_rate(errors, count, failure)
+    return BoundedThreshold(threshold, count / len(answered), errors / count, bound)
 
 
 def _threshold(lowest: float, score: np.ndarray) -> float | None:

@@ -157,7 +157,11 @@ def bench(
     from rekd_edge.bench.baseline import judge
     from rekd_edge.bench.verdict_output import render
 
-    verdict = judge(rules, document, before)
+    try:
+        verdict = judge(rules, document, before)
+    except UsageError:
+        emit(document, json_path=json_path, render=report.render)
+        raise
 
     def show(out: Console) -> None:
         report.render(out)

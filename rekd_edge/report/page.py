@@ -59,19 +59,21 @@ def fit_page(content: ReportContent, *, max_bytes: int) -> tuple[str, ReportCont
     Raises:
         UsageError: it is too large without any example.
     """
-    everything = content.examples
+    everything, notes = content.examples, content.notes
     page = render_page(content)
     while len(page.encode()) > max_bytes and content.examples:
         longest = max(len(group.examples) for group in content.groups)
         groups = tuple(
             replace(group, examples=group.examples[: longest // 2]) for group in content.groups
         )
-        content = replace(content, groups=tuple(group for group in groups if group.examples))
+        groups = tuple(group for group in groups if group.examples)
+        content = replace(content, groups=groups)
         note = (
             f"{everything - content.examples} of {everything} examples were left out to keep this "
             f"page under {max_bytes / 1e6:g} MB."
         )
-        page = render_page(replace(content, notes=(*content.notes, note)))
+        content = replace(content, notes=(*notes, note))
+        page = render_page(content)
     if len(page.encode()) > max_bytes:
         raise UsageError(
             f"the page has {len(page.encode()) / 1e6:.1f} MB without any example, more than "

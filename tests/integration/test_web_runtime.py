@@ -28,6 +28,7 @@ from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.calibrate.spec import AbstentionSpec, Calibration
 from rekd_edge.data import load_data
 from rekd_edge.recipe import find_recipe, load_recipe
+from tests.chromium import chromium_path, find_chromium
 
 if TYPE_CHECKING:
     from rekd_edge.bundle import BundleManifest
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "export" / "runtime" / "web"
-CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
 BUNDLES = [Path(word).resolve() for word in os.environ.get("REKD_WEB_BUNDLES", "").split()]
 DECODED_SIZE = 224
 TEMPERATURE = 1.7
@@ -83,11 +83,22 @@ def command(*words: str | Path, **variables: str) -> None:
     assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-4_000:]}"
 
 
+def require_node() -> None:
+    """Skips, with the reason, without npm and a node that is new enough."""
+    needed = "the browser runtime needs node (20.12 or newer) and npm"
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip(f"{needed}, which are not here")
+    done = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    version = done.stdout.strip()
+    major, minor = version.removeprefix("v").split(".")[:2]
+    if (int(major), int(minor)) < (20, 12):
+        pytest.skip(f"{needed}; here is node {version}")
+
+
 @pytest.fixture(scope="module")
 def packages() -> Path:
     """What the lock file names, from npm."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("the browser runtime needs node (20.12 or newer) and npm, which are not here")
+    require_node()
     command("make", "--silent", "--directory", ROOT, "web-packages")
     return WEB / "node_modules"
 
@@ -321,6 +332,11 @@ def test_the_types_hold(packages: Path) -> None:
     command("node", packages / "typescript" / "bin" / "tsc")
 
 
+def test_the_comparison_finds_what_it_has_to_find() -> None:
+    require_node()
+    command("node", "--test", "tests/compare.test.mjs")
+
+
 def test_calibration_is_applied_or_refused(packages: Path) -> None:
     command("node", "--test", "tests/decision.test.mjs")
 
@@ -335,24 +351,71 @@ def test_the_library_answers_as_the_python_runtime(packages: Path, golden: Path)
     command("node", "--test", "tests/library.test.mjs", GOLDEN=str(golden))
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("REKD_WEB_REQUIRE_BROWSER"),
-    reason="no chromium here (on Debian: apt-get install chromium)",
-)
-def test_the_page_answers_as_the_python_runtime(packages: Path, golden: Path) -> None:
-    assert CHROMIUM is not None, "no chromium here (on Debian: apt-get install chromium)"
-    command("node", "--test", "tests/page.test.mjs", GOLDEN=str(golden), CHROMIUM=CHROMIUM)
+@pytest.fixture(scope="module")
+def browser() -> str:
+    if os.environ.get("REKD_WEB_REQUIRE_BROWSER") and chromium_path() is None:
+        pytest.fail("no browser here (on Debian: apt-get install chromium)")
+    return find_chromium()
 
 
-def test_a_folder_of_something_else_is_not_replaced(
-    packages: Path, text_bundle: Path, tmp_path: Path
+def test_the_page_answers_as_the_python_runtime(browser: str, packages: Path, golden: Path) -> None:
+    command("node", "--test", "tests/page.test.mjs", GOLDEN=str(golden), CHROMIUM=browser)
+
+
+@pytest.mark.parametrize(("version", "skips"), [("v20.11.1", True), ("v20.12.0", False)])
+def test_an_older_node_is_named(
+    version: str, skips: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+    for name in ("node", "npm"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {version}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    if not skips:
+        require_node()
+        return
+    with pytest.raises(pytest.skip.Exception, match=r"here is node v20\.11\.1"):
+        require_node()
+
+
+def test_the_browser_is_the_one_named_or_the_first_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    assert chromium_path() is None
+    for name in ("google-chrome", "mine"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert chromium_path() == str(tmp_path / "google-chrome")
+    monkeypatch.setenv("CHROMIUM", "mine")
+    assert find_chromium() == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    "names", [("mine.txt",), ("service_worker.js",), ("index.html", "service_worker.js")]
+)
+def test_a_folder_of_something_else_is_not_replaced(
+    names: tuple[str, ...], packages: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("<p>mine")
     words = ["node", WEB / "build.mjs", "--bundle", text_bundle, "--output", tmp_path]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "is not a page that was built here" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(names)
+
+
+def test_a_page_that_was_built_here_is_replaced(
+    packages: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    words = ("node", WEB / "build.mjs", "--bundle", text_bundle, "--output", site)
+    command(*words)
+    (site / "page.js").unlink()
+    command(*words)
+    assert (site / "page.js").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
 def test_a_changed_bundle_is_not_built(packages: Path, text_bundle: Path, tmp_path: Path) -> None:

@@ -1151,13 +1151,15 @@ def _joined(text: str, spans: Iterable[WordSpan]) -> Iterator[tuple[int, int]]:
 
 
 def visible(text: str) -> str:
-    """Control characters other than line end and tab as pictures of the same length."""
+    """Control characters other than line end and tab as pictures of the same length, and the
+    characters that turn the direction of a text round (bidirectional overrides) as a box."""
 
     def picture(character: str) -> str:
         code = ord(character)
         if code < 32 and character not in "\n\t":
             return chr(0x2400 + code)
-        return "\ufffd" if 127 <= code < 160 else character
+        turned = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+        return "\ufffd" if 127 <= code < 160 or 0xD800 <= code < 0xE000 or turned else character
 
     return "".join(map(picture, text))
 
@@ -1246,13 +1248,16 @@ def write_overlays(predictions: Sequence[Prediction], folder: Path) -> list[Pred
             f"cannot make the folder {folder}: {reason}",
             hint="choose another folder, or use --no-overlay",
         ) from error
-    used: dict[str, int] = {}
+    used: set[str] = set()
     written = []
     for prediction in predictions:
-        stem = Path(prediction.source).stem
-        used[stem] = used.get(stem, 0) + 1
-        number = "" if used[stem] == 1 else f"-{used[stem]}"
-        written.append(write_overlay(prediction, folder / f"{stem}{number}.rationale.png"))
+        stem = name = Path(prediction.source).stem
+        number = 1
+        while name in used:
+            number += 1
+            name = f"{stem}-{number}"
+        used.add(name)
+        written.append(write_overlay(prediction, folder / f"{name}.rationale.png"))
     return written
 
 

@@ -18,6 +18,8 @@ const HERE = path.dirname(fileURLToPath(import.meta.url));
 const ONNXRUNTIME = path.join(HERE, "node_modules", "onnxruntime-web");
 const WASM = "ort-wasm-simd-threaded.wasm";
 const WORKER = "service_worker.js";
+/** In the index.html of every page that is built here. */
+const MARK = 'name="rekd-fingerprint"';
 
 class UsageError extends Error {}
 
@@ -166,7 +168,9 @@ async function requireReplaceable(output) {
     if (error.code === "ENOENT") return [];
     throw new UsageError(`${output} is not a folder`);
   });
-  if (names.length > 0 && !names.includes(WORKER)) {
+  if (names.length === 0) return;
+  const html = await fs.readFile(path.join(output, "index.html"), "utf8").catch(() => "");
+  if (!names.includes(WORKER) || !html.includes(MARK)) {
     throw new UsageError(`${output} exists and is not a page that was built here: name a new folder`);
   }
 }

@@ -207,6 +207,26 @@ def test_a_file_that_is_no_baseline(tmp_path: Path, content: str) -> None:
         read_baseline(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "1" + "0" * 400])
+def test_numbers_that_are_not_finite_pass_no_gate(
+    document: dict[str, Any], tmp_path: Path, number: str
+) -> None:
+    text = json.dumps(changed(document, set_p90(123_454_321))).replace("123454321", number)
+    path = tmp_path / "baseline.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="is no result of a benchmark"):
+        read_baseline(path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_was_measured_has_to_be_finite(
+    document: dict[str, Any], tmp_path: Path, number: float
+) -> None:
+    now = changed(document, set_accuracy(number))
+    verdict = judged(now, document, tmp_path, "accuracy<-0.5")
+    assert verdict.failures == ("accuracy was not measured",)
+
+
 def test_junit_and_markdown(document: dict[str, Any], tmp_path: Path) -> None:
     before = changed(document, set_p90(1_000_000), set_accuracy(0.9))
     now = changed(
@@ -266,6 +286,14 @@ def test_the_command(text_bundle: Path, tmp_path: Path) -> None:
     assert "size_mb is" in broken.exception.message
     assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "1"
     assert "1 of 2 failed" in (tmp_path / "m.md").read_text()
+    alone = tmp_path / "alone.json"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(stated | {"threads": 64, "result_validity": "VALID"}))
+    words = [*measured, "--baseline", str(other), "--json", str(alone)]
+    refused = rekd(*words, "--fail-on", "p50_latency_ms>+5%").exception
+    assert isinstance(refused, UsageError)
+    assert "another measurement: threads 64 there" in refused.message
+    assert json.loads(alone.read_text())["bundle"] == stated["bundle"]
     for words, message in (
         ([*against, "--fail-on", "accuracy<-0.5"], "has no accuracy"),
         ([*measured, "--fail-on", "p50_latency_ms>+5%"], "there is no --baseline"),

@@ -28,6 +28,7 @@ from rekd_edge.data.images import rgb_from_file
 from rekd_edge.data.preprocess import ImagePreprocessor, TextPreprocessor
 from rekd_edge.fuse import FusedRationalist
 from rekd_edge.recipe import find_recipe, load_recipe
+from rekd_edge.report.examples import visible as report_visible
 from rekd_edge.runners.threads import available_cores
 
 runtime = load_runtime()
@@ -350,15 +351,22 @@ def test_overlays_have_a_size_that_can_be_looked_at(
 def test_images_of_the_same_name_get_overlays_of_their_own(
     image_rationalist: Any, tmp_path: Path
 ) -> None:
-    paths = [tmp_path / folder / "photo.png" for folder in ("a", "b")]
+    paths = [tmp_path / name for name in ("photo.png", "b/photo.png", "photo-2.png")]
+    (tmp_path / "b").mkdir()
     for path in paths:
-        path.parent.mkdir()
         Image.linear_gradient("L").save(path)
     written = runtime.write_overlays(image_rationalist.predict(paths), tmp_path)
     assert [Path(prediction.overlay).name for prediction in written] == [
         "photo.rationale.png",
         "photo-2.rationale.png",
+        "photo-2-2.rationale.png",
     ]
+
+
+def test_the_report_shows_characters_as_the_runtime_does() -> None:
+    for character in map(chr, range(sys.maxunicode + 1)):
+        assert runtime.visible(character) == report_visible(character), hex(ord(character))
+    assert runtime.visible("a\u202eb\u2066c\x1b") == "a\ufffdb\ufffdc\u241b"
 
 
 def test_an_overlay_that_cannot_be_written_is_an_input_error(

@@ -89,6 +89,25 @@ def test_near_ties_are_refused_where_rationales_differ() -> None:
         calibrate(dev, AbstentionSpec(rationale_risk=0.02, coverage=0.999), reference)
 
 
+def test_a_promise_is_about_those_finally_answered() -> None:
+    dev = answers(1000, seed=14)
+    surest = np.argsort(-confidence_of(dev.logits, calibrate(dev).calibration.temperature))
+    changed = np.zeros(1000, dtype=bool)
+    changed[surest[:400:50]] = True
+    changed[surest[3]] = True
+    asked = AbstentionSpec(rationale_risk=0.02)
+    everything = calibrate(dev, asked, moved(dev, changed)).promises["rationale_risk"]
+    assert everything.bound <= 0.02
+    with pytest.raises(GateError, match=r"at most 0\.0\d+ \(seen 0\.0225\) when 0\.400"):
+        calibrate(dev, AbstentionSpec(rationale_risk=0.02, coverage=0.4), moved(dev, changed))
+    unsure = np.zeros(1000, dtype=bool)
+    unsure[surest[-9:]] = True
+    kept = calibrate(dev, AbstentionSpec(rationale_risk=0.02, coverage=0.4), moved(dev, unsure))
+    promise = kept.promises["rationale_risk"]
+    assert (promise.coverage, promise.risk) == (0.4, 0)
+    assert promise.bound == pytest.approx(1 - 0.005 ** (1 / 400))
+
+
 def test_equal_rationales_need_no_margin() -> None:
     dev = answers(2000, seed=8)
     fitted = calibrate(dev, AbstentionSpec(rationale_risk=0.01), dev)

@@ -191,6 +191,10 @@ def test_a_large_page_loses_examples_and_says_so() -> None:
     assert len(page.encode()) < whole
     assert shown.examples == 20
     assert "20 of 40 examples were left out" in page
+    assert sum("examples were left out" in note for note in shown.notes) == 1
+    smaller = fit_page(content, max_bytes=len(page.encode()) - 200)[1]
+    assert smaller.notes[:-1] == content.notes
+    assert smaller.notes[-1].startswith(f"{40 - smaller.examples} of 40 examples")
     assert fit_page(content, max_bytes=whole)[1].examples == 40
     with pytest.raises(UsageError, match="without any example"):
         fit_page(content, max_bytes=1000)

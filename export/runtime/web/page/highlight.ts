@@ -5,6 +5,11 @@ export interface Part {
   readonly kind: "kept" | "dropped" | "unread";
 }
 
+/** Characters that turn the direction of a text round, as a box. */
+export function visible(text: string): string {
+  return text.replaceAll(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+}
+
 /** The text in parts; spans with nothing but blanks between them become one. */
 export function highlightedParts({
   text,

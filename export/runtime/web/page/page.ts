@@ -8,7 +8,7 @@ import {
   type TextPrediction,
 } from "../src/rationalist.js";
 import { drawOverlay } from "./overlay.js";
-import { highlightedParts } from "./highlight.js";
+import { highlightedParts, visible } from "./highlight.js";
 
 const SHOWN_LABELS = 6;
 const NOT_RELIABLE = "Most probable, not to be relied on";
@@ -223,7 +223,8 @@ function announce(prediction: Prediction, config: Config): void {
 
 function showText(prediction: TextPrediction): void {
   at("highlighted").replaceChildren(
-    ...highlightedParts(prediction).map(({ text, kind }) => {
+    ...highlightedParts(prediction).map(({ text: raw, kind }) => {
+      const text = visible(raw);
       if (kind === "kept") return made("mark", text);
       return kind === "unread" ? made("span", text, "unread") : document.createTextNode(text);
     }),

@@ -81,6 +81,8 @@ export interface LoadOptions {
   readonly onProgress?: (progress: Progress) => void;
 }
 
+/** Of an image once resized, as in the Python runtime. */
+const MOST_PIXELS = 1 << 26;
 const OUTPUTS = ["logits", "rationale_mask", "selection_score", "selection_margin"] as const;
 const INPUTS = { text: ["input_ids", "attention_mask"], image: ["pixel_values"] } as const;
 
@@ -199,6 +201,13 @@ export class Rationalist {
   ): Promise<ImagePrediction> {
     const { imageSize: size, patchSize, interpolation } = config;
     const view = viewOf(picture.width, picture.height, size);
+    if (view.resizedWidth * view.resizedHeight > MOST_PIXELS) {
+      throw new RekdError(
+        "input",
+        `An image of ${picture.width}x${picture.height} pixels is too long and thin.`,
+        "Cut out the part that matters.",
+      );
+    }
     const pixels = resample(view, interpolation, picture.rows(...rowsRead(view, interpolation)));
     const feeds = { pixel_values: pixelTensor(pixels, config) };
     const preprocessMs = performance.now() - start;

@@ -197,6 +197,8 @@ test("an input of the other kind is refused", async () => {
   const images = await rekd.Rationalist.load(bundleSource(golden.bundles.image.bundle));
   await assert.rejects(images.predict("a text"), { kind: "input" });
   await assert.rejects(images.predict({ width: 2, height: 2, data: new Uint8Array(3) }), { kind: "input" });
+  const thin = { width: 20_000, height: 1, data: new Uint8Array(80_000) };
+  await assert.rejects(images.predict(thin), { kind: "input", message: /too long and thin/ });
 });
 
 test("a long text says where it was cut", async () => {

@@ -1,0 +1,32 @@
+/** The comparison itself: what it has to find. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { differences, judge } from "./compare.mjs";
+
+const due = {
+  label: "a",
+  logits: [1, 0],
+  probabilities: { a: 0.7, b: 0.3 },
+  rationale: [{ start: 0, end: 1, text: "x", word: 0, tokens: [1] }],
+  refused_for: [],
+  kept: 1,
+  candidates: 2,
+};
+
+function judged(precision, foundMargin, dueMargin) {
+  const found = { ...due, probabilities: [["a", 0.7], ["b", 0.3]], probability: 0.7, refusedFor: [], abstain: false };
+  const row = differences({ ...found, margin: foundMargin }, { ...due, margin: dueMargin });
+  return judge("one", precision, [row]);
+}
+
+for (const [precision, near, far] of [["fp32", 9e-5, 2e-4], ["int8", 0.09, 0.2]]) {
+  test(`margins of ${precision} are held to their bound, infinite ones to each other`, () => {
+    judged(precision, 1 + near, 1);
+    judged(precision, Infinity, null);
+    assert.throws(() => judged(precision, 1 + far, 1), /of a margin 0\.[0-9]/);
+    assert.throws(() => judged(precision, 1, null), /of a margin Infinity/);
+    assert.throws(() => judged(precision, Infinity, 1), /of a margin Infinity/);
+    assert.throws(() => judged(precision, NaN, 1), /of a margin NaN/);
+  });
+}
