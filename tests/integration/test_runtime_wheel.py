@@ -146,7 +146,9 @@ def test_its_cold_start_can_be_measured(binaries: Path, text_bundle: Path, tmp_p
         *("--rounds", "2", "--part-rounds", "1", "--output", str(tmp_path)),
         f"{text_bundle}=a gorgeous, witty film",
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    # A process counts the peak of the one that made it as its own: a shell stands in between.
+    through_shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *command]
+    subprocess.run(through_shell, check=True, capture_output=True, timeout=120)
     found = json.loads((tmp_path / "cold-start.json").read_text())
     assert [row["form"] for row in found["rows"]] == ["script", "wheel"]
     for row in found["rows"]:
