@@ -366,7 +366,7 @@ def test_out_of_memory_while_building_is_one_clear_error(image: Made, tmp_path: 
 
 
 def test_a_rejected_engine_leaves_the_other_findings(
-    text: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph is built in fp32 and then held to fp16."""
 
@@ -374,10 +374,12 @@ def test_a_rejected_engine_leaves_the_other_findings(
         return dict.fromkeys(requested_precision(model), "fp16")
 
     monkeypatch.setattr(build, "requested_precision", half)
+    recipe = load_recipe(
+        find_recipe("smoke/text"), ["data.limit={train: 64, dev: 100, test: 32}"]
+    )  # as many as a calibration needs
+    run = train_run(recipe, tmp_path / "run", device="cpu")
     target = target_file(tmp_path, "trt-rtx", ("[86, 89, 120]", "[86]"))
-    result = export_bundle(
-        text.run, target=target, output=tmp_path / "bundle", threads=1, twins=False
-    )
+    result = export_bundle(run, target=target, output=tmp_path / "bundle", threads=1, twins=False)
     assert not result.passed
     assert result.path == tmp_path / "rejected" / "bundle"
     assert "asks for fp16" in result.reasons[0]
