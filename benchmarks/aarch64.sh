@@ -13,7 +13,13 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 python=${PYTHON:-python3}
-debian=${DEBIAN:-http://deb.debian.org/debian}
+# The mirror of Debian that this machine's apt uses; DEBIAN names another (on Ubuntu it must).
+debian=${DEBIAN:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
+    grep -E '/debian/?$' | head -1 || true)}
+[ -n "$debian" ] || {
+    echo "no mirror of Debian among apt's sources: name one in DEBIAN" >&2
+    exit 2
+}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 fetch_debs() { # ARCHITECTURE FOLDER SUITE PACKAGE...
