@@ -571,9 +571,11 @@ class _Trainer:
 
         def compute(batch: Batch) -> Tensor:
             explained = batch.labels if by_label else None
-            if judge is not None:
-                return judge.mask_gradient(batch, explained)
-            return attribute(model.predictor, model.predictor.encoder.view(batch.inputs), explained)
+            with make_accelerator(train, self.device).autocast():
+                if judge is not None:
+                    return judge.mask_gradient(batch, explained).float()
+                view = model.predictor.encoder.view(batch.inputs)
+                return attribute(model.predictor, view, explained).float()
 
         if self._augmented or train.warmup.selector_epochs <= 1:
             return compute
