@@ -21,9 +21,10 @@ longest.
 **Valid.** A result is INVALID, with its reasons, where it is ``quick``, too short, has too few
 queries for early stopping, misses ``target_latency_ms``, or *does not hold still*:
 
-- The queries are cut into 2 to 10 consecutive windows of at least 50. The medians of two windows
-  differ by more than 5 % and their 99 % intervals do not meet. Each latency is taken relative to
-  the median of the same query over the run where each was asked at least 3 times.
+- The queries are cut into 5 consecutive windows (fewer where they would have less than 50). The
+  medians of two windows differ by more than 5 % and their 99 % intervals do not meet. Each latency
+  is taken relative to the median of the same query over the run where each was asked at least 3
+  times. The fifths of a run are five shorter runs: where they repeat, whole ones do all the more.
 - The 99 % interval of the median over the run is wider than 5 % (where queries were repeated).
 - The clock's median in a window is more than 5 % below that of another (not with an idle gap).
 - A throttling counter has risen.
@@ -110,7 +111,7 @@ MOST_WAITING = 0.02
 MOST_STOLEN = 0.02
 MOST_OTHER_CORES = 0.2
 MOST_OTHER_SHARE = 0.05
-MOST_WINDOWS, LEAST_IN_WINDOW, LEAST_PASSES = 10, 50, 3
+MOST_WINDOWS, LEAST_IN_WINDOW, LEAST_PASSES = 5, 50, 3
 POLL_S = 0.5
 PROGRESS_S = 5.0
 WARMUP_S, QUICK_WARMUP_S = 1.0, 0.2
