@@ -28,7 +28,7 @@ from rekd_edge.bench.timing import (
 )
 from rekd_edge.errors import BackendError, UsageError
 from rekd_edge.runners import file_runner, resolve_threads
-from rekd_edge.types import RuntimeName
+from rekd_edge.types import PackageBackend, RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.runners.settings import RuntimeSettings
@@ -46,7 +46,7 @@ def bench_files(
     provider: str = "CPUExecutionProvider",
     runtime: RuntimeName = "onnxruntime",
     runtime_settings: RuntimeSettings | None = None,
-    elsewhere: Mapping[str, tuple[RuntimeName, str]] | None = None,
+    elsewhere: Mapping[str, tuple[RuntimeName | PackageBackend, str]] | None = None,
     reference: str | None = None,
     inputs_source: str = "given by the caller",
     notes: Sequence[str] = (),
@@ -77,7 +77,10 @@ def bench_files(
     stored = None if runtime_settings is None else runtime_settings.threads
     threads = resolve_threads(threads, stored)
     names = list(files)
-    engines = dict.fromkeys(names, (runtime, provider)) | dict(elsewhere or {})
+    engines: dict[str, tuple[RuntimeName | PackageBackend, str]] = dict.fromkeys(
+        names, (runtime, provider)
+    )
+    engines |= elsewhere or {}
     rng = np.random.default_rng(settings.seed)
     order = rng.permutation(counts.pop())
     with ExitStack() as stack:
@@ -95,6 +98,8 @@ def bench_files(
         }
         outputs = {name: tuple(runner.output_names) for name, runner in runners.items()}
         providers = {name: tuple(runner.providers) for name, runner in runners.items()}
+        placed = {name: runner.placement for name, runner in runners.items()}
+        starts = {name: runner.start_options for name, runner in runners.items()}
         for i in range(settings.warmup_count):
             for name in names:
                 runners[name].run_named(examples[name][order[i % len(order)]], outputs[name])
@@ -107,6 +112,7 @@ def bench_files(
             "provider": engines[name][1],
             "settings": None if runtime_settings is None else runtime_settings.model_dump(),
             "queries": max(1, settings.rss_queries),
+            **starts[name],
         }
         for name in names
     }
@@ -122,6 +128,7 @@ def bench_files(
             size_bytes=files[name].stat().st_size,
             sha256=_sha256(files[name]),
             providers=providers[name],
+            placement=placed[name],
             query_count=int(mine.size),
             duration_ns=int(mine.sum()),
             mean_latency_ns=int(mine.mean()),
