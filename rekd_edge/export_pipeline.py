@@ -602,7 +602,7 @@ def workplace(output: Path) -> Iterator[Path]:
 
 
 def convert_run(
-    run: Run,
+    run: Run | None,
     model: DeployModel,
     target: TargetSpec,
     path: Path,
@@ -610,11 +610,13 @@ def convert_run(
     *,
     fp32: Path | None = None,
 ) -> None:
-    """``model`` as a file of the target's precision; what is no student has one part only.
-    ``fp32`` is the same model's file in fp32, where there is one already."""
+    """``model`` as a file of the target's precision; what is no student has one part only. Without
+    a ``run`` there must be ``metadata``, and no data to calibrate with (`int8-static`). ``fp32`` is
+    the same model's file in fp32, where there is one already."""
     if target.precision == "fp32" or fp32 is None:
         if metadata is None:
             assert isinstance(model, FusedRationalist)
+            assert run is not None
             metadata = artefact_metadata(run, model)
         metadata = {**metadata, **profile_metadata(model, target)}
         exported = path if target.precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
@@ -631,7 +633,7 @@ def convert_run(
             path,
             precision=target.precision,
             parts=parts,
-            calibration=_calibration(run, target),
+            calibration=[] if run is None else _calibration(run, target),
             target=target.name,
         )
     finally:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -170,7 +170,21 @@ def measure_in_turn(
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:
     """Nanoseconds of each counted query by name; sample i of all is the same input."""
-    names = list(runners)
+
+    def answer(name: str, query: int, counted: bool) -> int:
+        given = inputs[name][query % len(inputs[name])]
+        start = time.perf_counter_ns()
+        runners[name].run_named(given, outputs[name])
+        return time.perf_counter_ns() - start
+
+    return in_turn(list(runners), settings, answer)
+
+
+def in_turn(
+    names: Sequence[str], settings: BenchSettings, answer: Callable[[str, int, bool], int]
+) -> dict[str, np.ndarray]:
+    """Calls ``answer(name, query, counted)``, which answers nanoseconds, for all ``names`` in turns
+    that rotate from round to round; those of the counted queries."""
     samples: dict[str, list[int]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0)
     need_ns = settings.min_duration_s * 1e9
@@ -178,17 +192,12 @@ def measure_in_turn(
     round_number = 0
     while round_number * turn < settings.min_count or min(spent.values()) < need_ns:
         shift = round_number % len(names)
-        for name in names[shift:] + names[:shift]:
-            queries = [
-                inputs[name][i % len(inputs[name])]
-                for i in range(round_number * turn, (round_number + 1) * turn)
-            ]
+        for name in (*names[shift:], *names[:shift]):
+            queries = range(round_number * turn, (round_number + 1) * turn)
             if turn > 1:
-                runners[name].run_named(queries[-1], outputs[name])
+                answer(name, queries[-1], False)
             for query in queries:
-                start = time.perf_counter_ns()
-                runners[name].run_named(query, outputs[name])
-                elapsed = time.perf_counter_ns() - start
+                elapsed = answer(name, query, True)
                 samples[name].append(elapsed)
                 spent[name] += elapsed
         round_number += 1

@@ -87,6 +87,11 @@ class OnnxRunner(FileRunner):
         return {}
 
     @property
+    def session(self) -> Any:
+        """ONNX Runtime's own session, for what binds its inputs and outputs itself."""
+        return self._opened()
+
+    @property
     def providers(self) -> list[str]:
         return list(self._opened().get_providers())
 

@@ -87,6 +87,12 @@ class PackageRunner(FileRunner):
         return self._made_of
 
     @property
+    def call(self) -> Any:
+        """The package as a function of tensors on its device, for what holds them itself; they are
+        not looked at."""
+        return self._opened()
+
+    @property
     def providers(self) -> list[str]:
         facts = self._facts()
         return [f"{facts.backend} {facts.device}"]
