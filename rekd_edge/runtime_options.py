@@ -87,14 +87,29 @@ def provider_chain(
 
 
 def preload_libraries(ort: Any, provider: str) -> str:
-    """Loads the CUDA libraries that came with torch, so that onnxruntime finds them; what it had
-    to say about those that it did not find."""
+    """Loads the CUDA libraries that came with torch, so that onnxruntime finds them, also where it
+    was installed elsewhere; what it had to say about those that it did not find."""
     if provider not in GPU_PROVIDERS or not hasattr(ort, "preload_dlls"):
         return ""
+    said = _preloaded(ort)
+    if said:
+        import importlib.util
+        from pathlib import Path
+
+        torch = importlib.util.find_spec("torch")
+        if torch is not None and torch.origin is not None:
+            beside = Path(torch.origin).parents[1] / "nvidia"
+            for folder in sorted(beside.glob("*/lib")):
+                _preloaded(ort, str(folder))
+        said = _preloaded(ort)
+    return said
+
+
+def _preloaded(ort: Any, folder: str | None = None) -> str:
     import contextlib
     import io
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        ort.preload_dlls()
+        ort.preload_dlls(directory=folder)
     return said.getvalue().strip()

@@ -46,6 +46,8 @@ def open_onnxruntime(model: str, asked: dict[str, Any]) -> tuple[list[str], Answ
     chain = [tuple(one) for one in asked.get("providers") or [[asked["provider"], {}]]]
     preload_libraries(ort, chain[0][0])
     session = ort.InferenceSession(model, options, providers=chain)
+    if session.get_providers()[0] != chain[0][0]:
+        raise SystemExit(f"onnxruntime would run on {session.get_providers()[0]}")
     names = [value.name for value in session.get_inputs()]
     return names, lambda inputs: session.run(None, inputs), list(session.get_providers())
 

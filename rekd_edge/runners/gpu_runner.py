@@ -263,6 +263,8 @@ def _libraries(ort: Any, said: str) -> str:
     first = next(iter(said.splitlines()), "")
     needs = f"this onnxruntime-gpu is built for CUDA {wanted}" if wanted else "its CUDA libraries"
     more = f". It could not load: {first}" if first else ""
+    if "curand" in first:
+        more += " (pip install nvidia-curand: torch does not bring it)"
     return (
         f"{needs} and needs those libraries, cuDNN 9 and a driver for them (TensorRT's provider: "
         f"TensorRT's libraries, too); torch's are taken where they are of the same CUDA{more}"
