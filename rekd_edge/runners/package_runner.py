@@ -135,10 +135,11 @@ def require_fit(facts: MadeOf, feeds: Mapping[str, np.ndarray]) -> None:
         ]:
             raise ValueError(f"{one.name} must be {list(one.sizes)} (None: any size)")
         for name, have in zip(one.axes, given.shape, strict=True):
-            if have < 1 or sizes.setdefault(name, have) != have:
-                raise ValueError(
-                    f"{one.name} has {have} of {name}, must be {sizes[name] or 'some'}"
-                )
+            if have < 1:
+                raise ValueError(f"{one.name} has none of {name}")
+            wanted = sizes.setdefault(name, have)
+            if have != wanted:
+                raise ValueError(f"{one.name} has {have} of {name}, must be {wanted}")
         profile = facts.profiles.get(one.name)
         if profile is not None and not all(
             least <= have <= most
