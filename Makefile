@@ -28,6 +28,10 @@ demo: $(INSTALLED) ## train, distill, export, check and measure on real text (mi
 bench: $(INSTALLED) ## the latency table against every alternative, into runs/ (hours, 2 cores)
 	$(BIN)/rekd-edge bench --suite latency --output runs
 
+.PHONY: gpu-pack
+gpu-pack: $(INSTALLED) ## pack what benchmarks/gpu needs on a CUDA machine without a network; CONTENTS="text ..."
+	PYTHON=$(BIN)/python benchmarks/gpu/pack.sh $(CONTENTS)
+
 .PHONY: test
 test: lint ## lint, types, import rules and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile

@@ -11,6 +11,7 @@ Nothing is ever half-written under the final name.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import shutil
 import tempfile
@@ -63,7 +64,7 @@ from rekd_edge.convert import (
     weights_sha256,
 )
 from rekd_edge.convert.pixels import cast_pixels_first
-from rekd_edge.convert.to_onnx import write_model
+from rekd_edge.convert.to_onnx import METADATA_PREFIX, write_model
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_preprocessor
 from rekd_edge.data.split import Split
@@ -72,17 +73,23 @@ from rekd_edge.engines.backend import load_backend, present_device
 from rekd_edge.engines.build import BuildListener, build_engines, require_capabilities
 from rekd_edge.engines.find import bundle_recipe
 from rekd_edge.engines.lint import require_buildable
-from rekd_edge.engines.spec import BuildRecipe, build_recipe
+from rekd_edge.engines.spec import BuildRecipe, build_recipe, profiles_of
 from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine
 from rekd_edge.engines.verify import check_engine
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
 from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
+from rekd_edge.packages.backend import find_compiler
+from rekd_edge.packages.build import made_of, package_for, runnable_here
+from rekd_edge.packages.store import StoredPackage, find_packages
+from rekd_edge.packages.verify import check_package
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import RuntimeSettings, TorchRunner, file_runner, require_runtime
-from rekd_edge.types import RuntimeName
+from rekd_edge.runners.gpu_runner import PROFILE_KEY, require_provider
+from rekd_edge.runtime_options import TENSORRT_PROVIDER
+from rekd_edge.types import PackageBackend, RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.bench.tune import TunePlan, TuneReport
@@ -96,6 +103,7 @@ TWINS_FOLDER = "onnx"
 TUNE_REPORT = "runtime_settings"
 RECOVERY_REPORT = "recovery"
 CALIBRATION_REPORT = "calibration"
+PACKAGE_REPORT = "package"
 RECOVERABLE = frozenset(
     {
         "accuracy",
@@ -126,6 +134,7 @@ class ExportResult:
     recovery: RecoveryReport | None = None
     calibration: CalibrationReport | None = None
     engines: tuple[StoredEngine, ...] = ()
+    package: StoredPackage | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -138,6 +147,7 @@ class ExportResult:
             "recovery": None if self.recovery is None else self.recovery.to_json(),
             "calibration": None if self.calibration is None else self.calibration.to_json(),
             "engines": {e.path.name: e.record.model_dump(mode="json") for e in self.engines},
+            "package": None if self.package is None else self.package.to_json(),
         }
 
 
@@ -217,7 +227,10 @@ def export_bundle(
     """
     spec = load_target(target)
     require_runtime(spec.runtime)
+    require_provider(spec.execution_provider)
     require_engines(spec)
+    if spec.package is not None:
+        find_compiler(spec.package)
     gate_set = load_gates(gates or spec.gates)
     require_free(output, force=force)
     if tune:
@@ -285,6 +298,15 @@ def export_bundle(
                 return ExportResult(
                     path, False, (error.message,), report, None, {}, tuning, recovered, calibration
                 )
+        package = None
+        if spec.package is not None:
+            try:
+                package = make_package(run, fused, spec, file, gates=gate_set, threads=threads)
+            except GateError as error:
+                path = reject(work, output, (error.message,), report)
+                return ExportResult(
+                    path, False, (error.message,), report, None, {}, tuning, recovered, calibration
+                )
         manifest = bundle_run(
             run,
             fused,
@@ -294,6 +316,9 @@ def export_bundle(
             output,
             force=force,
             work=work,
+            more_reports=None
+            if package is None
+            else {PACKAGE_REPORT: package.record.model_dump(mode="json")},
             tuning=tuning,
             recovery=recovered,
             calibration=calibration,
@@ -312,6 +337,7 @@ def export_bundle(
         recovery=recovered,
         calibration=calibration,
         engines=placed,
+        package=package,
     )
 
 
@@ -362,6 +388,43 @@ def make_engines(
             edges=text_edges(run.preprocessor),
         )
         for engine in made
+    )
+
+
+def make_package(
+    run: Run,
+    fused: FusedRationalist,
+    target: TargetSpec,
+    file: Path,
+    *,
+    gates: GateSet,
+    threads: int | None = None,
+) -> StoredPackage:
+    """The model of a checked file, compiled for this machine into the user's cache, and held to the
+    file's gates."""
+    assert target.package is not None
+    io_spec = fused.io_spec()
+    profiles = {}
+    if target.sizes is not None:
+        profiles = profiles_of(target.sizes, io_spec, fused.max_length)
+    wanted = made_of(
+        target.package,
+        find_compiler(target.package),
+        io_spec,
+        onnx_sha256=file_sha256(file),
+        weights_sha256=weights_sha256(fused),
+        profiles=profiles,
+        max_length=fused.max_length,
+    )
+    return check_package(
+        package_for(fused, wanted),
+        model=fused,
+        io_spec=io_spec,
+        label_names=run.label_names,
+        batches=test_batches(run.data().test, run.preprocessor),
+        gates=gates,
+        edges=text_edges(run.preprocessor),
+        threads=threads,
     )
 
 
@@ -515,10 +578,14 @@ def tune_file(
 
 def require_tunable(target: TargetSpec) -> None:
     """Raises :class:`UsageError` where there is nothing to search."""
-    if target.runtime != "onnxruntime" or target.engine is not None:
+    on_cpu = (target.runtime, target.execution_provider) == ("onnxruntime", "CPUExecutionProvider")
+    if not on_cpu or target.engine is not None:
         runtime = target.runtime if target.engine is None else target.engine.backend
+        if target.engine is None and target.runtime == "onnxruntime":
+            runtime = target.execution_provider
         raise UsageError(
-            f"--tune searches settings of ONNX Runtime, and {target.name!r} is for {runtime}",
+            f"--tune searches settings of ONNX Runtime on the CPU, and {target.name!r} is for "
+            f"{runtime}",
             hint="leave --tune out, or take a target for ONNX Runtime",
         )
 
@@ -535,7 +602,7 @@ def workplace(output: Path) -> Iterator[Path]:
 
 
 def convert_run(
-    run: Run,
+    run: Run | None,
     model: DeployModel,
     target: TargetSpec,
     path: Path,
@@ -543,12 +610,15 @@ def convert_run(
     *,
     fp32: Path | None = None,
 ) -> None:
-    """``model`` as a file of the target's precision; what is no student has one part only.
-    ``fp32`` is the same model's file in fp32, where there is one already."""
+    """``model`` as a file of the target's precision; what is no student has one part only. Without
+    a ``run`` there must be ``metadata``, and no data to calibrate with (`int8-static`). ``fp32`` is
+    the same model's file in fp32, where there is one already."""
     if target.precision == "fp32" or fp32 is None:
         if metadata is None:
             assert isinstance(model, FusedRationalist)
+            assert run is not None
             metadata = artefact_metadata(run, model)
+        metadata = {**metadata, **profile_metadata(model, target)}
         exported = path if target.precision == "fp32" else path.with_name(f"{path.stem}.fp32.onnx")
         convert_to_onnx(model, model.io_spec(), exported, target=target, metadata=metadata)
     else:
@@ -563,7 +633,7 @@ def convert_run(
             path,
             precision=target.precision,
             parts=parts,
-            calibration=_calibration(run, target),
+            calibration=[] if run is None else _calibration(run, target),
             target=target.name,
         )
     finally:
@@ -572,9 +642,19 @@ def convert_run(
     fit_engine(path, target)
 
 
+def profile_metadata(model: DeployModel, target: TargetSpec) -> dict[str, str]:
+    """The sizes that TensorRT is to serve inside ONNX Runtime, which opens the file knowing nothing
+    of its target."""
+    if target.sizes is None or target.package is not None:
+        return {}
+    found = profiles_of(target.sizes, model.io_spec(), model.max_length)
+    content = {name: profile.model_dump() for name, profile in found.items()}
+    return {PROFILE_KEY.removeprefix(METADATA_PREFIX): json.dumps(content, sort_keys=True)}
+
+
 def fit_engine(path: Path, target: TargetSpec) -> None:
-    """Gives a file for engines the form of graph that TensorRT takes."""
-    if target.engine is not None:
+    """Gives a file for TensorRT the form of graph that it takes."""
+    if target.engine is not None or target.execution_provider == TENSORRT_PROVIDER:
         proto = onnx.load(str(path))
         if cast_pixels_first(proto):
             write_model(proto, path)
@@ -679,7 +759,19 @@ def bench_bundle(
         assert run is not None
         examples = examples_of(test_batches(run.data().test, run.preprocessor), BENCH_EXAMPLES)
         source = f"test split of {run.data().source.get('name', run.recipe.data.source)}"
-    elsewhere: dict[str, tuple[RuntimeName, str]] = {}
+    target = load_target(bundle.manifest.target)
+    elsewhere: dict[str, tuple[RuntimeName | PackageBackend, str]] = {}
+    if target.package is not None:
+        package = _package_of(bundle, target)
+        if package is None:
+            notes.append(
+                f"no package of {target.package.backend} for this machine: export the run here "
+                f"with --target {target.name}"
+            )
+        else:
+            name = f"gathered-{target.package.backend}"
+            files[name] = package.path
+            elsewhere[name] = (target.package.backend, target.package.device)
     if bundle.config.runtime == "openvino":
         files["gathered-onnxruntime"] = bundle.model_path
         elsewhere["gathered-onnxruntime"] = ("onnxruntime", "CPUExecutionProvider")
@@ -688,7 +780,7 @@ def bench_bundle(
         examples,
         settings=settings,
         threads=threads,
-        provider=load_target(bundle.manifest.target).execution_provider,
+        provider=target.execution_provider,
         runtime=bundle.config.runtime,
         runtime_settings=stored,
         elsewhere=elsewhere,
@@ -696,6 +788,17 @@ def bench_bundle(
         inputs_source=source,
         notes=notes,
     )
+
+
+def _package_of(bundle: Bundle, target: TargetSpec) -> StoredPackage | None:
+    """The package of a bundle's model that this machine may run."""
+    assert target.package is not None
+    for package in find_packages(file_sha256(bundle.model_path)):
+        mine = package.record.made_of
+        wanted = (target.package.backend, target.package.device)
+        if (mine.backend, mine.device) == wanted and runnable_here(package):
+            return package
+    return None
 
 
 def export_twins(

@@ -33,6 +33,7 @@ from rekd_edge.check.inputs import examples_of, queries
 from rekd_edge.compare import TitledListener
 from rekd_edge.convert import TargetSpec, file_sha256, load_target
 from rekd_edge.data.preprocess import TextPreprocessor
+from rekd_edge.device_suite import device_table, run_on_device
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.errors import UsageError
 from rekd_edge.export_pipeline import (
@@ -102,12 +103,17 @@ def run_latency(
     device: str = "auto",
     listener: TitledListener | None = None,
 ) -> dict[str, Any]:
-    """Trains the rows, makes and measures the files, times them, and writes the table.
+    """Trains the rows, makes and measures the files, times them, and writes the table. A suite with
+    ``on_device`` is timed on ``device`` instead (:mod:`rekd_edge.device_suite`).
 
     Raises:
         UsageError: candidates that cannot be compared or made, or peers outside a checkout.
         GateError: a file cannot be exported, or is not in the precision asked for.
     """
+    if spec.on_device is not None:
+        return run_on_device(
+            spec, recipes, output, batch=batch, settings=settings, device=device, listener=listener
+        )
     table = _Table(spec, recipes, output, device, listener)
     table.require_sense()
     files = [
@@ -557,6 +563,11 @@ def export_code(package: Path = Path(__file__).parent) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def table_of(result: Mapping[str, Any]) -> str:
+    """A result of :func:`run_latency` as Markdown."""
+    return device_table(result) if "device_suite" in result else latency_table(result)
 
 
 def latency_table(result: Mapping[str, Any]) -> str:

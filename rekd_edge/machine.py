@@ -19,9 +19,11 @@ PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "tensorrt",
     "tensorrt-rtx-cu13",
+    "torch-tensorrt",
 )
 
 

@@ -41,6 +41,7 @@ from rekd_edge.export_pipeline import (
 from rekd_edge.pareto import dominates
 from rekd_edge.run_folder import Run
 from rekd_edge.runners import require_runtime
+from rekd_edge.runners.gpu_runner import require_provider
 
 if TYPE_CHECKING:
     from rekd_edge.calibrate.spec import AbstentionSpec
@@ -115,10 +116,12 @@ def export_fastest(
     found_targets = variants_of(target)
     base = found_targets[0]
     require_runtime(base.runtime)
-    if base.engine is not None:
+    require_provider(base.execution_provider)
+    made = base.engine or base.package
+    if made is not None:
         raise UsageError(
-            f"--precision auto times files in ONNX Runtime on the CPU, and {base.name!r} is for "
-            f"{base.engine.backend}",
+            f"--precision auto times files in ONNX Runtime, and {base.name!r} is for "
+            f"{made.backend}",
             hint="name a precision by its target, e.g. --target trt-rtx-fp16",
         )
     if tune:

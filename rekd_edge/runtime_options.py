@@ -55,3 +55,61 @@ def compile_options(threads: int) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": "f32",
         "EXECUTION_MODE_HINT": "ACCURACY",
     }
+
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+GPU_PROVIDERS = (CUDA_PROVIDER, TENSORRT_PROVIDER)
+"""Of ONNX Runtime, on NVIDIA GPUs; what TensorRT does not take goes to CUDA."""
+CUDA_OPTIONS = {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""fp32 products keep all their bits, and the algorithm of a convolution is no matter of timing."""
+TENSORRT_OPTIONS = {
+    "device_id": "0",
+    "trt_fp16_enable": "0",
+    "trt_bf16_enable": "0",
+    "trt_int8_enable": "0",
+}
+"""Precision is in the graph, never in a flag."""
+
+
+def provider_chain(
+    provider: str,
+    tensorrt: Mapping[str, str] | None = None,
+    cuda: Mapping[str, str] | None = None,
+) -> list[tuple[str, dict[str, str]]]:
+    """``providers`` of a session, in order; the other arguments add to the options."""
+    if provider not in GPU_PROVIDERS:
+        return [(provider, {})]
+    chain = [(CUDA_PROVIDER, CUDA_OPTIONS | dict(cuda or {}))]
+    if provider == TENSORRT_PROVIDER:
+        chain.insert(0, (TENSORRT_PROVIDER, TENSORRT_OPTIONS | dict(tensorrt or {})))
+    return chain
+
+
+def preload_libraries(ort: Any, provider: str) -> str:
+    """Loads the CUDA libraries that came with torch, so that onnxruntime finds them, also where it
+    was installed elsewhere; what it had to say about those that it did not find."""
+    if provider not in GPU_PROVIDERS or not hasattr(ort, "preload_dlls"):
+        return ""
+    said = _preloaded(ort)
+    if said:
+        import importlib.util
+        from pathlib import Path
+
+        torch = importlib.util.find_spec("torch")
+        if torch is not None and torch.origin is not None:
+            beside = Path(torch.origin).parents[1] / "nvidia"
+            for folder in sorted(beside.glob("*/lib")):
+                _preloaded(ort, str(folder))
+        said = _preloaded(ort)
+    return said
+
+
+def _preloaded(ort: Any, folder: str | None = None) -> str:
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        ort.preload_dlls(directory=folder)
+    return said.getvalue().strip()

@@ -16,6 +16,8 @@ DType = Literal["int64", "float32", "bool", "uint8"]
 RuntimeName = Literal["onnxruntime", "openvino"]
 EngineBackend = Literal["tensorrt-rtx", "tensorrt"]
 """What builds and runs engines from an ONNX file."""
+PackageBackend = Literal["aoti", "torch-trt"]
+"""What compiles packages from a fused model, and runs them in torch."""
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """Model inputs for text: int64 ``[batch, token]`` each."""

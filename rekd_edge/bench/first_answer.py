@@ -1,8 +1,9 @@
 """What a fresh process needs: time to the first answer, and memory at its peak.
 
 Run as ``python -m rekd_edge.bench.first_answer MODEL INPUTS.npz REQUEST``, where the request is
-JSON with ``runtime``, ``threads``, ``provider``, ``settings`` and ``queries``; prints one JSON
-object. Nothing but numpy and the runtime is loaded, as on a device.
+JSON with ``runtime``, ``threads``, ``provider``, ``settings``, ``queries`` and what the runner says
+of itself (``start_options``); prints one JSON object. Nothing but numpy and the
+runtime is loaded, as on a device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rekd_edge.runtime_options import compile_options, session_options
+from rekd_edge.runtime_options import compile_options, preload_libraries, session_options
 
 Answer = Callable[[dict[str, Any]], Any]
 
@@ -42,7 +43,11 @@ def open_onnxruntime(model: str, asked: dict[str, Any]) -> tuple[list[str], Answ
     import onnxruntime as ort
 
     options = session_options(ort, asked["threads"], asked["settings"])
-    session = ort.InferenceSession(model, options, providers=[asked["provider"]])
+    chain = [tuple(one) for one in asked.get("providers") or [[asked["provider"], {}]]]
+    preload_libraries(ort, chain[0][0])
+    session = ort.InferenceSession(model, options, providers=chain)
+    if session.get_providers()[0] != chain[0][0]:
+        raise SystemExit(f"onnxruntime would run on {session.get_providers()[0]}")
     names = [value.name for value in session.get_inputs()]
     return names, lambda inputs: session.run(None, inputs), list(session.get_providers())
 
@@ -58,7 +63,34 @@ def open_openvino(model: str, asked: dict[str, Any]) -> tuple[list[str], Answer,
     return names, compiled.create_infer_request().infer, devices
 
 
-OPENERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+def open_package(model: str, asked: dict[str, Any]) -> tuple[list[str], Answer, list[str]]:
+    import torch
+
+    if asked["runtime"] == "torch-trt":
+        __import__("torch_tensorrt")  # the package calls its operators
+    torch.set_num_threads(asked["threads"])
+    package, device, names = (
+        torch._inductor.aoti_load_package(model),
+        asked["device"],
+        asked["inputs"],
+    )
+
+    def answer(inputs: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            held = [torch.from_numpy(inputs[name]).to(device) for name in names]
+            return [one.cpu() for one in package(*held)]
+
+    return names, answer, [device]
+
+
+OPENERS = {
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+    "aoti": open_package,
+    "torch-trt": open_package,
+}
+MODULES = {"aoti": "torch", "torch-trt": "torch"}
+"""What a runtime is imported as, where that is not its name."""
 
 
 def main(model: str, inputs_file: str, request: str) -> None:
@@ -66,7 +98,7 @@ def main(model: str, inputs_file: str, request: str) -> None:
     start = time.monotonic_ns()
     import numpy as np
 
-    __import__(asked["runtime"])
+    __import__(MODULES.get(asked["runtime"], asked["runtime"]))
     imported = time.monotonic_ns()
     before_model = peak_rss_bytes()
     names, answer, providers = OPENERS[asked["runtime"]](model, asked)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,7 @@ from rekd_edge.bench.timing import (
 )
 from rekd_edge.errors import BackendError, UsageError
 from rekd_edge.runners import file_runner, resolve_threads
-from rekd_edge.types import RuntimeName
+from rekd_edge.types import PackageBackend, RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.runners.settings import RuntimeSettings
@@ -46,7 +46,7 @@ def bench_files(
     provider: str = "CPUExecutionProvider",
     runtime: RuntimeName = "onnxruntime",
     runtime_settings: RuntimeSettings | None = None,
-    elsewhere: Mapping[str, tuple[RuntimeName, str]] | None = None,
+    elsewhere: Mapping[str, tuple[RuntimeName | PackageBackend, str]] | None = None,
     reference: str | None = None,
     inputs_source: str = "given by the caller",
     notes: Sequence[str] = (),
@@ -77,7 +77,10 @@ def bench_files(
     stored = None if runtime_settings is None else runtime_settings.threads
     threads = resolve_threads(threads, stored)
     names = list(files)
-    engines = dict.fromkeys(names, (runtime, provider)) | dict(elsewhere or {})
+    engines: dict[str, tuple[RuntimeName | PackageBackend, str]] = dict.fromkeys(
+        names, (runtime, provider)
+    )
+    engines |= elsewhere or {}
     rng = np.random.default_rng(settings.seed)
     order = rng.permutation(counts.pop())
     with ExitStack() as stack:
@@ -95,6 +98,8 @@ def bench_files(
         }
         outputs = {name: tuple(runner.output_names) for name, runner in runners.items()}
         providers = {name: tuple(runner.providers) for name, runner in runners.items()}
+        placed = {name: runner.placement for name, runner in runners.items()}
+        starts = {name: runner.start_options for name, runner in runners.items()}
         for i in range(settings.warmup_count):
             for name in names:
                 runners[name].run_named(examples[name][order[i % len(order)]], outputs[name])
@@ -107,6 +112,7 @@ def bench_files(
             "provider": engines[name][1],
             "settings": None if runtime_settings is None else runtime_settings.model_dump(),
             "queries": max(1, settings.rss_queries),
+            **starts[name],
         }
         for name in names
     }
@@ -122,6 +128,7 @@ def bench_files(
             size_bytes=files[name].stat().st_size,
             sha256=_sha256(files[name]),
             providers=providers[name],
+            placement=placed[name],
             query_count=int(mine.size),
             duration_ns=int(mine.sum()),
             mean_latency_ns=int(mine.mean()),
@@ -163,7 +170,21 @@ def measure_in_turn(
     settings: BenchSettings,
 ) -> dict[str, np.ndarray]:
     """Nanoseconds of each counted query by name; sample i of all is the same input."""
-    names = list(runners)
+
+    def answer(name: str, query: int, counted: bool) -> int:
+        given = inputs[name][query % len(inputs[name])]
+        start = time.perf_counter_ns()
+        runners[name].run_named(given, outputs[name])
+        return time.perf_counter_ns() - start
+
+    return in_turn(list(runners), settings, answer)
+
+
+def in_turn(
+    names: Sequence[str], settings: BenchSettings, answer: Callable[[str, int, bool], int]
+) -> dict[str, np.ndarray]:
+    """Calls ``answer(name, query, counted)``, which answers nanoseconds, for all ``names`` in turns
+    that rotate from round to round; those of the counted queries."""
     samples: dict[str, list[int]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0)
     need_ns = settings.min_duration_s * 1e9
@@ -171,17 +192,12 @@ def measure_in_turn(
     round_number = 0
     while round_number * turn < settings.min_count or min(spent.values()) < need_ns:
         shift = round_number % len(names)
-        for name in names[shift:] + names[:shift]:
-            queries = [
-                inputs[name][i % len(inputs[name])]
-                for i in range(round_number * turn, (round_number + 1) * turn)
-            ]
+        for name in (*names[shift:], *names[:shift]):
+            queries = range(round_number * turn, (round_number + 1) * turn)
             if turn > 1:
-                runners[name].run_named(queries[-1], outputs[name])
+                answer(name, queries[-1], False)
             for query in queries:
-                start = time.perf_counter_ns()
-                runners[name].run_named(query, outputs[name])
-                elapsed = time.perf_counter_ns() - start
+                elapsed = answer(name, query, True)
                 samples[name].append(elapsed)
                 spent[name] += elapsed
         round_number += 1

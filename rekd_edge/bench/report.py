@@ -66,6 +66,8 @@ class CandidateReport:
     ratio: Ratio | None
     cold_start: ColdStart | None
     samples_ns: tuple[int, ...] = field(repr=False)
+    placement: Mapping[str, Any] | None = None
+    """Which provider of ONNX Runtime ran how many nodes, where a GPU did."""
 
     def to_json(self) -> dict[str, Any]:
         percentiles = {
@@ -84,6 +86,7 @@ class CandidateReport:
             "ratio": None if self.ratio is None else self.ratio.to_json(),
             "cold_start": None if self.cold_start is None else asdict(self.cold_start),
             "samples_ns": list(self.samples_ns),
+            **({} if self.placement is None else {"placement": dict(self.placement)}),
         }
 
 

@@ -130,6 +130,7 @@ def check_artefact(
             engine.open(path) as runner,
             TorchRunner(model, input_names, threads=threads) as reference,
         ):
+            found.placement = runner.placement
             _check_sizes(runner, reference, named, gates, found)
             _check_split(runner, reference, held, label_names, gates, found)
     except RunError as error:
@@ -147,6 +148,7 @@ def check_artefact(
         gate_set=gates.name,
         runtime=runtime,
         runtime_settings={} if runtime_settings is None else runtime_settings.differences(),
+        placement=found.placement,
         gates=evaluate_gates(gates, found.metrics, references),
         metrics=dict(sorted(found.metrics.items())),
         cases=tuple(found.cases),
@@ -249,6 +251,7 @@ class _Found:
     structural: StructuralExclusion | None = None
     numerical: NumericalExclusion | None = None
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    placement: Mapping[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
 
 

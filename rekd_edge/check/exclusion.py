@@ -262,16 +262,16 @@ def numerical_exclusion(
             keep = answer["rationale_mask"]
             mismatches += int((_as_mask(held, keep.shape) != keep).any(axis=1).sum())
             before = cut.run_named({**inputs, **held}, ("logits",))["logits"]
-            reproduction = max(reproduction, _largest_difference(answer["logits"], before))
+            reproduction = max(reproduction, largest_difference(answer["logits"], before))
             changed_rows = np.zeros(len(keep), dtype=bool)
             for _ in range(trials):
                 other = replace_content(inputs, ~keep, rng)
                 after = cut.run_named({**other, **held}, ("logits",))["logits"]
-                max_change = max(max_change, _largest_difference(before, after))
-                changed_rows |= ~_same_bits(before, after)
+                max_change = max(max_change, largest_difference(before, after))
+                changed_rows |= ~same_bits(before, after)
             other = replace_content(inputs, keep, rng)
             after = cut.run_named({**other, **held}, ("logits",))["logits"]
-            control += int((~_same_bits(before, after)).sum())
+            control += int((~same_bits(before, after)).sum())
             changed += int(changed_rows.sum())
             examples += len(keep)
             replaced += int((~keep).sum()) * trials
@@ -325,12 +325,12 @@ def _as_mask(held: Inputs, shape: tuple[int, ...]) -> np.ndarray:
     return found
 
 
-def _same_bits(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def same_bits(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Whether two float32 ``[batch, class]`` agree in every bit, bool ``[batch]``."""
     return (left.view(np.uint32) == right.view(np.uint32)).all(axis=1)
 
 
-def _largest_difference(left: np.ndarray, right: np.ndarray) -> float:
+def largest_difference(left: np.ndarray, right: np.ndarray) -> float:
     with np.errstate(invalid="ignore"):  # infinity minus itself: not a number, counted as infinite
         difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
     return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0.0))

@@ -76,6 +76,8 @@ class CheckReport:
     runtime: str = "onnxruntime"
     runtime_settings: Mapping[str, object] = field(default_factory=dict)
     """Those that are not the default's (``RuntimeSettings``)."""
+    placement: Mapping[str, Any] | None = None
+    """Which provider of ONNX Runtime runs how many nodes and products; None on the CPU."""
     problems: tuple[str, ...] = ()
     """What stopped a part of the check from being measured."""
 
@@ -98,6 +100,7 @@ class CheckReport:
             "runtime": self.runtime,
             "provider": self.provider,
             "runtime_settings": dict(self.runtime_settings),
+            **({} if self.placement is None else {"placement": dict(self.placement)}),
             "threads": self.threads,
             "gate_set": self.gate_set,
             "gates": [gate.to_json() for gate in self.gates],

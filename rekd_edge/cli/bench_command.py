@@ -118,7 +118,11 @@ def bench(
         bool, typer.Option("--quick", help="A look in seconds; the result is marked INVALID.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Suite: what trains: auto, cpu or cuda. [auto]")
+        str | None,
+        typer.Option(
+            help="Suite: what trains, and where a suite with on_device is timed: auto, cpu, cuda. "
+            "[auto]"
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -315,7 +319,7 @@ def _bench_suite(
     recipes = {folder: row_recipes(spec, file.parent) for folder, (spec, file) in parts.items()}
     from rekd_edge.bench import BenchSettings
     from rekd_edge.cli.progress import TrainingProgress
-    from rekd_edge.latency_suite import TABLE_FILE, run_latency
+    from rekd_edge.latency_suite import run_latency, table_of
 
     min_duration_s, min_count, quick = length
     settings = BenchSettings(min_duration_s=min_duration_s, min_count=min_count, cold_starts=0)
@@ -324,13 +328,17 @@ def _bench_suite(
     results, tables = [], []
     with TrainingProgress() as progress:
         for folder, (spec, _) in parts.items():
-            place = output / folder
             results.append(
                 run_latency(
-                    spec, recipes[folder], place, settings=settings, listener=progress, **options
+                    spec,
+                    recipes[folder],
+                    output / folder,
+                    settings=settings,
+                    listener=progress,
+                    **options,
                 )
             )
-            tables.append((place / TABLE_FILE).read_text(encoding="utf-8"))
+            tables.append(table_of(results[-1]))
     found = results[0] if len(results) == 1 else {"name": name, "tables": results}
     text = "\n".join(tables)
     emit(found, json_path=json_path, render=lambda out: out.print(text, markup=False))

@@ -23,7 +23,7 @@ OPTIONAL = {
     "openvino": "pip install 'rekd-edge[openvino]' (for --target openvino)",
     "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to build)",
     "tensorrt-rtx-cu13": "pip install 'rekd-edge[trt-rtx]' (builds engines without a GPU)",
-    "torch-tensorrt": "pip install torch-tensorrt, in the version made for this torch",
+    "torch-tensorrt": "pip install torch-tensorrt of torch's own number (for --target torch-trt)",
     "optimum": "an environment of its own: optimum's ONNX part needs transformers < 4.58",
     "optimum-onnx": "an environment of its own: pip install optimum-onnx 'transformers<4.58'",
 }
@@ -32,6 +32,14 @@ OPTIONAL = {
 
 ENGINES: dict[str, EngineBackend] = {"trt-rtx": "tensorrt-rtx", "trt": "tensorrt"}
 """Targets with engines, and what builds them."""
+PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-trt": "TensorrtExecutionProvider"}
+"""Targets that ONNX Runtime runs on a GPU, and by which provider."""
+PACKAGES = {
+    "aoti": ("aoti", "cpu"),
+    "aoti-cuda": ("aoti", "cuda"),
+    "torch-trt": ("torch-trt", "cuda"),
+}
+"""Targets with packages: what compiles them, and for which device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +65,8 @@ class Facts:
     memory_bytes: int = 0
     cache: str = ""
     offline: bool = False
-    engines: Mapping[str, str] = field(default_factory=dict)
-    """What each TensorRT does here, or why it does nothing and how to get it."""
+    targets: Mapping[str, str] = field(default_factory=dict)
+    """What each target beyond the CPU's own does here, or why it does nothing and how to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +194,11 @@ def gather_facts() -> Facts:
         memory_bytes=psutil.virtual_memory().total,
         cache=str(cache_dir()),
         offline=is_offline(),
-        engines={target: _engines_of(name, bool(devices)) for target, name in ENGINES.items()},
+        targets={
+            **{target: _engines_of(name, bool(devices)) for target, name in ENGINES.items()},
+            **{target: _provider_here(name) for target, name in PROVIDERS.items()},
+            **{target: _package_here(spec) for target, spec in PACKAGES.items()},
+        },
     )
 
 
@@ -203,6 +215,33 @@ def _engines_of(backend: EngineBackend, has_gpu: bool) -> str:
         known = ", ".join(map(str, found.compute_capabilities))
         return f"{found.version} builds engines for SM {known}; {runs}"
     return f"{found.version} " + (f"builds engines; {runs}" if has_gpu else "does nothing: no GPU")
+
+
+def _provider_here(provider: str) -> str:
+    """In words: whether ONNX Runtime can be asked for a provider."""
+    from rekd_edge.runners.gpu_runner import require_provider
+
+    try:
+        require_provider(provider)
+    except BackendError as error:
+        return f"{error.message}: {error.hint}"
+    return "is there; whether its libraries load is seen when a file is opened"
+
+
+def _package_here(target: tuple[str, str]) -> str:
+    """In words: whether packages can be compiled and run."""
+    from rekd_edge.packages.backend import cxx, find_compiler
+    from rekd_edge.packages.spec import PackageSpec
+
+    try:
+        found = find_compiler(PackageSpec.model_validate(dict(zip(_FIELDS, target, strict=True))))
+    except BackendError as error:
+        return f"{error.message}: {error.hint}"
+    where = "this CPU" if found.device is None else found.device.name
+    return f"compiles for {where}, with torch {found.torch} and {cxx()}"
+
+
+_FIELDS = ("backend", "device")
 
 
 def _version_of(distribution: str) -> str | None:
@@ -263,9 +302,9 @@ def _render(console: Console, facts: Facts, findings: list[Finding]) -> None:
     table.add_row("memory", f"{facts.memory_bytes / 2**30:.1f} GiB")
     table.add_row("cache", facts.cache + (" (offline)" if facts.offline else ""))
     for name, how in OPTIONAL.items():
-        if not name.startswith("tensorrt"):  # the targets below say more
+        if "tensorrt" not in name:  # the targets below say more
             table.add_row(name, facts.versions[name] or f"not installed: {how}")
-    for target, what in facts.engines.items():
+    for target, what in facts.targets.items():
         table.add_row(f"--target {target}", what)
     console.print(table, markup=False)
     for finding in findings:

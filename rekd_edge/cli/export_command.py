@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rekd_edge.calibrate.spec import AbstentionSpec
     from rekd_edge.export_pipeline import ExportResult, RecoveryReport
+    from rekd_edge.packages.store import StoredPackage
     from rekd_edge.precision_pipeline import PrecisionReport
     from rekd_edge.run_folder import Run
 
@@ -145,6 +146,8 @@ def export_run(
             result.calibration.render(console)
         if result.engines:
             show_engines(console, result.engines)
+        if result.package is not None:
+            show_package(console, result.package)
         if result.passed:
             console.print(f"bundle: {result.path}", markup=False)
 
@@ -223,6 +226,18 @@ def _abstention(
             for one in error.errors()
         )
         raise UsageError("; ".join(problem.strip() for problem in problems)) from error
+
+
+def show_package(console: Console, package: StoredPackage) -> None:
+    """One line: what was compiled, where it lies, and what was checked of it."""
+    made, checks = package.record.made_of, package.record.checks
+    console.print(
+        f"package of {made.backend} for {made.device}, {package.record.size_bytes / 1e6:.1f} MB, "
+        f"compiled in {package.record.build_s:.0f} s: parity {checks.parity}, accuracy "
+        f"{checks.accuracy}, exclusion {checks.exclusion}\n  {package.path} (not in the bundle)",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def show_recovery(console: Console, target: str, recovery: RecoveryReport) -> None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rekd_edge.calibrate.spec import AbstentionSpec
 from rekd_edge.convert.spec_file import find_spec, read_spec
 from rekd_edge.convert.types import Part, Precision
-from rekd_edge.engines.spec import EngineSpec
+from rekd_edge.engines.spec import EngineSpec, ServedSizes
+from rekd_edge.packages.spec import PackageSpec
 from rekd_edge.resources import export_dir
 from rekd_edge.types import RuntimeName
 
@@ -35,11 +36,11 @@ class TargetSpec(BaseModel):
     description: str = ""
     runtime: RuntimeName
     """What runs the artefact."""
-    execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider", "CPU"] = (
-        "CPUExecutionProvider"
-    )
+    execution_provider: Literal[
+        "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPU"
+    ] = "CPUExecutionProvider"
     """ONNX Runtime's provider, or OpenVINO's device (`CPU`), that must really be used; a silent
-    fallback is an error."""
+    fallback is an error, of the whole graph or of one node."""
     opset: int = Field(ge=18, le=26)
     """ONNX operator set of the file."""
     ir_version: int = Field(ge=8, le=13)
@@ -66,6 +67,12 @@ class TargetSpec(BaseModel):
     engine: EngineSpec | None = None
     """Also build TensorRT engines from the file (docs/tensorrt.md). ``runtime`` is then what checks
     the file, and answers where there is no GPU."""
+    sizes: ServedSizes | None = None
+    """Sizes that TensorRT is to serve, where it is a provider of ONNX Runtime or part of a package
+    (an engine has its own): `batch` and, for texts, `tokens`, `{min, opt, max}` each."""
+    package: PackageSpec | None = None
+    """Also compile the model for this machine, into the user's cache (docs/compiled.md); the bundle
+    is as ever. ``runtime`` is then what checks the file, and answers from the bundle."""
     gates: str = "default"
     """Name of a file in ``export/gates`` or a path: what must hold before a bundle is written."""
 
@@ -77,6 +84,14 @@ class TargetSpec(BaseModel):
             raise ValueError("the runtime openvino is supported in fp32 alone")
         if self.recovery is not None and not self.precision.startswith("int8"):
             raise ValueError(f"recovery is for int8, not for {self.precision}")
+        self._sizes_fit()
+        if self.package is not None:
+            if self.engine is not None:
+                raise ValueError("a target has an engine or a package, not both")
+            if (self.runtime, self.execution_provider) != ("onnxruntime", "CPUExecutionProvider"):
+                raise ValueError("the file beside a package is checked in onnxruntime on the CPU")
+            if self.precision != "fp32":
+                raise ValueError("packages are compiled from the fp32 model")
         if self.engine is not None:
             if self.runtime != "onnxruntime":
                 raise ValueError("the file of an engine is checked in onnxruntime")
@@ -85,6 +100,16 @@ class TargetSpec(BaseModel):
             if not self.dynamic_batch:
                 raise ValueError("an engine needs dynamic_batch: its sizes are in engine.batch")
         return self
+
+    def _sizes_fit(self) -> None:
+        by_provider = self.execution_provider == "TensorrtExecutionProvider"
+        by_package = self.package is not None and self.package.backend == "torch-trt"
+        if (by_provider or by_package) != (self.sizes is not None):
+            raise ValueError(
+                "sizes are for TensorRT inside ONNX Runtime or torch-tensorrt, and needed there"
+            )
+        if by_provider and self.precision != "fp32":
+            raise ValueError("TensorrtExecutionProvider is supported in fp32: fp16 would be a flag")
 
 
 def targets_dir() -> Path:

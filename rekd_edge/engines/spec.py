@@ -68,18 +68,22 @@ class EngineOptions(Spec):
         return self
 
 
-class EngineSpec(EngineOptions):
-    """`engine` of a target: from the checked ONNX file, an engine for each GPU named."""
+class ServedSizes(Spec):
+    """Sizes of a model's dynamic axes, for what is built once for all of them."""
 
     batch: SizeRange
     tokens: SizeRange | None = None
     """Of texts, `[CLS]` and `[SEP]` counted; images have one size."""
 
     @model_validator(mode="after")
-    def _batch_ends(self) -> EngineSpec:
+    def _batch_ends(self) -> ServedSizes:
         if self.batch.max is None:
             raise ValueError("batch needs a max")
         return self
+
+
+class EngineSpec(EngineOptions, ServedSizes):
+    """`engine` of a target: from the checked ONNX file, an engine for each GPU named."""
 
 
 class Profile(Spec):
@@ -109,24 +113,32 @@ def build_recipe(
 
     Raises :class:`UsageError` where the target's sizes are none that the model has.
     """
-    tokens = spec.tokens
+    options = {name: getattr(spec, name) for name in EngineOptions.model_fields}
+    return BuildRecipe(
+        **options,
+        precision=precision,
+        onnx_sha256=onnx_sha256,
+        profiles=profiles_of(spec, io_spec, max_length),
+    )
+
+
+def profiles_of(sizes: ServedSizes, io_spec: IoSpec, max_length: int | None) -> dict[str, Profile]:
+    """The shapes to serve of each input.
+
+    Raises :class:`UsageError` where the target's sizes are none that the model has.
+    """
+    tokens = sizes.tokens
     if tokens is not None and max_length is not None:
         most = max_length if tokens.max is None else tokens.max
         if not tokens.min <= most <= max_length:
             raise UsageError(
                 f"the target's engine is for {tokens.min} to {most} tokens, and the model reads at "
                 f"most {max_length}",
-                hint="change engine.tokens in the target file (max: null is what the model reads)",
+                hint="change tokens in the target file (max: null is what the model reads)",
             )
         tokens = SizeRange(min=tokens.min, opt=min(tokens.opt, most), max=most)
-    ranges = {"batch": spec.batch, "token": tokens}
-    options = {name: getattr(spec, name) for name in EngineOptions.model_fields}
-    return BuildRecipe(
-        **options,
-        precision=precision,
-        onnx_sha256=onnx_sha256,
-        profiles={tensor.name: _profile(tensor, ranges) for tensor in io_spec.inputs},
-    )
+    ranges = {"batch": sizes.batch, "token": tokens}
+    return {tensor.name: _profile(tensor, ranges) for tensor in io_spec.inputs}
 
 
 def _profile(tensor: TensorSpec, ranges: Mapping[str, SizeRange | None]) -> Profile:
@@ -138,7 +150,7 @@ def _profile(tensor: TensorSpec, ranges: Mapping[str, SizeRange | None]) -> Prof
             if size is None:
                 raise UsageError(
                     f"the target's engine says no size for the axis {axis.name} of {tensor.name}",
-                    hint="add engine.tokens with min, opt and max to the target file",
+                    hint="add tokens with min, opt and max to the target file",
                 )
             sizes.append(size)
         return tuple(sizes)

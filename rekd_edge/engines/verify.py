@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from rekd_edge.check import GateSet, LabelledBatch, TextEdges, check_answers
 from rekd_edge.engines.backend import Device
-from rekd_edge.engines.spec import BuildRecipe
+from rekd_edge.engines.spec import Profile
 from rekd_edge.engines.store import EngineChecks, StoredEngine, write_record
 from rekd_edge.errors import GateError
 from rekd_edge.runners import file_runner
@@ -37,9 +37,9 @@ def check_engine(
     Raises :class:`GateError` where a gate that was measured does not hold.
     """
     record = engine.record
-    unserved = _unserved(record.recipe, io_spec, edges)
-    if unserved is not None:
-        found: dict[str, Any] = {"reason": unserved}
+    too_few = unserved(record.recipe.profiles, io_spec, edges)
+    if too_few is not None:
+        found: dict[str, Any] = {"reason": too_few}
     elif device is None or device.compute_capability != record.compute_capability:
         here = "no GPU" if device is None else f"{device.name}, SM {device.compute_capability}"
         reason = f"needs a GPU of SM {record.compute_capability}; there was {here}"
@@ -70,10 +70,12 @@ def check_engine(
     return write_record(engine.path.parent, record.model_copy(update={"checks": checks}))
 
 
-def _unserved(recipe: BuildRecipe, io_spec: IoSpec, edges: TextEdges | None) -> str | None:
-    """Which sizes the checks need and the engine does not serve, in words."""
+def unserved(
+    profiles: Mapping[str, Profile], io_spec: IoSpec, edges: TextEdges | None
+) -> str | None:
+    """Which sizes the checks need and ``profiles`` do not serve, in words."""
     for tensor in io_spec.inputs:
-        profile = recipe.profiles[tensor.name]
+        profile = profiles[tensor.name]
         for axis, least, most in zip(tensor.axes, profile.min, profile.max, strict=True):
             if axis.name == "batch" and least > 1:
                 return f"serves batches of {least} to {most}; the checks need batches of 1"

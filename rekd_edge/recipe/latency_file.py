@@ -18,6 +18,7 @@ STAGED_PEERS = ("evit", "dynamicvit")
 RESULT_FOLDER = "latency"
 """Below a suite's output: its files, what is known of them, and the timings."""
 
+DeviceRuntime = Literal["torch", "torch-compiled", "aoti", "onnxruntime", "tensorrt"]
 PeerKind = Literal["evit", "tome", "dynamicvit", "power", "truncate", "shallow"]
 
 
@@ -102,6 +103,20 @@ class CandidateSpec(Spec):
         return self
 
 
+class OnDeviceSpec(Spec):
+    """Times the candidates on the device of `--device`, and not as files on CPU threads."""
+
+    runtimes: tuple[DeviceRuntime, ...] = Field(default=("torch", "onnxruntime"), min_length=1)
+    """`torch` (eager), `torch-compiled` (torch.compile), `aoti` (AOTInductor), `onnxruntime` (its
+    CUDA provider on a GPU), `tensorrt` (10 or 11)."""
+    cuda_graphs: bool = True
+    """Also with CUDA graphs."""
+    weights: Literal["untrained", "trained"] = "untrained"
+    """`untrained`: the backbones' weights and fresh heads; `trained`: trains the rows first."""
+    queries: int = Field(default=8, ge=1)
+    """Different queries of each batch size, asked in turn."""
+
+
 class LatencySpec(VariantsSpec):
     """Candidates by number of threads and batch size. Ratios are to the first candidate of form
     `plain` and its first target, which must be fp32."""
@@ -111,6 +126,7 @@ class LatencySpec(VariantsSpec):
     threads: tuple[int, ...] = Field(default=(1, 2), min_length=1)
     batch: tuple[int, ...] = Field(default=(1, 8), min_length=1)
     candidates: tuple[CandidateSpec, ...] = Field(min_length=1)
+    on_device: OnDeviceSpec | None = None
 
     @property
     def reference(self) -> CandidateSpec:
@@ -124,6 +140,12 @@ class LatencySpec(VariantsSpec):
             raise ValueError(f"candidates with one name: {', '.join(twice)}")
         if all(candidate.form != "plain" for candidate in self.candidates):
             raise ValueError("no candidate of form plain, which ratios are to")
+        if self.on_device is not None:
+            if any(candidate.form == "peer" for candidate in self.candidates):
+                raise ValueError("peers are timed as files, not `on_device`")
+            runtimes = self.on_device.runtimes
+            if len(set(runtimes)) < len(runtimes):
+                raise ValueError("on_device: a runtime twice")
         rows = {row.name for row in self.rows}
         if RESULT_FOLDER in rows:
             raise ValueError(f"a row cannot be called {RESULT_FOLDER!r}: files lie there")

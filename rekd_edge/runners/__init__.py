@@ -9,22 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 from rekd_edge.errors import BackendError
 from rekd_edge.runners.file_runner import FileRunner, RunError
+from rekd_edge.runners.gpu_runner import CudaRunner, TensorRtProviderRunner
 from rekd_edge.runners.onnx_runner import OnnxRunner
 from rekd_edge.runners.openvino_runner import OpenVinoRunner
+from rekd_edge.runners.package_runner import PackageRunner
 from rekd_edge.runners.tensorrt_runner import TensorRtRunner
 from rekd_edge.runners.threads import available_cores, resolve_threads
-from rekd_edge.types import EngineBackend, RuntimeName
+from rekd_edge.runtime_options import CUDA_PROVIDER, TENSORRT_PROVIDER
+from rekd_edge.types import EngineBackend, PackageBackend, RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.runners.settings import RuntimeSettings
     from rekd_edge.runners.torch_runner import TorchRunner
 
 __all__ = [
+    "CudaRunner",
     "FileRunner",
     "OnnxRunner",
     "OpenVinoRunner",
+    "PackageRunner",
     "RunError",
     "RuntimeSettings",
+    "TensorRtProviderRunner",
     "TensorRtRunner",
     "TorchRunner",
     "available_cores",
@@ -37,16 +43,31 @@ __all__ = [
 def file_runner(
     model: Path | bytes,
     *,
-    runtime: RuntimeName | EngineBackend = "onnxruntime",
+    runtime: RuntimeName | EngineBackend | PackageBackend = "onnxruntime",
     threads: int | None = None,
     provider: str = "CPUExecutionProvider",
     settings: RuntimeSettings | None = None,
 ) -> FileRunner:
     """The runner of ``runtime``, not yet open. ``provider`` is ONNX Runtime's execution provider,
-    or OpenVINO's device; an engine runs on the GPU that it is for."""
-    kinds = {"onnxruntime": OnnxRunner, "openvino": OpenVinoRunner}
-    kind = kinds.get(runtime, TensorRtRunner)
+    or OpenVINO's device; an engine or a package runs on the device that it is for."""
+    kind = _KINDS[runtime]
+    if runtime == "onnxruntime":
+        kind = _PROVIDERS.get(provider, kind)
     return kind(model, threads=threads, provider=provider, settings=settings)
+
+
+_KINDS: dict[str, Any] = {
+    "onnxruntime": OnnxRunner,
+    "openvino": OpenVinoRunner,
+    "tensorrt": TensorRtRunner,
+    "tensorrt-rtx": TensorRtRunner,
+    "aoti": PackageRunner,
+    "torch-trt": PackageRunner,
+}
+_PROVIDERS: dict[str, Any] = {
+    CUDA_PROVIDER: CudaRunner,
+    TENSORRT_PROVIDER: TensorRtProviderRunner,
+}
 
 
 def require_runtime(runtime: RuntimeName) -> None:

@@ -33,6 +33,8 @@ class FileRunner(ABC):
         self.threads = threads
         self._session: Any = None
         self._wanted: tuple[str, ...] | None = None
+        self.start_options: dict[str, Any] = {}
+        """What a fresh process needs to open the model as it is open here."""
 
     @abstractmethod
     def __enter__(self) -> Self: ...
@@ -49,6 +51,11 @@ class FileRunner(ABC):
     @abstractmethod
     def providers(self) -> list[str]:
         """What runs the model, the first first."""
+
+    @property
+    def placement(self) -> Mapping[str, Any] | None:
+        """Which part of the runtime runs how many nodes; None where there is one part alone."""
+        return None
 
     @property
     @abstractmethod

@@ -18,6 +18,8 @@ from rekd_edge.errors import BackendError, UsageError
 from rekd_edge.runners.file_runner import FileRunner
 
 if TYPE_CHECKING:
+    import torch
+
     from rekd_edge.runners.settings import RuntimeSettings
 
 
@@ -111,31 +113,46 @@ class TensorRtRunner(FileRunner):
         self._opened()
         return list(self._outputs)
 
+    def bind(self, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Points the context at inputs on the GPU; the outputs that it will write, by name.
+
+        Raises ValueError for types or shapes that the engine does not serve.
+        """
+        import torch
+
+        context = self._opened()
+        for name, tensor in held.items():
+            if tensor.dtype != self._kinds[name]:
+                raise ValueError(f"{name} is {tensor.dtype}, must be {self._kinds[name]}")
+            if not context.set_input_shape(name, tuple(tensor.shape)):
+                raise ValueError(f"{name} {tuple(tensor.shape)} is no shape of this engine")
+        answers = {
+            name: torch.empty(
+                tuple(context.get_tensor_shape(name)), dtype=self._kinds[name], device="cuda"
+            )
+            for name in self._outputs
+        }
+        for name, tensor in {**held, **answers}.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        return answers
+
+    def enqueue(self, stream: torch.cuda.Stream) -> None:
+        """Starts the engine on what is bound. Raises RuntimeError with TensorRT's reason."""
+        if not self._opened().execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("; ".join(self._log.errors) or "the engine failed")
+
     def _answer(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
     ) -> Sequence[np.ndarray]:
         import torch
 
-        context = self._opened()
+        self._opened()
         with torch.cuda.stream(self._stream):
             held = {
                 name: torch.from_numpy(np.ascontiguousarray(array)).cuda()
                 for name, array in feeds.items()
             }
-            for name, tensor in held.items():
-                if tensor.dtype != self._kinds[name]:
-                    raise ValueError(f"{name} is {tensor.dtype}, must be {self._kinds[name]}")
-                if not context.set_input_shape(name, tuple(tensor.shape)):
-                    raise ValueError(f"{name} {tuple(tensor.shape)} is no shape of this engine")
-            answers = {
-                name: torch.empty(
-                    tuple(context.get_tensor_shape(name)), dtype=self._kinds[name], device="cuda"
-                )
-                for name in self._outputs
-            }
-            for name, tensor in (held | answers).items():
-                context.set_tensor_address(name, tensor.data_ptr())
-            if not context.execute_async_v3(self._stream.cuda_stream):
-                raise RuntimeError("; ".join(self._log.errors) or "the engine failed")
+            answers = self.bind(held)
+            self.enqueue(self._stream)
         self._stream.synchronize()
         return [answers[name].cpu().numpy() for name in outputs]

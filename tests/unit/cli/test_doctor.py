@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from dataclasses import replace
 
@@ -117,7 +118,15 @@ def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(capsys.readouterr().out)
     assert code == (0 if result["passed"] else 4)
     assert set(result["optional"]) >= {"tensorrt", "tensorrt-rtx-cu13", "torch-tensorrt", "optimum"}
-    assert set(result["facts"]["engines"]) == {"trt-rtx", "trt"}
+    targets = result["facts"]["targets"]
+    assert set(targets) == {
+        *("trt-rtx", "trt", "ort-cuda", "ort-trt", "aoti", "aoti-cuda", "torch-trt")
+    }
+    if not facts.cuda_devices:
+        assert "onnxruntime-gpu" in targets["ort-cuda"] or "needs a CUDA GPU" in targets["ort-cuda"]
+        assert "there is none here: on a CPU, --target aoti" in targets["aoti-cuda"]
+    if any(map(shutil.which, ("g++", "c++", "clang++"))):
+        assert targets["aoti"].startswith("compiles for this CPU, with torch")
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])

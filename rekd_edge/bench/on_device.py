@@ -1,0 +1,151 @@
+"""Times models on a device in one interleaved run, with transfers and without.
+
+The clock is the host's, between two synchronisations: what a caller waits for. Where the work is on
+torch's stream of a GPU, CUDA events tell beside it how long the GPU itself was at it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rekd_edge.bench.measure import in_turn
+from rekd_edge.bench.report import BenchSettings
+from rekd_edge.bench.residents import Inputs, Resident
+from rekd_edge.bench.timing import latency_percentiles
+
+Transfers = Literal["excluded", "included"]
+SCOPES: dict[Transfers, str] = {
+    "excluded": "from launch to the end of the work, inputs and outputs on the device",
+    "included": "inputs from the host to the device, the work, outputs to the host",
+}
+GPU_QUERY = (
+    *("name", "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),
+    *("clocks_throttle_reasons.active", "power.draw", "temperature.gpu", "utilization.gpu"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTiming:
+    """One model in one scope. ``gpu_ns`` are CUDA events around the same launches, empty where
+    there are none."""
+
+    samples_ns: np.ndarray
+    gpu_ns: np.ndarray
+
+    def to_json(self, batch: int) -> dict[str, Any]:
+        found = {
+            f"result_{name}_percentile_latency_ns": value
+            for name, value in latency_percentiles(self.samples_ns).items()
+        }
+        median = float(np.median(self.samples_ns))
+        return {
+            "result_query_count": int(self.samples_ns.size),
+            "result_duration_ns": int(self.samples_ns.sum()),
+            **found,
+            "examples_per_s": batch * 1e9 / median,
+            "gpu_50_percentile_ns": int(np.median(self.gpu_ns)) if self.gpu_ns.size else None,
+            "samples_ns": [int(value) for value in self.samples_ns],
+        }
+
+
+def time_residents(
+    residents: Mapping[str, Resident],
+    inputs: Sequence[Inputs],
+    settings: BenchSettings,
+    transfers: Transfers,
+) -> dict[str, DeviceTiming]:
+    """Every resident on the same queries of one shape, in turns as :func:`~rekd_edge.bench.measure
+    .measure_in_turn`; sample i of all is the same query."""
+    gpu: dict[str, list[int]] = {name: [] for name in residents}
+
+    def answer(name: str, query: int, counted: bool) -> int:
+        resident, given = residents[name], inputs[query % len(inputs)]
+        with_events = resident.device.type == "cuda" and resident.on_stream
+        begin = end = None
+        if with_events:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if transfers == "excluded":
+            resident.place(given)
+        resident.synchronise()
+        start = time.perf_counter_ns()
+        if transfers == "included":
+            resident.place(given)
+        if begin is not None:
+            begin.record()
+        resident.launch()
+        if end is not None:
+            end.record()
+        if transfers == "included":
+            resident.fetch()
+        resident.synchronise()
+        elapsed = time.perf_counter_ns() - start
+        if begin is not None and end is not None and counted:
+            gpu[name].append(int(begin.elapsed_time(end) * 1e6))
+        return elapsed
+
+    for query in range(settings.warmup_count):
+        for name in residents:
+            answer(name, query, False)
+    samples = in_turn(list(residents), settings, answer)
+    return {
+        name: DeviceTiming(samples[name], np.asarray(gpu[name], dtype=np.int64))
+        for name in residents
+    }
+
+
+def gpu_state() -> dict[str, Any] | None:
+    """Clocks, driver, power and heat of the first NVIDIA GPU now; None where `nvidia-smi` is
+    missing or answers nothing."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parse_gpu_state(done.stdout) if done.returncode == 0 else None
+
+
+def parse_gpu_state(said: str) -> dict[str, Any] | None:
+    """The first line of nvidia-smi's answer to :data:`GPU_QUERY`, by name (MHz, W, degrees C, %);
+    None for what it does not know."""
+    line = next(iter(said.strip().splitlines()), "")
+    values = [value.strip() for value in line.split(",")]
+    if len(values) != len(GPU_QUERY):
+        return None
+    return {name: _value(value) for name, value in zip(GPU_QUERY, values, strict=True)}
+
+
+def _value(text: str) -> str | float | None:
+    if text in {"", "[N/A]", "N/A", "[Not Supported]", "[Unknown Error]"}:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def describe_device(device: str) -> dict[str, Any]:
+    """What is timed: the GPU with its compute capability and memory, or the CPU."""
+    from rekd_edge.bench.timing import describe_machine
+    from rekd_edge.engines.backend import present_device
+
+    machine: dict[str, Any] = {"device": device, **describe_machine()}
+    found = present_device() if device == "cuda" else None
+    if found is not None:
+        machine |= {
+            "gpu": found.name,
+            "compute_capability": found.compute_capability,
+            "driver": found.driver,
+            "cuda": torch.version.cuda,
+            "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
+        }
+    return machine

@@ -1,0 +1,238 @@
+"""A fused model, compiled for this machine."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rekd_edge.data.storage import sha256_of
+from rekd_edge.engines.spec import Profile
+from rekd_edge.errors import BackendError, IntegrityError
+from rekd_edge.packages.backend import Compiler, find_compiler, instruction_set, load_torch_tensorrt
+from rekd_edge.packages.spec import MadeOf, PackageInput, PackageRecord, PackageSpec
+from rekd_edge.packages.store import (
+    PACKAGE_FILE,
+    StoredPackage,
+    packages_dir,
+    place_of,
+    read_package,
+    write_record,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from rekd_edge.fuse.fused import DeployModel
+    from rekd_edge.types import IoSpec
+
+NOISY = ("torch", "torch._inductor", "torch._dynamo", "torch.utils.cpp_extension", "torch_tensorrt")
+OPTIONS = {"cpp.dynamic_threads": True}
+"""The number of threads is the caller's, not that of the machine's first compilation."""
+
+
+def made_of(
+    spec: PackageSpec,
+    compiler: Compiler,
+    io_spec: IoSpec,
+    *,
+    onnx_sha256: str,
+    weights_sha256: str,
+    profiles: Mapping[str, Profile],
+    max_length: int | None,
+) -> MadeOf:
+    """What a package would be made of on this machine."""
+    on_gpu, by_tensorrt = compiler.device is not None, spec.backend == "torch-trt"
+    return MadeOf(
+        backend=spec.backend,
+        device=spec.device,
+        onnx_sha256=onnx_sha256,
+        weights_sha256=weights_sha256,
+        torch=compiler.torch,
+        torch_tensorrt=compiler.torch_tensorrt,
+        machine=platform.machine(),
+        instruction_set="" if on_gpu else instruction_set(),
+        compute_capability=compiler.device.compute_capability if compiler.device else None,
+        driver=compiler.device.driver if compiler.device and by_tensorrt else None,
+        profiles=dict(profiles) if by_tensorrt else {},
+        inputs=tuple(
+            PackageInput(
+                name=tensor.name,
+                dtype=tensor.dtype,
+                axes=tuple(axis.name for axis in tensor.axes),
+                sizes=tuple(axis.size for axis in tensor.axes),
+            )
+            for tensor in io_spec.inputs
+        ),
+        outputs=tuple(tensor.name for tensor in io_spec.outputs),
+        max_length=max_length,
+    )
+
+
+def runnable_here(package: StoredPackage) -> bool:
+    """Whether it was made for this torch and this CPU or GPU."""
+    mine = package.record.made_of
+    try:
+        compiler = find_compiler(PackageSpec(backend=mine.backend, device=mine.device))
+    except BackendError:
+        return False
+    device = compiler.device
+    return (mine.torch, mine.torch_tensorrt, mine.machine) == (
+        compiler.torch,
+        compiler.torch_tensorrt,
+        platform.machine(),
+    ) and (
+        mine.instruction_set == instruction_set()
+        if device is None
+        else mine.compute_capability == device.compute_capability
+        and mine.driver in (None, device.driver)
+    )
+
+
+def package_for(model: DeployModel, wanted: MadeOf) -> StoredPackage:
+    """The package of ``model``: the one that is there, or else compiled now, which takes from
+    seconds to minutes.
+
+    Raises :class:`BackendError` where the compiler refuses or runs out of memory; nothing is kept
+    then.
+    """
+    place = place_of(wanted)
+    if place.is_dir():
+        with suppress(IntegrityError):  # it is only a cache: compiled again
+            return read_package(place / PACKAGE_FILE)
+    home = packages_dir()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.chmod(0o700)
+    work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=home))
+    try:
+        file = work / PACKAGE_FILE
+        started = time.monotonic()
+        _compile(model, wanted, file)
+        file.chmod(0o600)
+        record = PackageRecord(
+            made_of=wanted,
+            package_sha256=sha256_of(file),
+            size_bytes=file.stat().st_size,
+            build_s=round(time.monotonic() - started, 1),
+        )
+        write_record(work, record)
+        shutil.rmtree(place, ignore_errors=True)  # what is there is broken
+        with suppress(OSError):  # another process was faster, and its package is as good
+            os.replace(work, place)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return read_package(place / PACKAGE_FILE)
+
+
+def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
+    import torch
+
+    held = copy.deepcopy(model).to(wanted.device).eval()
+    inputs = tuple(tensor.to(wanted.device) for tensor in held.example_inputs(batch=2))
+    with _quiet():
+        try:
+            program = export_program(held, inputs)
+            if wanted.backend == "torch-trt":
+                _compile_with_tensorrt(program, inputs, wanted, file)
+            else:
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(file), inductor_configs=dict(OPTIONS)
+                )
+        except Exception as error:  # compilers raise whatever they like
+            raise _refused(wanted, error) from error
+
+
+def export_program(model: DeployModel, inputs: tuple[torch.Tensor, ...]) -> Any:
+    """``model`` as torch's exported program, for every size of the axes that have no fixed one."""
+    import torch
+
+    shapes = tuple(
+        {
+            position: torch.export.Dim.DYNAMIC
+            for position, axis in enumerate(tensor.axes)
+            if axis.size is None
+        }
+        for tensor in model.io_spec().inputs
+    )
+    parameters = inspect.signature(model.forward).parameters.values()
+    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    with torch.no_grad():
+        return torch.export.export(model, inputs, dynamic_shapes=(shapes,) if variadic else shapes)
+
+
+def _compile_with_tensorrt(
+    program: Any, inputs: tuple[torch.Tensor, ...], wanted: MadeOf, file: Path
+) -> None:
+    """torch-tensorrt's engines inside one of AOTInductor's packages: of its formats, that one holds
+    no pickle (an ExportedProgram does). Strongly typed, without TF32."""
+    import torch
+
+    tensorrt = load_torch_tensorrt()
+    kinds = {"int64": torch.int64, "float32": torch.float32, "uint8": torch.uint8}
+    served = [
+        tensorrt.Input(
+            min_shape=wanted.profiles[one.name].min,
+            opt_shape=wanted.profiles[one.name].opt,
+            max_shape=wanted.profiles[one.name].max,
+            dtype=kinds[one.dtype],
+            name=one.name,
+        )
+        for one in wanted.inputs
+    ]
+    compiled = tensorrt.dynamo.compile(
+        program, arg_inputs=served, use_explicit_typing=True, disable_tf32=True
+    )
+    tensorrt.save(
+        compiled, str(file), output_format="aot_inductor", retrace=True, arg_inputs=list(inputs)
+    )
+
+
+def _refused(wanted: MadeOf, error: Exception) -> BackendError:
+    """What stopped a compilation, in one line, and what to do about it."""
+    text = f"{type(error).__name__}: {error}"
+    lowered = text.lower()
+    # A compiler that the system ends for its memory says "Killed".
+    if isinstance(error, MemoryError) or any(
+        word in lowered for word in ("out of memory", "outofmemory", "killed signal", "bad_alloc")
+    ):
+        return BackendError(
+            f"{wanted.backend} ran out of memory while compiling for {wanted.device}",
+            hint="free some, or compile with one job at a time: TORCHINDUCTOR_COMPILE_THREADS=1",
+        )
+    if "no space left" in lowered:
+        return BackendError(
+            f"{wanted.backend}: no space left while compiling for {wanted.device}",
+            hint="free some in the temporary folder and the cache",
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return BackendError(
+        f"{wanted.backend} could not compile the model for {wanted.device}: "
+        f"{type(error).__name__}: {first[:300]}",
+        hint="the bundle's model.onnx answers without it (--target onnx)",
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The compilers warn and log about their own internals; what matters is checked afterwards."""
+    levels = {name: logging.getLogger(name).level for name in NOISY}
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,178 @@
+"""A latency suite on a device: here the CPU, with the code that a GPU runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rekd_edge.bench import BenchSettings
+from rekd_edge.device_suite import device_table
+from rekd_edge.errors import BackendError, RecipeError, UsageError
+from rekd_edge.latency_suite import run_latency
+from rekd_edge.recipe.latency_file import load_latency
+from rekd_edge.recipe.suite_file import row_recipes
+
+ROOT = Path(__file__).parents[2]
+QUICK = BenchSettings(min_duration_s=0.0, min_count=3, warmup_count=1, cold_starts=0, quick=True)
+SUITE = """schema_version: 1
+name: trial
+recipe: smoke/text
+batch: [1, 4]
+rows:
+  - name: ours
+  - name: plain
+    overrides: [task=classify]
+candidates:
+  - {name: plain, title: plain classifier, run: plain, form: plain}
+  - {name: ours, run: ours, form: gathered, targets: [onnx, onnx-fp16]}
+  - {name: masked, run: ours, form: masked}
+on_device: {runtimes: [torch, onnxruntime, tensorrt], queries: 2}
+"""
+
+
+def run_it(path: Path, output: Path, device: str = "cpu", **changes: Any) -> dict[str, Any]:
+    (spec, file), *_ = load_latency(path).values()
+    recipes = row_recipes(spec, file.parent)
+    return run_latency(spec, recipes, output, settings=QUICK, device=device, **changes)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("device")
+    path = folder / "suite.yaml"
+    path.write_text(SUITE)
+    return path, folder / "out", run_it(path, folder / "out")
+
+
+def test_every_form_is_timed_in_every_runtime_that_is_there(
+    made: tuple[Path, Path, dict[str, Any]],
+) -> None:
+    _, output, result = made
+    assert json.loads((output / "device-cpu.json").read_text()) == result
+    assert (output / "device-cpu.md").read_text() == device_table(result)
+    keys = [(r["name"], r["runtime"], r["target"], r["batch"]) for r in result["rows"]]
+    fp32 = [
+        (name, runtime, "onnx")
+        for runtime in ("torch", "onnxruntime")
+        for name in ("plain", "ours", "masked")
+    ]
+    each = [*fp32, ("ours", "onnxruntime", "onnx-fp16")]
+    assert sorted(keys) == sorted((*one, batch) for one in each for batch in (1, 4))
+    for row in result["rows"]:
+        assert not row["cuda_graph"]
+        assert row["label_agreement"] == 1.0
+        for scope in ("excluded", "included"):
+            timing = row["transfers"][scope]
+            assert timing["result_99_percentile_latency_ns"] > 0
+            assert timing["result_query_count"] == 3
+            assert timing["examples_per_s"] > 0
+            if row["target"] == "onnx":
+                assert (timing["ratio_to_plain"]["value"] == 1) == (row["name"] == "plain")
+    reasons = {(one["way"], one["reason"]) for one in result["not_run"]}
+    assert ("torch, CUDA graph", "CUDA graphs need a CUDA GPU") in reasons
+    assert ("tensorrt", "TensorRT needs a CUDA GPU") in reasons
+    assert set(result["validity"].values()) == {"INVALID: quick"}
+    assert result["gpu"][0]["before"] is None
+    assert "not run: tensorrt, onnx: TensorRT needs a CUDA GPU" in device_table(result)
+
+
+def test_a_timing_that_is_there_is_kept_and_another_one_is_made(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, output, result = made
+    shutil.copytree(output, tmp_path / "out")
+    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "device").iterdir()}
+    assert run_it(path, tmp_path / "out")["rows"] == result["rows"]
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "device").iterdir()}
+    assert after == stamps
+    found = run_it(path, tmp_path / "out", batch=(2,))
+    assert {row["batch"] for row in found["rows"]} == {2}
+    assert (tmp_path / "out" / "device" / "timing-cpu-onnx-2.json").is_file()
+
+
+def test_what_cannot_be_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE)
+    with pytest.raises(UsageError, match="auto, cpu or cuda"):
+        run_it(path, tmp_path / "out", device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="sees no CUDA GPU"):
+            run_it(path, tmp_path / "out", device="cuda")
+    path.write_text(SUITE.replace("onnx-fp16", "onnx-int8"))
+    with pytest.raises(UsageError, match="fp32 and fp16 are timed, not 'onnx-int8'"):
+        run_it(path, tmp_path / "out")
+    for old, new, why in (
+        ("[torch, onnxruntime, tensorrt]", "[torch, torch]", "a runtime twice"),
+        ("[torch, onnxruntime, tensorrt]", "[jax]", "on_device.runtimes"),
+        ("form: masked}", "form: peer, peer: {kind: truncate, share: 0.5}}", "peers are timed"),
+    ):
+        path.write_text(SUITE.replace(old, new))
+        with pytest.raises(RecipeError, match=why):
+            load_latency(path)
+    assert not (tmp_path / "out" / "device").exists()
+
+
+def test_the_shipped_suites_of_gpus_are_whole() -> None:
+    parts = load_latency(ROOT / "benchmarks" / "suites" / "latency-gpu.yaml")
+    assert set(parts) == {"text", "cifar10"}
+    for spec, file in parts.values():
+        assert spec.on_device is not None
+        assert max(spec.batch) == 256
+        recipes = row_recipes(spec, file.parent)
+        assert recipes["cheap"].student.selector.kind == "convolution"
+        assert recipes["full"].student.selector.kind == "blocks"
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="needs coreutils")
+def test_the_script_unpacks_what_was_brought_and_refuses_what_is_broken(tmp_path: Path) -> None:
+    """prepare.sh alone, on two small contents, one of which was not brought."""
+    gpu = tmp_path / "benchmarks" / "gpu"
+    gpu.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "gpu" / "prepare.sh", gpu)
+    pieces = tmp_path / "build" / "gpu" / "pieces"
+    pieces.mkdir(parents=True)
+    (tmp_path / "content" / "cache").mkdir(parents=True)
+    (tmp_path / "content" / "cache" / "data").write_text("data")
+    script = """set -euo pipefail
+    make() {
+      tar -C content -cf - . | split --bytes=4K --numeric-suffixes --suffix-length=2 - \
+        "build/gpu/pieces/$1."
+    }
+    make text; make cifar10
+    (cd build/gpu/pieces && sha256sum -- *.[0-9][0-9] >SHA256SUMS; rm cifar10.*)
+    """
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)
+
+    def source(more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", f"set -euo pipefail; source benchmarks/gpu/prepare.sh; {more}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"], **environment},
+            check=False,
+        )
+
+    done = source('unpack; echo "$REKD_EDGE_CACHE $REKD_EDGE_OFFLINE"')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "build" / "gpu" / "unpacked" / "cache"), "1"]
+    assert "not brought: cifar10" in done.stderr
+    assert (tmp_path / "build" / "gpu" / "unpacked" / "cache" / "data").read_text() == "data"
+    (pieces / "text.00").write_text("broken")
+    assert source("unpack").returncode == 0  # it was unpacked once, and is whole
+    shutil.rmtree(tmp_path / "build" / "gpu" / "unpacked")
+    broken = source("unpack")
+    assert broken.returncode == 6
+    assert "text in build/gpu/pieces is not whole" in broken.stderr
+
+    timed = source("in_time sleep 30", LIMIT_S="1")
+    assert (timed.returncode, timed.stdout) == (0, "stopped after 1 s; run it again to go on\n")
+    assert source("in_time false").returncode == 1
+    assert source("in_time true").returncode == 0

@@ -1,0 +1,274 @@
+"""Packages: what they are keyed by, and what is never loaded. Nothing is compiled here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rekd_edge.engines.spec import Profile
+from rekd_edge.errors import BackendError, IntegrityError
+from rekd_edge.fuse import FusedRationalist
+from rekd_edge.packages import backend
+from rekd_edge.packages.backend import Compiler, find_compiler, instruction_set
+from rekd_edge.packages.build import _refused, made_of, package_for
+from rekd_edge.packages.spec import MadeOf, PackageRecord, PackageSpec
+from rekd_edge.packages.store import (
+    PACKAGE_FILE,
+    find_packages,
+    place_of,
+    read_package,
+    write_record,
+)
+from rekd_edge.runners import PackageRunner
+from rekd_edge.runners.package_runner import require_fit
+
+SHA = "0" * 64
+AOTI = PackageSpec(backend="aoti")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REKD_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def facts(model: FusedRationalist, **changes: Any) -> MadeOf:
+    found = made_of(
+        AOTI,
+        Compiler(torch.__version__, None, None),
+        model.io_spec(),
+        onnx_sha256=SHA,
+        weights_sha256=SHA,
+        profiles={},
+        max_length=model.max_length,
+    )
+    return found.model_copy(update=changes)
+
+
+def stored(made: MadeOf, content: dict[str, bytes] | None = None) -> Path:
+    """A package with its side-car; what is inside is no code."""
+    from rekd_edge.data.storage import sha256_of
+
+    place = place_of(made)
+    place.mkdir(parents=True, mode=0o700)
+    with zipfile.ZipFile(place / PACKAGE_FILE, "w") as archive:
+        for name, data in (content or {"model/data/aotinductor/model/a.so": b"no code"}).items():
+            archive.writestr(name, data)
+    (place / PACKAGE_FILE).chmod(0o600)
+    digest = sha256_of(place / PACKAGE_FILE)
+    record = PackageRecord(made_of=made, package_sha256=digest, size_bytes=1, build_s=0)
+    write_record(place, record)
+    return place / PACKAGE_FILE
+
+
+def test_another_torch_cpu_gpu_weights_or_sizes_is_another_package(
+    tiny_text: FusedRationalist,
+) -> None:
+    base = facts(tiny_text)
+    others = [
+        facts(tiny_text, torch="2.11.0"),
+        facts(tiny_text, instruction_set="AVX2 0"),
+        facts(tiny_text, compute_capability=90),
+        facts(tiny_text, device="cuda"),
+        facts(tiny_text, onnx_sha256="1" * 64),
+        facts(tiny_text, weights_sha256="1" * 64),
+        facts(tiny_text, profiles={"input_ids": Profile(min=(1, 3), opt=(1, 3), max=(1, 3))}),
+    ]
+    places = {place_of(one) for one in (base, *others)}
+    assert len(places) == len(others) + 1
+    assert place_of(facts(tiny_text)) == place_of(base)
+    assert base.instruction_set == instruction_set()
+    assert base.instruction_set.split()[0] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_the_instruction_set_is_that_of_the_cpu(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("processor: 0\nflags\t\t: sse avx2\n")
+    two.write_text("processor: 0\nflags\t\t: avx2 sse amx\n")
+    assert instruction_set(one) != instruction_set(two)
+    two.write_text("processor: 0\nflags\t\t: avx2 sse\n")
+    assert instruction_set(one) == instruction_set(two)
+    assert instruction_set(tmp_path / "none")
+
+
+def test_a_package_outside_the_users_cache_is_never_loaded(
+    tiny_text: FusedRationalist, tmp_path: Path
+) -> None:
+    inside = stored(facts(tiny_text))
+    assert read_package(inside).record.made_of == facts(tiny_text)
+    bundle = tmp_path / "bundle" / "packages" / "aoti"
+    shutil.copytree(inside.parent, bundle)
+    with pytest.raises(BackendError, match="compiled code and lies outside"):
+        read_package(bundle / PACKAGE_FILE)
+    with pytest.raises(BackendError, match="lies outside"), PackageRunner(bundle / PACKAGE_FILE):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_a_package_that_others_may_write_to_is_never_loaded(tiny_text: FusedRationalist) -> None:
+    path = stored(facts(tiny_text))
+    for one in (path, path.parent, path.parent.parent):
+        before = one.stat().st_mode
+        one.chmod(0o777)
+        with pytest.raises(BackendError, match="others may write to it"):
+            read_package(path)
+        assert find_packages(SHA) == ()
+        one.chmod(before)
+    assert [one.path for one in find_packages(SHA)] == [path]
+
+
+def test_changed_bytes_a_foreign_side_car_and_pickles_are_integrity_errors(
+    tiny_text: FusedRationalist,
+) -> None:
+    path = stored(facts(tiny_text))
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(IntegrityError, match="not the package that its side-car describes"):
+        read_package(path)
+    other = stored(facts(tiny_text, torch="2.0"))
+    shutil.copy(other, path)
+    shutil.copy(other.with_name("package.json"), path.with_name("package.json"))
+    with pytest.raises(IntegrityError, match="not the package"):
+        read_package(path)
+    path.with_name("package.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="is broken"):
+        read_package(path)
+    path.with_name("package.json").unlink()
+    with pytest.raises(IntegrityError, match="is missing"):
+        read_package(path)
+    pickled = stored(facts(tiny_text, torch="2.1"), {"model/data/weights/w.pkl": b"cos\nsystem"})
+    with pytest.raises(IntegrityError, match=r"holds a pickle, model/data/weights/w\.pkl"):
+        read_package(pickled)
+
+
+def test_a_package_of_another_torch_is_refused_before_it_is_loaded(
+    tiny_text: FusedRationalist,
+) -> None:
+    path = stored(facts(tiny_text, torch="2.11.0"))
+    with (
+        pytest.raises(BackendError, match=r"compiled for torch 2\.11\.0") as raised,
+        PackageRunner(path),
+    ):
+        pass
+    assert raised.value.exit_code == 4
+    with pytest.raises(BackendError, match="cannot load"), PackageRunner(stored(facts(tiny_text))):
+        pass  # this one may run here, and is no code
+
+
+def test_inputs_are_held_to_the_side_car_before_compiled_code_sees_them(
+    tiny_text: FusedRationalist, tiny_image: FusedRationalist
+) -> None:
+    made = facts(tiny_text)
+    ids = np.ones((2, 8), dtype=np.int64)
+    require_fit(made, {"input_ids": ids, "attention_mask": ids})
+    wrong = [
+        (ids.astype(np.int32), ids, "must be int64"),
+        (ids[0], ids, "must be"),
+        (ids, ids[:, :4], "4 of token, must be 8"),
+        (ids[:0], ids[:0], "has none of batch"),
+        (np.ones((1, 900), np.int64), np.ones((1, 900), np.int64), "at most 48"),
+    ]
+    for one, two, why in wrong:
+        with pytest.raises(ValueError, match=why):
+            require_fit(made, {"input_ids": one, "attention_mask": two})
+    pixels = np.zeros((1, 3, 32, 64), dtype=np.float32)
+    with pytest.raises(ValueError, match="must be"):
+        require_fit(facts(tiny_image), {"pixel_values": pixels})
+    few = {
+        name: Profile(min=(1, 3), opt=(1, 8), max=(1, 8))
+        for name in ("input_ids", "attention_mask")
+    }
+    with pytest.raises(ValueError, match="is not served"):
+        require_fit(facts(tiny_text, profiles=few), {"input_ids": ids, "attention_mask": ids})
+
+
+def test_without_a_gpu_a_compiler_or_the_right_torch_tensorrt_there_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = find_compiler(AOTI)
+    assert (found.torch, found.device) == (torch.__version__, None)
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(BackendError, match="there is no compiler") as raised:
+        find_compiler(AOTI)
+    assert "apt-get install g++" in str(raised.value.hint)
+    if not torch.cuda.is_available():
+        for kind in ("aoti", "torch-trt"):
+            spec = PackageSpec(backend=kind, device="cuda")
+            with pytest.raises(BackendError, match="there is none here") as raised:
+                find_compiler(spec)
+            assert raised.value.exit_code == 4
+    minor = ".".join(torch.__version__.split(".")[:2])
+    monkeypatch.setattr(backend, "installed", lambda name: None)
+    with pytest.raises(BackendError, match="is not installed") as raised:
+        backend.load_torch_tensorrt()
+    assert f"torch-tensorrt=={minor}.*" in str(raised.value.hint)
+    monkeypatch.setattr(backend, "installed", lambda name: "1.4.0")
+    with pytest.raises(BackendError, match=r"1\.4\.0 does not belong to torch"):
+        backend.load_torch_tensorrt()
+    monkeypatch.setattr(backend, "installed", lambda name: f"{minor}.3")
+    monkeypatch.setattr(backend, "load_backend", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    with pytest.raises(BackendError, match="does not import"):
+        backend.load_torch_tensorrt()
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("g++: fatal error: Killed signal terminated program cc1plus"), "of memory"),
+        (OSError(28, "No space left on device"), "no space left"),
+        (RuntimeError("unsupported\nand a page of advice"), "RuntimeError: unsupported"),
+    ],
+)
+def test_what_stops_a_compilation_is_one_line_with_exit_code_4(
+    error: Exception, what: str, tiny_text: FusedRationalist
+) -> None:
+    found = _refused(facts(tiny_text), error)
+    assert found.exit_code == 4
+    assert what in found.message
+    assert "\n" not in found.message
+    assert found.hint
+
+
+def test_a_failed_compilation_leaves_nothing(
+    tiny_text: FusedRationalist, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise RuntimeError("cc1plus: out of memory allocating 65536 bytes")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuses)
+    with pytest.raises(BackendError, match="ran out of memory while compiling for cpu"):
+        package_for(tiny_text, facts(tiny_text))
+    assert list((own_cache / "packages").iterdir()) == []
+
+
+def test_the_compiler_for_a_gpu_is_keyed_by_it(tiny_text: FusedRationalist) -> None:
+    from rekd_edge.engines.backend import Device
+
+    gpu = Device("some GPU", 90, "580.1")
+    kinds: dict[Any, tuple[str, int | None, str | None]] = {
+        "aoti": ("", 90, None),
+        "torch-trt": ("", 90, "580.1"),
+    }
+    for kind, expected in kinds.items():
+        made = made_of(
+            PackageSpec(backend=kind, device="cuda"),
+            Compiler("2.15.0", "2.15.0" if kind == "torch-trt" else None, gpu),
+            tiny_text.io_spec(),
+            onnx_sha256=SHA,
+            weights_sha256=SHA,
+            profiles={"input_ids": Profile(min=(1, 3), opt=(1, 8), max=(1, 8))},
+            max_length=48,
+        )
+        assert (made.instruction_set, made.compute_capability, made.driver) == expected
+        assert bool(made.profiles) == (kind == "torch-trt")
+        assert json.loads(made.model_dump_json())["inputs"][0]["axes"] == ["batch", "token"]
