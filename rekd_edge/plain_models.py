@@ -11,6 +11,7 @@ no plain model can hold is left out, with the reason (docs/interop.md, docs/adr/
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -463,6 +464,12 @@ def _save_timm(
             "crop_mode": "center",
         },
     )
+    # transformers passes the number of classes on from the top of this file, and again what it finds
+    # in model_args.
+    path = folder / "config.json"
+    configuration = json.loads(path.read_text(encoding="utf-8"))
+    configuration["model_args"].pop("num_classes", None)
+    write_text(path, json.dumps(configuration, indent=2) + "\n")
 
 
 def _open_timm(folder: Path) -> Any:

@@ -36,9 +36,12 @@ def weights(
     Each folder is opened again and compared with the trained part first. A part that is no plain
     model is left out, and why is said; where both are, exit 2.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from rekd_edge.plain_models import write_plain_models
     from rekd_edge.run_folder import open_run
 
+    disable_progress_bar()  # of single files that are read and written in no time
     result = write_plain_models(open_run(run), output, role.value)
 
     def render(console: Console) -> None:
