@@ -180,7 +180,9 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize(("name", "overrides"), [(o[0], o[1:]) for o in IMAGES.values()], ids=IMAGES)
+@pytest.mark.parametrize(
+    ("name", "overrides"), [(o[0], o[1:]) for o in IMAGES.values()], ids=IMAGES
+)
 @torch.no_grad()
 def test_images_open_in_timm(
     tmp_path: Path, images: list[np.ndarray], name: str, overrides: tuple[str, ...]
