@@ -12,6 +12,8 @@ WEB := export/runtime/web
 WEB_INSTALLED := $(WEB)/node_modules/.installed
 BUNDLE ?= runs/demo/bundle
 OUTPUT ?= dist/web
+OPTIMUM := .venv-optimum
+OPTIMUM_INSTALLED := $(OPTIMUM)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -40,6 +42,11 @@ test: lint ## lint, types, import rules and all tests but the slow ones
 test-web: $(INSTALLED) $(WEB_INSTALLED) ## the browser runtime in node and Chromium; BUNDLES="A B" are compared too
 	REKD_WEB_REQUIRE_BROWSER=1 REKD_WEB_BUNDLES="$(BUNDLES)" \
 		$(BIN)/python -m pytest tests/integration/test_web_runtime.py
+
+.PHONY: test-optimum
+test-optimum: $(OPTIMUM_INSTALLED) ## bundles in optimum and in pipelines; BUNDLES="A B" are opened too
+	OMP_NUM_THREADS=1 REKD_OPTIMUM_PYTHON="$(abspath $(OPTIMUM))/bin/python" \
+		REKD_OPTIMUM_BUNDLES="$(BUNDLES)" $(BIN)/python -m pytest tests/integration/test_optimum.py
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## the slow tests: installed wheel, whole runs
@@ -92,6 +99,9 @@ constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml
 		--generate-hashes \
 		--no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make constraints" --quiet --output-file constraints.txt
+	$(BIN)/uv pip compile --group optimum --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make constraints" --quiet --output-file constraints-optimum.txt
 
 .PHONY: setup
 setup: $(INSTALLED) ## make .venv and install everything into it
@@ -105,12 +115,20 @@ web-packages: $(WEB_INSTALLED)
 
 .PHONY: clean
 clean: ## remove .venv and caches; runs/ is kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist $(WEB)/node_modules
+	rm -rf $(VENV) $(OPTIMUM) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist $(WEB)/node_modules
 
 $(WEB_INSTALLED): $(WEB)/package.json $(WEB)/package-lock.json
 	@node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || (major == 20 && minor >= 12) ? 0 : 1)' || \
 		{ echo "error: needs node 20.12 or newer, and npm" >&2; exit 4; }
 	npm ci --prefix $(WEB) --silent
+	@touch $@
+
+# optimum's ONNX part needs an older transformers. Most packages are those of .venv, linked from uv's cache.
+$(OPTIMUM_INSTALLED): constraints-optimum.txt | $(INSTALLED)
+	@$(BIN)/python -m venv --clear --without-pip $(OPTIMUM)
+	@$(BIN)/uv pip install -q --python $(OPTIMUM)/bin/python --require-hashes -r constraints-optimum.txt || \
+		$(BIN)/python -m pip --python $(OPTIMUM)/bin/python install -qq --require-hashes \
+			-r constraints-optimum.txt
 	@touch $@
 
 # A version manager can leave a `python3.12` that does not run, so each candidate is tried.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
     from rekd_edge.fuse import FusedRationalist
 
+collect_ignore = ["optimum"]
+"""Run in an environment of its own: tests/integration/test_optimum.py."""
 MAX_LENGTH = 48
 IMAGE_SIZE = 64
 settings.register_profile("same-examples", derandomize=True)

@@ -27,6 +27,7 @@ COMMAND_MODULES = (
     "sweep_command",
     "evaluate_command",
     "export_command",
+    "weights_command",
     "engine_command",
     "check_command",
     "bench_command",

@@ -132,9 +132,9 @@ class TextPreprocessor:
         """The token strings of ``text``, special tokens included, as :meth:`encode` sees them."""
         return list(self._tokenizer.encode(text).tokens)
 
-    def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json`` (truncation and padding off), ``tokenizer_config.json`` and
-        ``preprocessor_config.json``. transformers reads the first two."""
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` (truncation and padding off) and ``tokenizer_config.json``, as
+        transformers reads them."""
         special = {role: self._tokenizer.id_to_token(i) for role, i in self.special_ids.items()}
         write_text(folder / "tokenizer.json", self._json)
         configuration = {
@@ -150,6 +150,10 @@ class TextPreprocessor:
             if found:
                 configuration[f"{role}_token"] = found[0]
         _write_json(folder / "tokenizer_config.json", configuration)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer and ``preprocessor_config.json``."""
+        self.save_tokenizer(folder)
         _write_json(
             folder / PREPROCESSOR_FILE,
             {
