@@ -180,7 +180,7 @@ def at_work(folder: Path) -> list[int]:
 
 def _target(link: Path) -> str:
     try:
-        return os.readlink(link)
+        return str(link.readlink())
     except OSError:
         return ""
 

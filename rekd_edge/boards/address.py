@@ -12,9 +12,9 @@ SCHEME = "ssh://"
 _USER = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _ADDRESS = re.compile(
-    rf"^(?:(?P<user>{_USER})@)?"
+    rf"(?:(?P<user>{_USER})@)?"
     rf"(?:(?P<host>{_HOST})|\[(?P<ip>[0-9A-Fa-f:.]+)(?:%(?P<zone>[A-Za-z0-9._-]+))?\])"
-    r"(?::(?P<port>[0-9]{1,5}))?/?$"
+    r"(?::(?P<port>[0-9]{1,5}))?/?"
 )
 
 
@@ -32,7 +32,7 @@ class BoardAddress:
 
         Raises :class:`UsageError`.
         """
-        found = _ADDRESS.match(text.removeprefix(SCHEME)) if text.startswith(SCHEME) else None
+        found = _ADDRESS.fullmatch(text.removeprefix(SCHEME)) if text.startswith(SCHEME) else None
         if found is None:
             raise _unusable(text)
         port = None if found["port"] is None else int(found["port"])

@@ -138,8 +138,8 @@ def explained(board: SshBoard, complaint: str) -> RemoteDeviceError:
         return RemoteDeviceError(
             f"the host key of {where} has changed: it is another machine, a new installation, or "
             "somebody between",
-            hint=f"compare it with the board's own (`{FINGERPRINT}`, run there); only if they agree: "
-            f"{board.forgetting()} && {board.acceptance()}",
+            hint=f"compare it with the board's own (`{FINGERPRINT}`, run there); only if they "
+            f"agree: {board.forgetting()} && {board.acceptance()}",
         )
     if "host key is known for" in complaint or "Host key verification failed" in complaint:
         return RemoteDeviceError(
