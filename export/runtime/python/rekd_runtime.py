@@ -388,6 +388,8 @@ class Config:
     interpolation: str
     model_normalises: bool
     """Images: the model takes 8-bit pixels."""
+    pad_id: int
+    """Token that fills a batch of texts up (text); nothing attends to it."""
     runtime: str
     """``onnxruntime`` or ``openvino``."""
     settings: SessionSettings
@@ -420,6 +422,7 @@ def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Co
             std=() if is_text else tuple(float(value) for value in preprocessing["std"]),
             interpolation="" if is_text else str(preprocessing["interpolation"]),
             model_normalises=preprocessing.get("model_normalises", False) is True,
+            pad_id=int(document.get("special_ids", {}).get("pad", 0)) if is_text else 0,
             runtime=_known_runtime(document.get("runtime", "onnxruntime")),
             settings=SessionSettings.of(document.get("runtime_settings")),
             calibration=Calibration.of(document.get("calibration")),
@@ -809,20 +812,28 @@ class Rationalist:
         if isinstance(inputs, str | bytes | os.PathLike):
             raise InputError("predict takes a list of inputs", hint="predict([one_input])")
         for number, item in enumerate(inputs, start=1):
-            if self.config.modality == "image":
-                yield self._predict_image(item, f"input {number}")
-            elif isinstance(item, str):
-                yield self._predict_text(item, f"input {number}")
-            else:
-                raise InputError(f"input {number}: a text is due, not {type(item).__name__}")
+            encoded = self.encode(item, f"input {number}")
+            yield self.decode(encoded, self.run_encoded([encoded])[0])
 
-    def _predict_text(self, text: str, place: str) -> Prediction:
-        assert self._encoder is not None
-        encoded = self._encoder.encode(text, place)
-        answer = self._run(
-            {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask},
-            tokens=encoded.input_ids.shape[1],
-        )
+    def encode(self, item: str | ImageInput, place: str = "the input") -> Encoded:
+        """The first third of :meth:`predict`: a text or an image as the model's input. Raises
+        :class:`InputError` naming ``place``."""
+        if self._encoder is None:
+            return self._encode_image(item, place)
+        if not isinstance(item, str):
+            raise InputError(f"{place}: a text is due, not {type(item).__name__}")
+        text = self._encoder.encode(item, place)
+        arrays = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
+        return Encoded(item, arrays, text.input_ids.shape[1], text=text)
+
+    def decode(self, encoded: Encoded, answer: Answer) -> Prediction:
+        """The last third of :meth:`predict`: what the model said, with its evidence in words or
+        boxes."""
+        if encoded.text is None:
+            return self._image_prediction(encoded, answer)
+        return self._text_prediction(encoded.source, encoded.text, answer)
+
+    def _text_prediction(self, text: str, encoded: EncodedText, answer: Answer) -> Prediction:
         notices = ()
         if encoded.dropped_tokens:
             total = encoded.dropped_tokens + sum(word is not None for word in encoded.words)
@@ -839,7 +850,7 @@ class Rationalist:
             notices=notices,
         )
 
-    def _predict_image(self, item: ImageInput, place: str) -> Prediction:
+    def _encode_image(self, item: ImageInput, place: str) -> Encoded:
         source = ""
         if isinstance(item, str | os.PathLike):
             source = os.fspath(item)
@@ -851,23 +862,37 @@ class Rationalist:
         else:
             raise InputError(f"{place}: an image is due, not {type(item).__name__}")
         pixels, view = encode_image(image, self.config)
+        grid = self.config.image_size // self.config.patch_size
+        return Encoded(source, {"pixel_values": pixels}, grid * grid, view=view)
+
+    def _image_prediction(self, encoded: Encoded, answer: Answer) -> Prediction:
+        view = encoded.view
+        assert view is not None
         patch_size = self.config.patch_size
         grid = self.config.image_size // patch_size
-        answer = self._run({"pixel_values": pixels}, tokens=grid * grid)
         boxes = []
         for position in np.flatnonzero(answer.kept):
             row, column = divmod(int(position), grid)
             box = view.box(row, column, patch_size)
             boxes.append(PatchBox(*box, row, column, float(answer.scores[position])))
         prediction = self._prediction(
-            source, answer, rationale=tuple(boxes), candidates=grid * grid, notices=()
+            encoded.source,
+            answer,
+            rationale=tuple(boxes),
+            candidates=grid * grid,
+            notices=(),
         )
-        return replace(prediction, width=image.width, height=image.height, grid=grid)
+        return replace(prediction, width=view.width, height=view.height, grid=grid)
 
-    def _run(self, feeds: dict[str, np.ndarray], *, tokens: int) -> _Answer:
+    def run_encoded(self, encoded: Sequence[Encoded]) -> list[Answer]:
+        """The middle third of :meth:`predict`: one run of the model over all of ``encoded``, texts
+        filled up to the longest. In company an answer may differ by rounding. Raises
+        :class:`InputError` where the model takes one input at a time."""
+        feeds = encoded[0].arrays if len(encoded) == 1 else self._batch(encoded)
         logits, kept, scores, margin = self._session.run(list(_OUTPUTS), feeds)
-        classes = len(self.config.label_names)
-        shapes = ((1, classes), (1, tokens), (1, tokens), (1,))
+        classes, rows = len(self.config.label_names), len(encoded)
+        tokens = max(one.tokens for one in encoded)
+        shapes = ((rows, classes), (rows, tokens), (rows, tokens), (rows,))
         found = tuple(array.shape for array in (logits, kept, scores, margin))
         if found != shapes:
             raise _broken(f"{MODEL_FILE} answers in shapes {found} where {shapes} are due")
@@ -876,12 +901,42 @@ class Rationalist:
                 f"{MODEL_FILE} answers with numbers that are not finite",
                 hint="check the bundle with `rekd-edge check`",
             )
-        return _Answer(logits[0], kept[0].astype(bool), scores[0], float(margin[0]))
+        return [
+            Answer(
+                logits[row],
+                kept[row, : one.tokens].astype(bool),
+                scores[row, : one.tokens],
+                float(margin[row]),
+            )
+            for row, one in enumerate(encoded)
+        ]
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether :meth:`run_encoded` takes several inputs at once."""
+        return not isinstance(self._session.get_inputs()[0].shape[0], int)
+
+    def _batch(self, encoded: Sequence[Encoded]) -> dict[str, np.ndarray]:
+        """``[batch, ...]`` of each input."""
+        if not encoded or not self.takes_batches:
+            raise InputError(f"{MODEL_FILE} takes one input at a time, not {len(encoded)}")
+        tokens = max(one.tokens for one in encoded)
+        feeds = {}
+        for name in self._input_names:
+            rows = [one.arrays[name] for one in encoded]
+            if self._encoder is not None:
+                filling = self.config.pad_id if name == "input_ids" else 0
+                batch = np.full((len(rows), tokens), filling, dtype=np.int64)
+                for row, own in zip(batch, rows, strict=True):
+                    row[: own.shape[1]] = own[0]
+                rows = [batch]
+            feeds[name] = np.concatenate(rows)
+        return feeds
 
     def _prediction(
         self,
         source: str,
-        answer: _Answer,
+        answer: Answer,
         *,
         rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...],
         candidates: int,
@@ -908,8 +963,23 @@ class Rationalist:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """One example: float32 ``[class]``, bool ``[token]``, float32 ``[token]``, a float."""
+class Encoded:
+    """One input as :meth:`Rationalist.encode` gives it."""
+
+    source: str
+    """The text, or the path of the image (empty for pixels)."""
+    arrays: dict[str, np.ndarray]
+    """``[1, ...]`` by the name of the model's input."""
+    tokens: int
+    """Tokens, special ones included, or patches."""
+    text: EncodedText | None = None
+    view: View | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says of one input: float32 ``[class]``, bool ``[token]``, float32 ``[token]``,
+    a float."""
 
     logits: np.ndarray
     kept: np.ndarray
@@ -975,6 +1045,7 @@ def _open_session(path: Path, threads: int, provider: str, settings: SessionSett
 @dataclass(frozen=True, slots=True)
 class _Port:
     name: str
+    shape: tuple[int | str, ...] = ()
 
 
 class _OpenVinoSession:
@@ -1023,7 +1094,13 @@ class _OpenVinoSession:
         self._request = compiled.create_infer_request()
 
     def get_inputs(self) -> list[_Port]:
-        return [_Port(port.get_node().get_friendly_name()) for port in self._compiled.inputs]
+        return [
+            _Port(
+                port.get_node().get_friendly_name(),
+                tuple("?" if side.is_dynamic else len(side) for side in port.get_partial_shape()),
+            )
+            for port in self._compiled.inputs
+        ]
 
     def get_outputs(self) -> list[_Port]:
         return [_Port(name) for port in self._compiled.outputs for name in port.get_names()]
@@ -1053,11 +1130,11 @@ def _available_cores(cgroup_root: Path) -> int:
         cores = len(os.sched_getaffinity(0))
     else:  # macOS, Windows
         cores = os.cpu_count() or 1
-    quota = _cpu_quota(cgroup_root)
+    quota = cpu_quota(cgroup_root)
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-def _cpu_quota(root: Path) -> float | None:
+def cpu_quota(root: Path) -> float | None:
     """In cores, from cgroup v2 or v1; None where there is no limit."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
