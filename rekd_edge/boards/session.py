@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class BoardJob:
     command: tuple[str, ...]
     report: str
     imports: tuple[str, ...]
+    quiet_s: float = 900.0
+    """For how long the program may say nothing."""
     sizes: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,15 +159,15 @@ def run_on_board(
         _copy(connection, job, progress)
         connection.expect(_Copied, READY_S)
         progress("starting")
-        last = ""
-        while isinstance(event := connection.event(None), _Line):
-            last = printable(event.text)
-            progress(last)
+        said: deque[str] = deque(maxlen=20)
+        while isinstance(event := connection.event(job.quiet_s), _Line):
+            said.append(printable(event.text))
+            progress(said[-1])
         if not isinstance(event, _Done):
             raise connection.broken("it spoke out of turn")
         report = connection.payload(event.report_bytes)
     if event.exit_code != 0:
-        raise _failure(board, event.exit_code, last)
+        raise _failure(board, event.exit_code, list(said))
     if not event.removed:
         progress("note: the board could not remove all of its work folder")
     return facts, report
@@ -198,18 +201,22 @@ def _chunks(content: Path | bytes) -> Iterator[bytes]:
 _KINDS: dict[int, type[RekdEdgeError]] = {2: UsageError, 4: BackendError, 6: IntegrityError}
 
 
-def _failure(board: SshBoard, exit_code: int, last: str) -> RekdEdgeError:
-    """What the program there ended with. Its exit codes are those of the runtime."""
-    said = last.removeprefix("error: ") or f"exit code {exit_code}"
+def _failure(board: SshBoard, exit_code: int, lines: list[str]) -> RekdEdgeError:
+    """What the program there ended with. Its messages and exit codes are like those here."""
+    message, hint = lines[-1] if lines else f"exit code {exit_code}", None
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith(("error: ", "unexpected: ")):
+            message = line.removeprefix("error: ")
+            hint = following.removeprefix("hint: ") if following.startswith("hint: ") else None
     if exit_code in _KINDS:
-        return _KINDS[exit_code](f"on {board.address}: {said}")
+        return _KINDS[exit_code](f"on {board.address}: {message}", hint=hint)
     if exit_code == -9:
         return RemoteDeviceError(
             f"{board.address} killed the program", hint="most often it ran out of memory there"
         )
     if exit_code < 0 or exit_code == 130:
         return RemoteDeviceError(f"the program was stopped on {board.address}")
-    return RemoteDeviceError(f"the program failed on {board.address}: {said}")
+    return RemoteDeviceError(f"the program failed on {board.address}: {message}", hint=hint)
 
 
 class _Connection:
@@ -343,17 +350,15 @@ class _Connection:
             raise self.broken("it spoke out of turn")
         return event
 
-    def event(self, within_s: float | None) -> Any:
+    def event(self, within_s: float) -> Any:
         """The next one that is no refusal; says that somebody is here for as long as it waits."""
-        until = None if within_s is None else time.monotonic() + within_s
+        until = time.monotonic() + within_s
         while True:
-            wait = max(0.0, self._last_sign + SIGN_OF_LIFE_S - time.monotonic())
-            if until is not None:
-                wait = min(wait, max(0.0, until - time.monotonic()))
+            wait = min(self._last_sign + SIGN_OF_LIFE_S, until) - time.monotonic()
             try:
-                return self._judged(self._events.get(timeout=wait))
+                return self._judged(self._events.get(timeout=max(0.0, wait)))
             except queue.Empty:
-                if until is not None and time.monotonic() >= until:
+                if time.monotonic() >= until:
                     raise RemoteDeviceError(
                         f"{self.board.address} has not answered for {within_s:g} s",
                         hint="it may be busy or short of memory; what was started there ends",
