@@ -109,10 +109,10 @@ def _render(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="devices: measured, and budget", title_justify="left")
-    table.add_column("device")
+    table = Table(title="devices", title_justify="left", show_lines=True, padding=(0, 0))
+    table.add_column("device", no_wrap=True)
     for name in ("p90 latency", "peak memory", "size", "accuracy drop"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for item, results, _ in rows:
         table.add_row(item.name, *(escape(cell(result)) for result in results))
     console.print(table)
@@ -127,10 +127,11 @@ def _render(
 
 
 def cell(result: BudgetResult) -> str:
-    """``12.3 of 50 ms``, or what is not known."""
+    """What was measured, or that nothing was, and the budget below it."""
     from rekd_edge.boards.profiles import NOT_MEASURED
 
-    limit = f"{result.limit:g} {result.unit}"
+    limit = f"budget {result.limit:g} {result.unit}"
     if result.measured is None:
-        return f"{NOT_MEASURED}, {limit}"
-    return f"{result.measured:.3g} of {limit}" + (" BROKEN" if result.broken_by else "")
+        return f"{NOT_MEASURED}\n{limit}"
+    broken = " BROKEN" if result.broken_by else ""
+    return f"{result.measured:.3g} {result.unit}{broken}\n{limit}"
