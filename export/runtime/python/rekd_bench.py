@@ -46,7 +46,6 @@ import os
 import signal
 import time
 
-_STARTED_NS = time.monotonic_ns()
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
@@ -114,6 +113,7 @@ MOST_OTHER_SHARE = 0.05
 MOST_WINDOWS, LEAST_IN_WINDOW, LEAST_PASSES = 10, 50, 3
 POLL_S = 0.5
 PROGRESS_S = 5.0
+WARMUP_S, QUICK_WARMUP_S = 1.0, 0.2
 COLD_START_TIMEOUT_S = 300
 _MEMORY_QUERIES = 20
 
@@ -138,7 +138,7 @@ class Request:
     batch: int = 1
     """Examples in one run of the model (MultiStream and Offline)."""
     warmup_count: int | None = None
-    """Queries before the measured ones: 20, quick 5."""
+    """Queries before the measured ones: 20, quick 5; and they take a second, quick a fifth."""
     threads: int | None = None
     """None: those of the bundle's settings, or every core open to the process."""
     provider: str | None = None
@@ -1119,6 +1119,7 @@ def measure_with_loadgen(
     finally:
         loadgen.DestroyQSL(library)
         loadgen.DestroySUT(under_test)
+    (logs / "mlperf_log_trace.json").unlink(missing_ok=True)  # none was asked for
     return samples, quality, read_loadgen_log(logs / "mlperf_log_detail.txt")
 
 
@@ -1144,7 +1145,7 @@ def loadgen_settings(loadgen: Any, request: Request, expected_ns: float) -> Any:
     settings.single_stream_expected_latency_ns = int(expected_ns / 2)
     settings.multi_stream_expected_latency_ns = int(expected_ns / 2)
     settings.multi_stream_samples_per_query = request.samples_per_query
-    settings.offline_expected_qps = 1.1e9 / expected_ns
+    settings.offline_expected_qps = 1.3e9 / expected_ns
     settings.qsl_rng_seed = settings.sample_index_rng_seed = request.seed
     settings.schedule_rng_seed = request.seed
     return settings
@@ -1174,42 +1175,75 @@ def read_loadgen_log(path: Path) -> dict[str, Any]:
 # --- cold start -------------------------------------------------------------------------------
 
 
-def first_answer(bundle: Path, item: str, request: Request) -> dict[str, Any]:
-    """In a fresh process: times to the first answer, end to end, and memory."""
-    imported = time.monotonic_ns()
-    before_model = peak_rss_bytes()
-    model = runtime.Rationalist.load(bundle, threads=request.threads, provider=request.provider)
+_FIRST_ANSWER = """
+import time
+started = time.monotonic_ns()
+import json, signal, sys
+if hasattr(signal, "pthread_sigmask"):
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+def peak():
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+asked = json.loads(sys.stdin.read())
+sys.path.insert(0, asked["folder"])
+import rekd_runtime
+imported = time.monotonic_ns()
+before_model = peak()
+try:
+    model = rekd_runtime.Rationalist.load(
+        asked["bundle"], threads=asked["threads"], provider=asked["provider"]
+    )
     loaded = time.monotonic_ns()
-    model.predict([item])
+    model.predict([asked["item"]])
     answered = time.monotonic_ns()
-    for _ in range(_MEMORY_QUERIES - 1):
-        model.predict([item])
-    return {
-        "answered_at_ns": answered,
-        "import_ns": imported - _STARTED_NS,
-        "load_ns": loaded - imported,
-        "first_query_ns": answered - loaded,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "rss_before_model_bytes": before_model,
-    }
+    for _ in range(asked["queries"] - 1):
+        model.predict([asked["item"]])
+except rekd_runtime.RekdRuntimeError as error:
+    sys.exit(error.message)
+print(json.dumps({
+    "answered_at_ns": answered,
+    "import_ns": imported - started,
+    "load_ns": loaded - imported,
+    "first_query_ns": answered - loaded,
+    "peak_rss_bytes": peak(),
+    "rss_before_model_bytes": before_model,
+}))
+"""
+"""A program of its own: what a fresh process compiles and loads is the runtime, not this file."""
 
 
 def cold_starts(
     bundle: Path, item: str, request: Request, say: Callable[[str], None]
 ) -> dict[str, list[Any]] | None:
-    """Fresh processes, one after another; None where none is asked for. The files are in the
-    system's cache by then."""
+    """Times to the first answer, end to end, and memory, of fresh processes one after another; None
+    where none is asked for. The files are in the system's cache by then."""
     runs = []
+    place = Path(str(runtime.__file__)).resolve()
     asked = {
+        "folder": str(place.parents[1] if place.name == "__init__.py" else place.parent),
         "bundle": str(bundle.resolve()),
+        "queries": _MEMORY_QUERIES,
         "item": item,
         "threads": request.threads,
         "provider": request.provider,
     }
     for number in range(_default(request.cold_starts, 0)):
         say(f"cold start {number + 1} of {request.cold_starts}")
-        command = [sys.executable, str(Path(__file__).resolve()), "--first-answer"]
         launched = time.monotonic_ns()
+        command = [sys.executable, "-c", _FIRST_ANSWER]
         code, output, errors = _run_child(command, json.dumps(asked))
         if code != 0:
             last = (errors.strip().splitlines() or ["no message"])[-1]
@@ -1261,10 +1295,10 @@ def _stop(exit_code: int) -> NoReturn:
 
 
 def _remove(path: Path) -> None:
-    """A temporary file, or the folder of LoadGen's logs."""
+    """A temporary file, or the folder of LoadGen's logs, if nothing else is in it."""
     try:
         if path.is_dir():
-            for file in path.iterdir():
+            for file in path.glob("mlperf_log_*"):
                 file.unlink(missing_ok=True)
             path.rmdir()
         else:
@@ -1398,11 +1432,13 @@ def _warm_up(system: SystemUnderTest, request: Request, order: Sequence[int]) ->
     width = {"SingleStream": 1, "MultiStream": request.samples_per_query}.get(
         request.scenario, request.batch
     )
-    spent = []
+    spent: list[int] = []
     # Without a warm-up one query is still needed to tell LoadGen what to expect.
     count = _default(request.warmup_count, 0) or int(request.loadgen)
-    for turn in range(count):
-        numbers = [order[(turn * width + i) % len(order)] for i in range(width)]
+    least_ns = int((QUICK_WARMUP_S if request.quick else WARMUP_S) * 1e9) if count > 1 else 0
+    while len(spent) < count or sum(spent) < least_ns:
+        start = len(spent) * width
+        numbers = [order[(start + i) % len(order)] for i in range(width)]
         begun = time.perf_counter_ns()
         system.answer(numbers)
         spent.append(time.perf_counter_ns() - begun)
@@ -1469,6 +1505,10 @@ def _results(
     unrest += watch.problems(len(latencies), idle_gap=bool(request.idle_gap_ms))
     if unrest:
         reasons.append("does not hold still: " + ", ".join(unrest))
+    if told is not None and "result_90_percentile_latency_ns" in told:
+        theirs = told[f"result_{percentile or 50}_percentile_latency_ns"]
+        own = percentile_of(ordered, percentile or 50)
+        found["loadgen_difference"] = own / theirs - 1 if theirs else None
     if told is not None and told.get("result_validity") != "VALID":
         reasons.append(f"LoadGen: {told.get('result_invalid_reason', 'no result')}".strip())
     return {
@@ -1513,6 +1553,7 @@ def write_report(path: Path, document: Mapping[str, Any], logs: Path | None) -> 
             if logs is not None:
                 place = logs_folder(path)
                 _remove(place)
+                logs.chmod(0o755)
                 os.replace(logs, place)
             os.replace(name, path)
             _TEMPORARY.clear()
@@ -1562,25 +1603,12 @@ def _measure(options: argparse.Namespace) -> None:
             _remove(path)
 
 
-def _first_answer_command() -> None:
-    """What :func:`cold_starts` starts; the request comes on standard input."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    asked = json.loads(sys.stdin.read())
-    request = Request("SingleStream", threads=asked["threads"], provider=asked["provider"])
-    print(json.dumps(first_answer(Path(asked["bundle"]), asked["item"], request)))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; failures become one message, no traceback."""
-    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        if words == ["--first-answer"]:
-            _first_answer_command()
-        else:
-            options = _parser().parse_args(words)
-            watch_signals()
-            _measure(options)
+        options = _parser().parse_args(argv)
+        watch_signals()
+        _measure(options)
     except Exception as error:
         return _report_failure(error)
     return 0
