@@ -219,6 +219,15 @@ def _failure(board: SshBoard, exit_code: int, lines: list[str]) -> RekdEdgeError
     return RemoteDeviceError(f"the program failed on {board.address}: {message}", hint=hint)
 
 
+def untrue(board: SshBoard, how: str) -> RemoteDeviceError:
+    """The board said what the program there would not have said."""
+    return RemoteDeviceError(
+        f"{board.address} does not answer as the program that was sent there would: "
+        f"{printable(how)[:300]}",
+        hint="nothing that it sent was used",
+    )
+
+
 class _Connection:
     """The ssh process and the two threads that read what it says."""
 
@@ -396,11 +405,7 @@ class _Connection:
 
     def broken(self, how: str) -> RemoteDeviceError:
         self._farewell_s = 1.0
-        return RemoteDeviceError(
-            f"{self.board.address} does not answer as the program that was sent there would: "
-            f"{printable(how)[:200]}",
-            hint="nothing that it sent was used",
-        )
+        return untrue(self.board, how)
 
     def _lost(self) -> RekdEdgeError:
         """Why the connection has ended before its time."""
