@@ -49,11 +49,17 @@ METRICS: dict[str, Metric] = {
         for name in ("50", "90", "95", "97", "99", "99.9")
     },
     "mean_latency_ms": Metric("ms", "machine", "mean latency of one query"),
+    "early_stopping_latency_ms": Metric(
+        "ms", "machine", "load test: what the target percentile is at most, 99 % confidence"
+    ),
+    "samples_per_second": Metric("/s", "machine", "load test, offline: throughput"),
+    "energy_per_query_j": Metric("J", "machine", "load test: energy of the machine for a query"),
     "ratio_to_plain": Metric("", "machine", "median latency over the plain classifier's"),
     "first_answer_s": Metric("s", "machine", "fresh process to first answer, median"),
     "peak_rss_mb": Metric("MB", "machine", "largest resident memory of a fresh process"),
     "size_mb": Metric("MB", "nothing", "size of the model file"),
     "accuracy": Metric("points", "data", "right answers on the test split, in percent"),
+    "coverage": Metric("points", "data", "load test, accuracy: answers not withheld, in percent"),
     "worst_class_accuracy": Metric("points", "data", "the same of the worst class"),
     "label_agreement": Metric("points", "data", "labels equal to the torch model's, in percent"),
     "rationale_exact": Metric(
@@ -71,7 +77,25 @@ _SHARES = (
     "rationale_jaccard",
 )
 _SAME_MACHINE = ("cpu", "architecture", "system", "cores_available", "cpu_quota")
-_SAME_MEASUREMENT = ("scope", "threads", "batch", "runtime", "provider", "inputs", "input_count")
+_SAME_MEASUREMENT = (
+    "report",
+    "scenario",
+    "mode",
+    "scope",
+    "driver",
+    "threads",
+    "batch",
+    "samples_per_query",
+    "idle_gap_ms",
+    "runtime",
+    "provider",
+    "inputs",
+    "inputs_sha256",
+    "input_count",
+)
+"""The default benchmark and the load test have each what the other has not."""
+LOAD_TEST = "load-test"
+"""``report`` of a document of ``rekd_bench.py``."""
 _OTHER_DATA_ALLOWED = {"train", "dev", "transfer", "licence", "texts_shared_between_splits"}
 """What a data set may differ in while its test split stays the same."""
 _RULE = re.compile(
@@ -164,12 +188,17 @@ def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
 def values_of(document: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a benchmark's JSON; what it does not hold is left out."""
     found: dict[str, float] = {}
-    file = document["candidates"][FILE]
-    for name in ("50", "90", "95", "97", "99", "99.9"):
-        key = f"p{name.replace('.', '_')}_latency_ms"
-        found[key] = file[f"result_{name}_percentile_latency_ns"] / 1e6
-    found["mean_latency_ms"] = file["result_mean_latency_ns"] / 1e6
-    if file["ratio"] is not None and document["reference"] == "plain":
+    is_load_test = document.get("report") == LOAD_TEST
+    file = document if is_load_test else document["candidates"][FILE]
+    # Offline, a latency counts from the start of the only query: it is no property of the model.
+    if not (is_load_test and (document["scenario"] == "Offline" or document["quality"])):
+        for name in ("50", "90", "95", "97", "99", "99.9"):
+            key = f"p{name.replace('.', '_')}_latency_ms"
+            found[key] = file[f"result_{name}_percentile_latency_ns"] / 1e6
+        found["mean_latency_ms"] = file["result_mean_latency_ns"] / 1e6
+    if is_load_test:
+        found |= _load_test_values(document)
+    elif file["ratio"] is not None and document["reference"] == "plain":
         found["ratio_to_plain"] = file["ratio"]["value"]
     cold = file["cold_start"]
     if cold is not None:
@@ -180,7 +209,21 @@ def values_of(document: Mapping[str, Any]) -> dict[str, float]:
     found["size_mb"] = file["size_bytes"] / 1e6
     for name, share in document.get("bundle", {}).get("quality", {}).items():
         found[name] = share * 100
+    if is_load_test and document["quality"]:
+        measured = {key: document["quality"][key] for key in ("accuracy", "coverage")}
+        found |= {key: share * 100 for key, share in measured.items() if share is not None}
     return {name: float(value) for name, value in found.items()}
+
+
+def _load_test_values(document: Mapping[str, Any]) -> dict[str, float]:
+    """What only a load test measures."""
+    estimate = document.get("early_stopping_latency_ns")
+    values = {
+        "early_stopping_latency_ms": None if estimate is None else estimate / 1e6,
+        "samples_per_second": document.get("result_samples_per_second"),
+        "energy_per_query_j": document["state"]["energy"].get("energy_per_query_j"),
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

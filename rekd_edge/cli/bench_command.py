@@ -1,10 +1,11 @@
-"""``rekd-edge bench BUNDLE --threads 1 --json OUT``, and ``rekd-edge bench --suite NAME``."""
+"""``rekd-edge bench BUNDLE --threads 1 --json OUT``, with ``--scenario NAME`` a load test, and
+``rekd-edge bench --suite NAME``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rekd_edge.bench.baseline import Baseline, BundleRecord, Rule, Verdict
+
+Number = TypeVar("Number", int, float)
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +47,11 @@ def bench(
         ),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option("--batch", help="Suite: examples in a query, as 1,8.")
+        str | None,
+        typer.Option(
+            "--batch",
+            help="Suite: examples in a query, as 1,8. Multi-stream and offline: in one run. [1]",
+        ),
     ] = None,
     run: Annotated[
         Path | None,
@@ -58,12 +65,51 @@ def bench(
             help="Texts (one a line), images or an .npz of model inputs. [the run's test split]",
         ),
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            "--scenario",
+            help="A load test of the bundle alone, in MLPerf LoadGen's terms: single-stream, "
+            "multi-stream or offline.",
+        ),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            "--scope", help="Scenario: compute, or end_to_end with preprocessing. [compute]"
+        ),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="Scenario: performance or accuracy. [performance]"),
+    ] = None,
+    official: Annotated[
+        bool,
+        typer.Option("--official", help="Scenario: 600 s and LoadGen's number of queries."),
+    ] = False,
+    idle_gap_ms: Annotated[
+        float | None,
+        typer.Option("--idle-gap-ms", min=0.0, help="Scenario: pause between two queries. [0]"),
+    ] = None,
+    target_latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--target-latency-ms",
+            help="Scenario: exit 3 where the target percentile is above this.",
+        ),
+    ] = None,
+    loadgen: Annotated[
+        bool,
+        typer.Option("--loadgen", help="Scenario: driven by MLCommons' LoadGen, if installed."),
+    ] = False,
     min_duration_s: Annotated[
-        float, typer.Option("--min-duration-s", min=0.0, help="Seconds measured of each file.")
-    ] = 10.0,
+        float | None,
+        typer.Option("--min-duration-s", min=0.0, help="Seconds measured of each file. [10]"),
+    ] = None,
     min_count: Annotated[
-        int, typer.Option("--min-count", min=1, help="Queries measured of each file.")
-    ] = 200,
+        int | None,
+        typer.Option("--min-count", min=1, help="Queries measured of each file. [200]"),
+    ] = None,
     cold_starts: Annotated[
         int | None,
         typer.Option("--cold-starts", min=0, help="Fresh processes started of each file. [3]"),
@@ -100,6 +146,7 @@ def bench(
     """Measure latency, cold start, memory and size, query by query in turn with the plain
     classifier of the same backbone and the masked select-predict form.
 
+    With --scenario: the bundle alone, without torch, query after query as MLPerf LoadGen asks them.
     With --suite: train what the suite names, and time every alternative beside the plain
     classifier, with the accuracy of each file.
     """
@@ -107,27 +154,53 @@ def bench(
         raise UsageError("bench takes either a bundle or --suite", hint="rekd-edge bench --help")
     counts = _counts("--threads", threads)
     gating = {"--baseline": baseline, "--junit": junit, "--markdown": markdown}
+    load_options = {
+        "--scenario": scenario,
+        "--scope": scope,
+        "--mode": mode,
+        "--official": official or None,
+        "--idle-gap-ms": idle_gap_ms,
+        "--target-latency-ms": target_latency_ms,
+        "--loadgen": loadgen or None,
+    }
     if suite is not None:
         foreign = {"--run": run, "--inputs": inputs, "--cold-starts": cold_starts}
         foreign |= gating | {"--fail-on": fail_on or None}
         _refuse(foreign, "a bundle, not for --suite")
         if output is None:
             raise UsageError("--suite needs --output, the folder for its runs and results")
+        _refuse(load_options, "--scenario")
         sizes = _counts("--batch", batch)
         _bench_suite(
             suite,
             output,
             {"threads": counts, "batch": sizes, "device": device or "auto"},
-            (min_duration_s, min_count, quick),
+            (_or(min_duration_s, 10.0), _or(min_count, 200), quick),
             json_path,
         )
         return
     assert bundle is not None
-    _refuse({"--output": output, "--batch": batch, "--device": device}, "--suite")
+    _refuse({"--output": output, "--device": device}, "--suite")
     if counts is not None and len(counts) > 1:
         raise UsageError("a bundle is measured at one number of threads", hint="--threads 1")
     if not fail_on:
         _refuse(gating, "use with --fail-on")
+    from rekd_edge.cli.load_test import load_request, measure_load, missed_target
+
+    request = None
+    if scenario is None:
+        _refuse({"--batch": batch}, "--suite and --scenario")
+        _refuse(load_options, "--scenario")
+    else:
+        request = load_request(
+            load_options,
+            threads=counts[0] if counts else None,
+            batch=_counts("--batch", batch),
+            min_duration_s=min_duration_s,
+            min_query_count=min_count,
+            cold_starts=cold_starts,
+            quick=quick,
+        )
     record, rules, before = _opened_gates(bundle, fail_on or [], baseline, (junit, markdown))
     from rekd_edge.bench import BenchSettings
     from rekd_edge.cli.console import status_console
@@ -135,24 +208,29 @@ def bench(
     from rekd_edge.run_folder import open_run
 
     settings = BenchSettings(
-        min_duration_s=min_duration_s,
-        min_count=min_count,
-        cold_starts=3 if cold_starts is None else cold_starts,
+        min_duration_s=_or(min_duration_s, 10.0),
+        min_count=_or(min_count, 200),
+        cold_starts=_or(cold_starts, 3),
     )
     if quick:
         settings = BenchSettings.quick_look()
     opened = None if run is None else open_run(run)
-    with status_console().status("measuring"):
-        report = bench_bundle(
-            bundle,
-            run=opened,
-            inputs_file=inputs,
-            settings=settings,
-            threads=counts[0] if counts else None,
-        )
+    with status_console().status("measuring") as status:
+        if request is not None:
+            report = measure_load(bundle, request, opened, inputs, json_path, status.update)
+        else:
+            report = bench_bundle(
+                bundle,
+                run=opened,
+                inputs_file=inputs,
+                settings=settings,
+                threads=counts[0] if counts else None,
+            )
+    failures = missed_target(report)
     document = report.to_json() | {"bundle": record.model_dump()}
     if not rules:
         emit(document, json_path=json_path, render=report.render)
+        _require_none(failures)
         return
     from rekd_edge.bench.baseline import judge
     from rekd_edge.bench.verdict_output import render
@@ -169,8 +247,16 @@ def bench(
 
     emit(document | {"rules": verdict.to_json()}, json_path=json_path, render=show)
     _write_verdict(verdict, junit, markdown)
-    if not verdict.passed:
-        raise GateError("the benchmark broke its rules:\n  " + "\n  ".join(verdict.failures))
+    _require_none((*verdict.failures, *failures))
+
+
+def _require_none(failures: Sequence[str]) -> None:
+    if failures:
+        raise GateError("the benchmark broke its rules:\n  " + "\n  ".join(failures))
+
+
+def _or(value: Number | None, otherwise: Number) -> Number:
+    return otherwise if value is None else value
 
 
 def _opened_gates(

@@ -1,0 +1,95 @@
+"""Which examples a bundle's load test asks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rekd_edge.bench.load import Example, LoadReport, run_load_test, write_examples
+from rekd_edge.bundle import open_bundle
+from rekd_edge.data.images import IMAGE_SUFFIXES
+from rekd_edge.errors import UsageError
+from rekd_edge.export_pipeline import BENCH_EXAMPLES, find_run
+from rekd_edge.run_folder import Run
+
+
+@dataclass(frozen=True, slots=True)
+class LoadExamples:
+    """``labels`` are indices of the bundle's labels, where they are known."""
+
+    examples: Sequence[Example]
+    labels: Sequence[int] | None
+    source: str
+    """In words."""
+
+
+def load_examples(
+    bundle: Path,
+    *,
+    run: Run | None = None,
+    inputs_file: Path | None = None,
+    limit: int | None = BENCH_EXAMPLES,
+) -> LoadExamples:
+    """The first ``limit`` examples of the run's test split (None: all), or everything in
+    ``inputs_file``: one text a line, an image, or a folder of images. Raises :class:`UsageError`
+    where there is neither."""
+    opened = open_bundle(bundle)
+    if inputs_file is not None:
+        found = _given(inputs_file, opened.config.modality)
+        return LoadExamples(found, None, f"{inputs_file.name}, given with --inputs")
+    run = find_run(opened) if run is None else run
+    data = run.data()
+    test = data.test
+    count = len(test) if limit is None else min(limit, len(test))
+    return LoadExamples(
+        [test.raw(index) for index in range(count)],
+        test.labels[:count].tolist(),
+        f"test split of {data.source.get('name', run.recipe.data.source)}",
+    )
+
+
+def _given(path: Path, modality: str) -> list[Example]:
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if path.suffix == ".npz":
+        raise UsageError(
+            f"{path}: a load test starts from texts or images, not from arrays",
+            hint="give one text a line, an image or a folder of images",
+        )
+    found: list[Example] = []
+    if modality == "text":
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (UnicodeDecodeError, IsADirectoryError) as error:
+            raise UsageError(f"{path} is not a UTF-8 text file") from error
+        found += [line for line in lines if line.strip()]
+    elif path.is_dir():
+        found += sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    else:
+        found.append(path)
+    if not found:
+        raise UsageError(f"{path} holds no {'text' if modality == 'text' else 'images'}")
+    return found
+
+
+def load_test(
+    bundle: Path,
+    request: Mapping[str, Any],
+    examples: LoadExamples,
+    *,
+    logs: Path | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> LoadReport:
+    """:func:`run_load_test` on this machine."""
+    opened = open_bundle(bundle)
+    stored = opened.config.runtime_settings
+    wanted = dict(request)
+    if wanted.get("threads") is None and stored is None:
+        wanted["threads"] = 1  # as `rekd-edge bench` without a scenario
+    with tempfile.TemporaryDirectory(prefix="rekd-edge-examples-") as folder:
+        write_examples(Path(folder), examples.examples, examples.labels)
+        report = run_load_test(bundle, Path(folder), wanted, logs=logs, progress=progress)
+    return LoadReport({**report.document, "inputs": examples.source})
