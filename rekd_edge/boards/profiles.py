@@ -126,6 +126,17 @@ def load_device(name_or_path: str) -> DeviceProfile:
     return read_spec(found, DeviceProfile, "device profile")
 
 
+def this_machine() -> dict[str, Any]:
+    """What a report made here will say of its machine."""
+    from rekd_edge.bench.timing import describe_machine
+
+    try:
+        name = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        name = None
+    return {**describe_machine(), "board": name and name.strip("\0\n ")}
+
+
 class MeasuredReport(BaseModel):
     """What is read of a load test's report; it may hold more."""
 
