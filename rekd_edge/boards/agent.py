@@ -24,6 +24,7 @@ the work folder removed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -135,6 +136,7 @@ class Program:
     """One child in a process group of its own, which does not outlive this process."""
 
     def __init__(self, words: list[str], folder: Path) -> None:
+        self._stopped = False
         scratch = folder / "tmp"
         scratch.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
@@ -180,10 +182,13 @@ class Program:
 
     def stop(self) -> None:
         """The whole group; returns when the program has ended."""
+        if self._stopped:  # the group's number may be another's by now
+            return
+        self._stopped = True
         for number, patience_s in ((signal.SIGTERM, PATIENCE_S), (signal.SIGKILL, 60.0)):
             try:
                 os.killpg(self._process.pid, number)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):  # macOS: what is left is dead
                 break
             try:
                 self._process.wait(timeout=patience_s)
@@ -228,13 +233,16 @@ def board_model() -> str | None:
 def open_folder(parent: str | None) -> Path:
     """A private folder that is locked as long as this process lives."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    except OSError as error:
+        place = parent and str(Path(parent).expanduser().absolute())
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    except (OSError, RuntimeError) as error:  # RuntimeError: a tilde without a home
         where = parent or tempfile.gettempdir()
-        if error.errno in NOT_ENOUGH_SPACE:
+        if getattr(error, "errno", None) in NOT_ENOUGH_SPACE:
             raise RefusedError("space", folder=where, free=0) from error
-        raise RefusedError("folder", folder=where, error=error.strerror or str(error)) from error
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RefusedError("folder", folder=where, error=reason) from error
+    with contextlib.suppress(OSError):  # a file system without locks has nothing swept either
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
     return folder
 
 
@@ -323,7 +331,8 @@ def serve(request: dict[str, Any], link: Link) -> None:
     program = None
     try:
         try:
-            sweep(folder.parent)
+            with contextlib.suppress(OSError):
+                sweep(folder.parent)
             needed, free = request["needed_bytes"], shutil.disk_usage(folder).free
             if free < needed:
                 raise RefusedError("space", folder=str(folder.parent), free=free)

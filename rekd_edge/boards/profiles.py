@@ -4,7 +4,7 @@ expected of a bundle there. A profile holds budgets and never a measurement; tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -185,10 +185,20 @@ class BudgetResult:
     limit: float
     measured: float | None
     broken_by: str = ""
+    invalid: bool = False
+    """Whether the value is that of an INVALID result."""
 
     @property
     def passed(self) -> bool | None:
         return None if self.measured is None else not self.broken_by
+
+    @property
+    def shown(self) -> str:
+        """The value in words."""
+        if self.measured is None:
+            return NOT_MEASURED
+        verdict = " INVALID" if self.invalid else " BROKEN" if self.broken_by else ""
+        return f"{self.measured:.3g} {self.unit}{verdict}"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
@@ -225,12 +235,13 @@ def judge(
             values["accuracy_drop_points"] = drop
     results = []
     for name, limit in profile.budgets.model_dump().items():
-        value, broken = values[name], ""
-        if value is not None and round(value, 9) > limit:
-            broken = f"{name} is {value:.6g} {UNITS[name]}, above {limit:g}"
-        elif value is not None and invalid and name == "p90_latency_ms":
-            broken = f"{name} is {value:.6g} {UNITS[name]}, but {invalid}"
-        results.append(BudgetResult(name, UNITS[name], limit, value, broken))
+        value, unit = values[name], UNITS[name]
+        broken, is_invalid = "", bool(invalid) and name == "p90_latency_ms" and value is not None
+        if value is not None and is_invalid:
+            broken = f"{name} is {value:.6g} {unit}, but {invalid}"
+        elif value is not None and round(value, 9) > limit:
+            broken = f"{name} is {value:.6g} {unit}, above {limit:g}"
+        results.append(BudgetResult(name, unit, limit, value, broken, is_invalid))
     return tuple(results)
 
 
@@ -258,7 +269,3 @@ def _require_fitting(profile: DeviceProfile, report: MeasuredReport, bundle: Bun
 
 def _in_words(scenario: str, scope: str, threads: int) -> str:
     return f"{scenario}, {scope}, {threads} thread(s)"
-
-
-def failures(results: Sequence[BudgetResult]) -> tuple[str, ...]:
-    return tuple(result.broken_by for result in results if result.broken_by)

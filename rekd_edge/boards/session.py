@@ -48,6 +48,8 @@ START_S = 120.0
 """To log in, and to start Python there."""
 READY_S = 300.0
 """To import the packages, from a slow card too."""
+STALL_S = 300.0
+"""For which the board may take nothing of what is sent."""
 FAREWELL_S = 20.0
 PACKAGE_NAMES = {"PIL": "pillow"}
 """Of modules whose package has another name."""
@@ -152,22 +154,35 @@ def run_on_board(
     """
     progress(f"connecting to {board.address}")
     with _Connection(board) as connection:
-        connection.greet(job)
-        facts = connection.expect(BoardFacts, READY_S)
-        inspect(facts)
-        connection.send(b"go\n")
-        _copy(connection, job, progress)
-        connection.expect(_Copied, READY_S)
-        progress("starting")
-        said: deque[str] = deque(maxlen=20)
-        while isinstance(event := connection.event(job.quiet_s), _Line):
-            said.append(printable(event.text))
-            progress(said[-1])
-        if not isinstance(event, _Done):
-            raise connection.broken("it spoke out of turn")
-        report = connection.payload(event.report_bytes)
+        try:
+            return _run(connection, job, progress, inspect)
+        except KeyboardInterrupt:
+            progress(f"interrupted: ending the program on {board.address}")
+            raise
+
+
+def _run(
+    connection: _Connection,
+    job: BoardJob,
+    progress: Callable[[str], None],
+    inspect: Callable[[BoardFacts], None],
+) -> tuple[BoardFacts, bytes]:
+    connection.greet(job)
+    facts = connection.expect(BoardFacts, READY_S)
+    inspect(facts)
+    connection.send(b"go\n")
+    _copy(connection, job, progress)
+    connection.expect(_Copied, READY_S)
+    progress("starting")
+    said: deque[str] = deque(maxlen=20)
+    while isinstance(event := connection.event(job.quiet_s), _Line):
+        said.append(printable(event.text))
+        progress(said[-1])
+    if not isinstance(event, _Done):
+        raise connection.broken("it spoke out of turn")
+    report = connection.payload(event.report_bytes)
     if event.exit_code != 0:
-        raise _failure(board, event.exit_code, list(said))
+        raise _failure(connection.board, event.exit_code, list(said))
     if not event.removed:
         progress("note: the board could not remove all of its work folder")
     return facts, report
@@ -382,6 +397,8 @@ class _Connection:
 
     def send(self, content: bytes) -> None:
         """Raises what the board said before it stopped listening, where it has."""
+        stalled = threading.Timer(STALL_S, self._process.kill)
+        stalled.start()
         try:
             self._input.write(content)
             self._input.flush()
@@ -392,6 +409,8 @@ class _Connection:
                     self._judged(self._events.get(timeout=FAREWELL_S))
                 except queue.Empty:
                     raise self._lost() from None
+        finally:
+            stalled.cancel()
         self._last_sign = time.monotonic()
 
     def _judged(self, event: Any) -> Any:

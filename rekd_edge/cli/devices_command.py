@@ -106,7 +106,6 @@ def _render(
     console: Console,
     rows: Sequence[tuple[DeviceProfile, tuple[BudgetResult, ...], MeasuredReport | None]],
 ) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="devices", title_justify="left", show_lines=True, padding=(0, 0))
@@ -114,7 +113,7 @@ def _render(
     for name in ("p90 latency", "peak memory", "size", "accuracy drop"):
         table.add_column(name, justify="right", no_wrap=True)
     for item, results, _ in rows:
-        table.add_row(item.name, *(escape(cell(result)) for result in results))
+        table.add_row(item.name, *(f"{r.shown}\nbudget {r.limit:g} {r.unit}" for r in results))
     console.print(table)
     for item, _, report in rows:
         how = item.measured_as
@@ -124,14 +123,3 @@ def _render(
             validity = report.result_validity
             said += f"; measured {report.date[:10]} on {report.machine.get('cpu')}, {validity}"
         console.print(said, markup=False, soft_wrap=True)
-
-
-def cell(result: BudgetResult) -> str:
-    """What was measured, or that nothing was, and the budget below it."""
-    from rekd_edge.boards.profiles import NOT_MEASURED
-
-    limit = f"budget {result.limit:g} {result.unit}"
-    if result.measured is None:
-        return f"{NOT_MEASURED}\n{limit}"
-    broken = " BROKEN" if result.broken_by else ""
-    return f"{result.measured:.3g} {result.unit}{broken}\n{limit}"

@@ -85,15 +85,11 @@ class Place:
         }
 
     def render(self, results: tuple[BudgetResult, ...], console: Console) -> None:
-        from rekd_edge.boards.profiles import NOT_MEASURED
-
         for item in results:
-            value = NOT_MEASURED
-            if item.measured is not None:
-                value = f"{item.measured:.4g} {item.unit}" + (" BROKEN" if item.broken_by else "")
             assert self.profile is not None
             console.print(
-                f"{self.profile.name}: {item.budget} {value}, budget {item.limit:g} {item.unit}",
+                f"{self.profile.name}: {item.budget} {item.shown}, budget {item.limit:g} "
+                f"{item.unit}",
                 markup=False,
                 style="bold red" if item.broken_by else None,
             )
