@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -41,7 +42,7 @@ def find_sshd() -> str:
     return found
 
 
-def absent(reason: str) -> None:
+def absent(reason: str) -> NoReturn:
     """Skips the test; fails it where CI says that the server must be here."""
     if os.environ.get(REQUIRE):
         pytest.fail(reason)

@@ -18,7 +18,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Counts = Annotated[dict[Text, Count], Field(max_length=4000)]
 Numbers = Annotated[dict[Text, Number], Field(max_length=4000)]
-Median = tuple[Number, Number, Number]
+Median = Annotated[list[Number], Field(min_length=3, max_length=3)]
 
 
 class _Part(BaseModel):
@@ -50,7 +50,7 @@ class _Machine(BaseModel):
     """The facts, and versions of packages by name."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-    __pydantic_extra__: dict[str, Text] = Field(init=False)
+    __pydantic_extra__: dict[str, Text] = Field(init=False)  # pyright: ignore
 
     cpu: Text
     board: Text | None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_the_command_asks_nothing_and_trusts_nothing_new(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "-c", "--help", "a\nb", "a\0b", "\x1b[2J"])
 def test_options_in_place_of_paths_are_refused(option: str, text: str) -> None:
     with pytest.raises(UsageError, match=f"--remote-{option}"):
-        SshBoard(BoardAddress("board"), **{option: text})
+        replace(SshBoard(BoardAddress("board")), **{option: text})
 
 
 def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
