@@ -186,7 +186,7 @@ def _target(link: Path) -> str:
         return ""
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether it came true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
