@@ -57,6 +57,8 @@ class Facts:
     memory_bytes: int = 0
     cache: str = ""
     offline: bool = False
+    ssh: str | None = None
+    """The OpenSSH client's path, for boards; None where there is none."""
     engines: Mapping[str, str] = field(default_factory=dict)
     """What each TensorRT does here, or why it does nothing and how to get it."""
 
@@ -146,6 +148,7 @@ def gather_facts() -> Facts:
     """Look at this machine. Imports torch, so it takes seconds."""
     import importlib
     import os
+    import shutil
     import sys
 
     import psutil
@@ -186,6 +189,7 @@ def gather_facts() -> Facts:
         memory_bytes=psutil.virtual_memory().total,
         cache=str(cache_dir()),
         offline=is_offline(),
+        ssh=shutil.which("ssh"),
         engines={target: _engines_of(name, bool(devices)) for target, name in ENGINES.items()},
     )
 
@@ -265,6 +269,7 @@ def _render(console: Console, facts: Facts, findings: list[Finding]) -> None:
     for name, how in OPTIONAL.items():
         if not name.startswith("tensorrt"):  # the targets below say more
             table.add_row(name, facts.versions[name] or f"not installed: {how}")
+    table.add_row("ssh", facts.ssh or "not installed: needed for bench --device ssh://...")
     for target, what in facts.engines.items():
         table.add_row(f"--target {target}", what)
     console.print(table, markup=False)
