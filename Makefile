@@ -107,7 +107,7 @@ runtime-wheel: $(INSTALLED) ## build dist/rekd_edge_runtime-*.whl, the runtime o
 .PHONY: constraints
 constraints: $(INSTALLED) ## resolve constraints.txt anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 \
-		--extra onnx --extra openvino --extra trt-rtx --extra sweep --extra figures --extra dev \
+		--extra onnx --extra openvino --extra loadgen --extra trt-rtx --extra sweep --extra figures --extra dev \
 		--generate-hashes \
 		--no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make constraints" --quiet --output-file constraints.txt

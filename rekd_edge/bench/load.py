@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rekd_edge.bench.timing import PERCENTILES
 from rekd_edge.bundle.runtime import runtime_path
 from rekd_edge.errors import (
     BackendError,
@@ -227,24 +228,23 @@ class LoadReport:
         from rich.table import Table
 
         document = self.document
-        offline = document["scenario"] == "Offline"
-        table = Table(
-            title="time from the query to the answer" if offline else "latency of one query",
-            title_justify="left",
-        )
-        for name in ("p50", "p90", "p95", "p97", "p99", "p99.9", "mean", "max", "queries"):
-            table.add_column(name if name == "queries" else f"{name} ms", justify="right")
-        keys = [f"{name}_percentile" for name in ("50", "90", "95", "97", "99", "99.9")]
-        values = [document[f"result_{key}_latency_ns"] for key in (*keys, "mean", "max")]
-        table.add_row(
-            *(f"{value / 1e6:.3f}" for value in values), str(document["result_query_count"])
-        )
+        count = f"{document['result_sample_count']} examples"
+        if document["scenario"] == "Offline":
+            rate = document["result_samples_per_second"]
+            console.print(f"throughput: {rate:.4g} examples a second ({count})", markup=False)
+            console.print(f"of one run: {histogram(document['samples_ns'])}", markup=False)
+            return
+        queries = f"{document['result_query_count']} queries"
+        if document["samples_per_query"] > 1:
+            queries += f" of {document['samples_per_query']}"
+        table = Table(title=f"latency of a query in ms ({queries})", title_justify="left")
+        columns = {f"p{name}": f"{name}_percentile" for name in PERCENTILES}
+        for title, key in (columns | {"mean": "mean", "max": "max"}).items():
+            table.add_column(title, justify="right")
+            columns[title] = f"{document[f'result_{key}_latency_ns'] / 1e6:.3f}"
+        table.add_row(*columns.values())
         console.print(table)
         console.print(histogram(document["samples_ns"]), markup=False)
-        if offline:
-            rate = document["result_samples_per_second"]
-            console.print(f"{rate:.4g} samples per second", markup=False)
-            return
         estimate = document["early_stopping_latency_ns"]
         percentile = document["target_latency_percentile"]
         if estimate is not None:
@@ -255,8 +255,8 @@ class LoadReport:
             )
         if document.get("loadgen_difference") is not None:
             console.print(
-                f"the samples taken here give {document['loadgen_difference']:+.2%} of what "
-                f"LoadGen says of the {percentile}th percentile",
+                f"{percentile}th percentile of the samples taken here: "
+                f"{document['loadgen_difference']:+.2%} from LoadGen's",
                 markup=False,
             )
 
@@ -301,7 +301,7 @@ def _state_lines(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def histogram(samples_ns: Sequence[int], width: int = 60) -> str:
+def histogram(samples_ns: Sequence[int], width: int = 40) -> str:
     """Bars of the samples from the least to the 99th percentile, and the ends in ms."""
     ordered = np.sort(np.asarray(samples_ns, dtype=np.float64)) / 1e6
     low, high = float(ordered[0]), float(ordered[int(len(ordered) * 0.99)])

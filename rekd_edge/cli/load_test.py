@@ -29,7 +29,7 @@ def load_request(
         "scenario": _chosen("--scenario", options["--scenario"], SCENARIOS),
         "mode": _chosen("--mode", options["--mode"] or "performance", MODES),
         "scope": options["--scope"] or "compute",
-        "batch": 1 if batch is None else batch[0],
+        "batch": batch[0] if batch else 1,
         "idle_gap_ms": options["--idle-gap-ms"] or 0.0,
         "official": bool(options["--official"]),
         "target_latency_ms": options["--target-latency-ms"],

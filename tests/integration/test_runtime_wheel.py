@@ -18,6 +18,7 @@ from PIL import Image
 from rekd_edge.bundle.runtime import runtime_path
 from rekd_edge.data import load_data
 from rekd_edge.recipe import find_recipe, load_recipe
+from tests.bench_program import write_texts
 
 if TYPE_CHECKING:
     from rekd_edge.data.preprocess import ImagePreprocessor, TextPreprocessor
@@ -158,6 +159,21 @@ def test_its_cold_start_can_be_measured(binaries: Path, text_bundle: Path, tmp_p
         assert found["starter_peak_mb"] < row["peak_rss_mb"] < 400
         assert set(row["parts_processor_ms"]) >= {"read and hash", "open session", "first answer"}
     assert "| text fp32 | " in (tmp_path / "cold-start.md").read_text()
+
+
+def test_its_load_test_runs_without_torch(
+    binaries: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    examples = write_texts(tmp_path / "examples", ["a gorgeous, witty film", "dull"], [2, 0])
+    asked = {"schema_version": 1, "scenario": "SingleStream", "quick": True}
+    (tmp_path / "request.json").write_text(json.dumps(asked))
+    command = (binaries / "python", "-m", "rekd_runtime.bench", text_bundle)
+    files = ("--examples", examples, "--request", "request.json", "--report", "out.json")
+    done = run(*command, *files, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["result_query_count"] >= 20
+    assert report["cold_start"]["peak_rss_bytes"][0] < 200e6
 
 
 def test_the_types_can_be_checked_from_outside(binaries: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from rekd_edge import __version__
+from rekd_edge.bench.load import program_path
 from rekd_edge.bundle.runtime import load_runtime, runtime_path
+from tests.bench_program import write_texts
 
 LARGEST_BYTES = 100_000
 FOLDER = runtime_path().parent
@@ -26,16 +29,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_it_is_small_and_holds_one_module(wheel: Path) -> None:
+def test_it_is_small_and_holds_the_runtime_and_its_benchmark(wheel: Path) -> None:
     assert wheel.stat().st_size < LARGEST_BYTES
     archive = zipfile.ZipFile(wheel)
     names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(names) == [
         "rekd_runtime/__init__.py",
         "rekd_runtime/__main__.py",
+        "rekd_runtime/bench.py",
         "rekd_runtime/py.typed",
     ]
     assert archive.read("rekd_runtime/__init__.py") == runtime_path().read_bytes()
+    assert archive.read("rekd_runtime/bench.py") == program_path().read_bytes()
 
 
 def test_it_says_what_it_needs_and_that_is_not_torch(wheel: Path) -> None:
@@ -67,3 +72,24 @@ def test_it_answers_from_the_archive_itself(wheel: Path, text_bundle: Path, tmp_
     )
     assert done.returncode == 2
     assert "--bundle" in done.stderr
+
+
+def test_it_measures_from_the_archive_itself(
+    wheel: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    examples = write_texts(tmp_path, ["a gorgeous, witty film"])
+    asked = {"schema_version": 1, "scenario": "Offline", "quick": True, "threads": 1}
+    (tmp_path / "request.json").write_text(json.dumps(asked))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from rekd_runtime.bench import main; sys.exit(main())"
+    )
+    words = [str(wheel), str(text_bundle), "--examples", str(examples)]
+    words += ["--request", str(tmp_path / "request.json"), "--report", str(tmp_path / "out.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["result_invalid_reason"].startswith("quick")
+    assert report["cold_start"]["time_to_first_answer_ns"][0] > 0
