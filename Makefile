@@ -58,17 +58,40 @@ test-more: $(INSTALLED) ## the property tests over examples not tried before (`m
 		$(BIN)/python -m pytest -q tests/property --hypothesis-profile=new-examples; \
 	done
 
-.PHONY: browser
-browser: ## install Chromium for the tests of pages, where apt may (Debian, Ubuntu; as root)
-	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then \
-		:; \
-	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "no Chromium, and apt may not install it here: its tests will be skipped" >&2; \
+.PHONY: test-tools
+test-tools: browser ssh-server ## install Chromium and an OpenSSH server for tests, where apt may (Debian, Ubuntu; as root)
+
+# $(call with-apt,PACKAGE,WHAT): a policy-rc.d keeps Debian from starting services it installs.
+define with-apt
+	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "no $(2), and apt may not install it here: its tests will be skipped" >&2; \
 	else \
+		policy=/usr/sbin/policy-rc.d; \
+		if [ ! -e "$$policy" ]; then \
+			printf '#!/bin/sh\nexit 101\n' >"$$policy"; chmod +x "$$policy"; trap 'rm -f "$$policy"' EXIT; \
+		fi; \
 		{ timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 \
-			apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || \
-			echo "apt could not install Chromium: its tests will be skipped" >&2; \
+			apt-get install -y -qq --no-install-recommends $(1); } >/dev/null 2>&1 || \
+			echo "apt could not install $(2): its tests will be skipped" >&2; \
 	fi
+endef
+
+.PHONY: browser
+browser: ## Chromium alone
+ifeq ($(shell command -v chromium chromium-browser google-chrome 2>/dev/null),)
+	$(call with-apt,chromium,Chromium)
+endif
+
+# Where an init system would start the server at the next boot, it is not ours to install.
+.PHONY: ssh-server
+ssh-server: ## an OpenSSH server alone, never started but by tests, on 127.0.0.1
+ifeq ($(shell PATH="$$PATH:/usr/sbin" command -v sshd 2>/dev/null),)
+ifneq ($(wildcard /run/systemd/system),)
+	@echo "no OpenSSH server here, and installing one would start it: its tests will be skipped" >&2
+else
+	$(call with-apt,openssh-server openssh-client,OpenSSH server)
+endif
+endif
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, pyright and the import rules

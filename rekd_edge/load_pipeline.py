@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rekd_edge.bench.load import Example, LoadReport, run_load_test, write_examples
+from rekd_edge.boards.load_test import run_load_test_on_board
+from rekd_edge.boards.openssh import SshBoard
+from rekd_edge.boards.session import BoardFacts
 from rekd_edge.bundle import open_bundle
 from rekd_edge.data.images import IMAGE_SUFFIXES
 from rekd_edge.errors import UsageError
@@ -82,8 +85,10 @@ def load_test(
     *,
     logs: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    board: SshBoard | None = None,
+    inspect: Callable[[BoardFacts], None] = lambda facts: None,
 ) -> LoadReport:
-    """:func:`run_load_test` on this machine."""
+    """On this machine, or on ``board``, which ``inspect`` sees before anything is copied."""
     opened = open_bundle(bundle)
     stored = opened.config.runtime_settings
     wanted = dict(request)
@@ -91,5 +96,10 @@ def load_test(
         wanted["threads"] = 1  # as `rekd-edge bench` without a scenario
     with tempfile.TemporaryDirectory(prefix="rekd-edge-examples-") as folder:
         write_examples(Path(folder), examples.examples, examples.labels)
-        report = run_load_test(bundle, Path(folder), wanted, logs=logs, progress=progress)
+        if board is None:
+            report = run_load_test(bundle, Path(folder), wanted, logs=logs, progress=progress)
+        else:
+            report = run_load_test_on_board(
+                board, bundle, Path(folder), wanted, progress=progress, inspect=inspect
+            )
     return LoadReport({**report.document, "inputs": examples.source})

@@ -76,7 +76,7 @@ _SHARES = (
     "rationale_exact",
     "rationale_jaccard",
 )
-_SAME_MACHINE = ("cpu", "architecture", "system", "cores_available", "cpu_quota")
+_SAME_MACHINE = ("cpu", "board", "architecture", "system", "cores_available", "cpu_quota")
 _SAME_MEASUREMENT = (
     "report",
     "scenario",

@@ -31,6 +31,7 @@ COMMAND_MODULES = (
     "engine_command",
     "check_command",
     "bench_command",
+    "devices_command",
     "report_command",
     "costs_command",
     "predict_command",

@@ -120,9 +120,34 @@ def bench(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Suite: what trains, and where a suite with on_device is timed: auto, cpu, cuda. "
-            "[auto]"
+            help="A board to measure on, ssh://user@board (docs/boards.md). "
+            "Suite: what trains, and where a suite with on_device is timed: auto, cpu, cuda. "
+            "[auto]",
         ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="NAME|FILE",
+            help="Measure as a device profile says and exit 3 above its budgets "
+            "(rekd-edge devices).",
+        ),
+    ] = None,
+    known_hosts: Annotated[
+        Path | None,
+        typer.Option("--known-hosts", metavar="FILE", help="Board: host keys that are accepted."),
+    ] = None,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", metavar="FILE", help="Board: the key to log in.")
+    ] = None,
+    remote_python: Annotated[
+        str | None,
+        typer.Option("--remote-python", help="Board: Python there, by name or path. [python3]"),
+    ] = None,
+    remote_folder: Annotated[
+        str | None,
+        typer.Option("--remote-folder", help="Board: where the work folder is made. [/tmp]"),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -151,11 +176,22 @@ def bench(
     classifier of the same backbone and the masked select-predict form.
 
     With --scenario: the bundle alone, without torch, query after query as MLPerf LoadGen asks them.
+    With --device or --profile too; the scenario is then single-stream, or the profile's.
     With --suite: train what the suite names, and time every alternative beside the plain
     classifier, with the accuracy of each file.
     """
     if (bundle is None) == (suite is None):
         raise UsageError("bench takes either a bundle or --suite", hint="rekd-edge bench --help")
+    from rekd_edge.cli.place import is_address, open_place
+
+    place = open_place(
+        device if is_address(device) else None,
+        profile,
+        known_hosts=known_hosts,
+        identity=identity,
+        remote_python=remote_python,
+        remote_folder=remote_folder,
+    )
     counts = _counts("--threads", threads)
     gating = {"--baseline": baseline, "--junit": junit, "--markdown": markdown}
     load_options = {
@@ -169,7 +205,8 @@ def bench(
     }
     if suite is not None:
         foreign = {"--run": run, "--inputs": inputs, "--cold-starts": cold_starts}
-        foreign |= gating | {"--fail-on": fail_on or None}
+        foreign |= gating | {"--fail-on": fail_on or None, "--profile": profile}
+        foreign |= {"--device ssh://...": place.board}
         _refuse(foreign, "a bundle, not for --suite")
         if output is None:
             raise UsageError("--suite needs --output, the folder for its runs and results")
@@ -184,7 +221,7 @@ def bench(
         )
         return
     assert bundle is not None
-    _refuse({"--output": output, "--device": device}, "--suite")
+    _refuse({"--output": output, "--device": None if place.board else device}, "--suite")
     if counts is not None and len(counts) > 1:
         raise UsageError("a bundle is measured at one number of threads", hint="--threads 1")
     if not fail_on:
@@ -192,20 +229,26 @@ def bench(
     from rekd_edge.cli.load_test import load_request, measure_load, missed_target
 
     request = None
-    if scenario is None:
+    if scenario is None and not place:
         _refuse({"--batch": batch}, "--suite and --scenario")
         _refuse(load_options, "--scenario")
     else:
+        asked = place.load_options(load_options, counts[0] if counts else None)
         request = load_request(
-            load_options,
-            threads=counts[0] if counts else None,
+            asked,
+            threads=asked["--threads"],
             batch=_counts("--batch", batch),
             min_duration_s=min_duration_s,
             min_query_count=min_count,
             cold_starts=cold_starts,
             quick=quick,
         )
-    record, rules, before = _opened_gates(bundle, fail_on or [], baseline, (junit, markdown))
+    outputs = (junit, markdown, None if json_path is None else Path(json_path))
+    record, rules, before = _opened_gates(
+        bundle, fail_on or [], baseline, outputs, elsewhere=place.board is not None
+    )
+    from rich.markup import escape
+
     from rekd_edge.bench import BenchSettings
     from rekd_edge.cli.console import status_console
     from rekd_edge.export_pipeline import bench_bundle
@@ -221,7 +264,11 @@ def bench(
     opened = None if run is None else open_run(run)
     with status_console().status("measuring") as status:
         if request is not None:
-            report = measure_load(bundle, request, opened, inputs, json_path, status.update)
+            report = measure_load(
+                *(bundle, request, opened, inputs, json_path),
+                progress=lambda line: status.update(escape(line)),
+                place=place,
+            )
         else:
             report = bench_bundle(
                 bundle,
@@ -230,26 +277,39 @@ def bench(
                 settings=settings,
                 threads=counts[0] if counts else None,
             )
-    failures = missed_target(report)
     document = report.to_json() | {"bundle": record.model_dump()}
-    if not rules:
+    try:
+        budgets = place.judge(bundle, report)
+    except UsageError:
         emit(document, json_path=json_path, render=report.render)
+        raise
+    failures = (*missed_target(report), *(item.broken_by for item in budgets if item.broken_by))
+    document |= place.to_json(budgets)
+
+    def show(out: Console) -> None:
+        report.render(out)
+        place.render(budgets, out)
+
+    if not rules:
+        emit(document, json_path=json_path, render=show)
         _require_none(failures)
         return
     from rekd_edge.bench.baseline import judge
     from rekd_edge.bench.verdict_output import render
 
     try:
+        if before is not None and place.board is not None:
+            before.require_comparable(rules, machine=document["machine"], data=record.data)
         verdict = judge(rules, document, before)
     except UsageError:
-        emit(document, json_path=json_path, render=report.render)
+        emit(document, json_path=json_path, render=show)
         raise
 
-    def show(out: Console) -> None:
-        report.render(out)
+    def show_all(out: Console) -> None:
+        show(out)
         render(verdict, out)
 
-    emit(document | {"rules": verdict.to_json()}, json_path=json_path, render=show)
+    emit(document | {"rules": verdict.to_json()}, json_path=json_path, render=show_all)
     _write_verdict(verdict, junit, markdown)
     _require_none((*verdict.failures, *failures))
 
@@ -264,9 +324,15 @@ def _or(value: Number | None, otherwise: Number) -> Number:
 
 
 def _opened_gates(
-    bundle: Path, fail_on: list[str], baseline: Path | None, outputs: tuple[Path | None, ...]
+    bundle: Path,
+    fail_on: list[str],
+    baseline: Path | None,
+    outputs: tuple[Path | None, ...],
+    *,
+    elsewhere: bool,
 ) -> tuple[BundleRecord, tuple[Rule, ...], Baseline | None]:
-    """Everything about the rules that can be wrong before anything is measured."""
+    """Everything about the rules that can be wrong before anything is measured. ``elsewhere``: the
+    machine is not known yet."""
     from rekd_edge.bench.baseline import BundleRecord, parse_rules, read_baseline
     from rekd_edge.bench.timing import describe_machine
     from rekd_edge.bundle import open_bundle
@@ -274,7 +340,7 @@ def _opened_gates(
     rules = parse_rules(fail_on)
     before = None if baseline is None else read_baseline(baseline)
     for path in outputs:
-        if path is not None:
+        if path is not None and str(path) != "-":
             require_writable(path)
     opened = open_bundle(bundle)
     record = BundleRecord.of(
@@ -286,7 +352,8 @@ def _opened_gates(
     )
     relative = [rule.text for rule in rules if rule.change is not None]
     if before is not None:
-        before.require_comparable(rules, machine=describe_machine(), data=record.data)
+        machine = before.document["machine"] if elsewhere else describe_machine()
+        before.require_comparable(rules, machine=machine, data=record.data)
     elif relative:
         raise UsageError(
             f"--fail-on {relative[0]!r} is a difference, and there is no --baseline",

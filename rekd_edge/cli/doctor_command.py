@@ -65,6 +65,8 @@ class Facts:
     memory_bytes: int = 0
     cache: str = ""
     offline: bool = False
+    ssh: str | None = None
+    """The OpenSSH client's path, for boards; None where there is none."""
     targets: Mapping[str, str] = field(default_factory=dict)
     """What each target beyond the CPU's own does here, or why it does nothing and how to get it."""
 
@@ -154,6 +156,7 @@ def gather_facts() -> Facts:
     """Look at this machine. Imports torch, so it takes seconds."""
     import importlib
     import os
+    import shutil
     import sys
 
     import psutil
@@ -194,6 +197,7 @@ def gather_facts() -> Facts:
         memory_bytes=psutil.virtual_memory().total,
         cache=str(cache_dir()),
         offline=is_offline(),
+        ssh=shutil.which("ssh"),
         targets={
             **{target: _engines_of(name, bool(devices)) for target, name in ENGINES.items()},
             **{target: _provider_here(name) for target, name in PROVIDERS.items()},
@@ -304,6 +308,7 @@ def _render(console: Console, facts: Facts, findings: list[Finding]) -> None:
     for name, how in OPTIONAL.items():
         if "tensorrt" not in name:  # the targets below say more
             table.add_row(name, facts.versions[name] or f"not installed: {how}")
+    table.add_row("ssh", facts.ssh or "not installed: needed for bench --device ssh://...")
     for target, what in facts.targets.items():
         table.add_row(f"--target {target}", what)
     console.print(table, markup=False)

@@ -11,6 +11,7 @@ from rekd_edge.errors import UsageError
 if TYPE_CHECKING:
     from rekd_edge.bench import BenchReport
     from rekd_edge.bench.load import LoadReport
+    from rekd_edge.cli.place import Place
     from rekd_edge.run_folder import Run
 
 
@@ -50,6 +51,7 @@ def measure_load(
     inputs: Path | None,
     json_path: str | None,
     progress: Callable[[str], None],
+    place: Place,
 ) -> LoadReport:
     """LoadGen's logs go beside ``json_path``, where that is a file."""
     from rekd_edge.bench.load import LOGS_SUFFIX
@@ -64,7 +66,15 @@ def measure_load(
     if request["loadgen"] and json_path not in (None, "-"):
         report = Path(json_path or "")
         logs = report.with_name(f"{report.stem}{LOGS_SUFFIX}")
-    return load_test(bundle, request, examples, logs=logs, progress=progress)
+    return load_test(
+        bundle,
+        request,
+        examples,
+        logs=logs,
+        progress=progress,
+        board=place.board,
+        inspect=place.inspect,
+    )
 
 
 def missed_target(report: BenchReport | LoadReport) -> tuple[str, ...]:
