@@ -14,7 +14,7 @@ attacker is not deployed.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rekd_edge import losses
@@ -40,7 +40,10 @@ class A2i(Method):
         super().__init__(model, spec, targets)
         self.attacker = parts.selector()
         self.classes = parts.classes
-        self.auxiliary = self.attacker
+
+    @property
+    def auxiliary(self) -> nn.Module | None:
+        return self.attacker
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -37,7 +37,10 @@ class A2r(Method):
         super().__init__(model, spec, targets)
         self.soft = nn.Linear(state_width(model), parts.classes)
         initialise_head(self.soft, xavier=False)
-        self.auxiliary = self.soft
+
+    @property
+    def auxiliary(self) -> nn.Module | None:
+        return self.soft
 
     def step(
         self, batch: Batch, progress: Progress, turn: str | None

@@ -51,9 +51,6 @@ class Drawn:
 class Method(nn.Module):
     """Base of the methods; a subclass writes :meth:`step`."""
 
-    auxiliary: nn.Module | None = None
-    """What is trained or kept beside the model and not deployed."""
-
     def __init__(
         self, model: Rationalist, spec: ObjectiveSpec, targets: TargetSource | None = None
     ) -> None:
@@ -62,6 +59,11 @@ class Method(nn.Module):
         self.spec = spec
         self.targets = targets
         self.grid = patch_grid(model.predictor.encoder)
+
+    @property
+    def auxiliary(self) -> nn.Module | None:
+        """What is trained or kept beside the model and not deployed."""
+        return None
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -103,7 +103,11 @@ class Nir(A2r):
     ) -> None:
         super().__init__(model, spec, targets, parts)
         self.noise = parts.noise()
-        self.auxiliary = nn.ModuleDict({"soft": self.soft, "noise": self.noise})
+        self._beside = nn.ModuleDict({"soft": self.soft, "noise": self.noise})
+
+    @property
+    def auxiliary(self) -> nn.Module | None:
+        return self._beside
 
     def hard_answer(self, view: TokenView, keep: Tensor) -> Tensor:
         noised = TokenView(

@@ -37,7 +37,7 @@ class Multiplier(nn.Module):
     def __init__(
         self,
         *,
-        initial: float = 1e-5,
+        initial: float = 1.0,
         rate: float = 0.05,
         momentum: float = 0.5,
         bounds: tuple[float, float] = (1e-12, 5.0),
@@ -64,7 +64,11 @@ class Rnp(Method):
     ) -> None:
         super().__init__(model, spec, targets)
         if spec.form.selection == "hard_kuma":
-            self.auxiliary = Multiplier()
+            self.multiplier = Multiplier()
+
+    @property
+    def auxiliary(self) -> nn.Module | None:
+        return getattr(self, "multiplier", None)
 
     @property
     def trained_auxiliary(self) -> nn.Module | None:
@@ -113,7 +117,6 @@ class Rnp(Method):
         share = (chance.sum(dim=1) / valid.sum(dim=1).clamp_min(1)).mean()
         transitions = losses.expected_transitions(chance, valid, self.grid)
         terms |= {"expected_share": share, "coherence": transitions}
-        assert isinstance(self.auxiliary, Multiplier)
-        held = self.auxiliary(share - self.model.rationale_ratio)
-        terms["multiplier"] = self.auxiliary.weight.clone()
+        held = self.multiplier(share - self.model.rationale_ratio)
+        terms["multiplier"] = self.multiplier.weight.clone()
         return held + self.spec.lambda_coherence * transitions
