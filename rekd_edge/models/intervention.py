@@ -37,8 +37,19 @@ class InterventionHead(nn.Linear):
 
     def context(self, hidden: Tensor) -> Tensor:
         """c(h), in the shape of ``hidden`` ``[..., channel]``."""
-        weight = (hidden @ self.key(self.labels).T).softmax(dim=-1) * self.prior
-        return weight @ self.labels
+        keys, values = self.tables()
+        return (hidden @ keys).softmax(dim=-1) @ values
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Keys ``[channel, label]`` and P(y) e_y ``[label, channel]``."""
+        if hasattr(self, "keys"):
+            return self.keys, self.values
+        return self.key(self.labels).T, self.labels * self.prior.unsqueeze(1)
+
+    def fold(self) -> None:
+        """Keeps only the tables, which is all that an answer needs."""
+        self.keys, self.values = (nn.Parameter(table.contiguous()) for table in self.tables())
+        del self.labels, self.key, self.prior
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(torch.cat([input, self.context(input)], dim=-1))
