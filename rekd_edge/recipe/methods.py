@@ -59,7 +59,7 @@ _FIXED = {
 
 
 def method_problems(
-    objective: ObjectiveSpec, rationalist: RationalistSpec, modality: str
+    objective: ObjectiveSpec, rationalist: RationalistSpec
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """What contradicts the objective's method, as (key below the objective, what); a first element
     ``..`` means a key of the rationalist that it trains."""
@@ -82,8 +82,8 @@ def method_problems(
     if name == "rekd":
         return
     yield from _unlike_rekd(objective, form, name)
-    yield from _penalty_problems(objective, form, name)
-    yield from _model_problems(objective, rationalist, modality, method)
+    yield from _penalty_problems(objective, form, method)
+    yield from _model_problems(objective, rationalist, method)
 
 
 def _default(objective: ObjectiveSpec, key: str) -> object:
@@ -114,14 +114,14 @@ def _unlike_rekd(
 
 
 def _penalty_problems(
-    objective: ObjectiveSpec, form: ObjectiveForm, name: str
+    objective: ObjectiveSpec, form: ObjectiveForm, method: Method
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     fixed = {
         "exactly_k": "fixes the count",
         "hard_kuma": "finds the weight of its count by itself (Lagrange)",
     }
     stated = objective.lambda_sparsity != _default(objective, "lambda_sparsity")
-    if stated and form.selection in fixed and "lambda_sparsity" in METHODS[objective.method].keys:
+    if stated and form.selection in fixed and "lambda_sparsity" in method.keys:
         yield (
             ("lambda_sparsity",),
             f"has no meaning where selection is {form.selection!r}, which {fixed[form.selection]}",
@@ -129,7 +129,7 @@ def _penalty_problems(
 
 
 def _model_problems(
-    objective: ObjectiveSpec, rationalist: RationalistSpec, modality: str, method: Method
+    objective: ObjectiveSpec, rationalist: RationalistSpec, method: Method
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     name, selector, train = objective.method, rationalist.selector, rationalist.train
     shared = selector.kind == "shared"

@@ -50,7 +50,8 @@ def scored_draw(score: Tensor, selectable: Tensor) -> tuple[Tensor, Tensor]:
     """A {drop, keep} draw of each selectable token with chance sigmoid(s): float ``[batch, token]``
     without gradient, and the log-probability of the whole draw, ``[batch]``, with one (REINFORCE,
     Williams 1992; Lei et al. 2016)."""
-    uniform = torch.rand(score.shape, device=score.device)
-    kept = (uniform < torch.sigmoid(score.detach().float())) & selectable
-    log_chance = torch.where(kept, F.logsigmoid(score), F.logsigmoid(-score))
+    values = score.float()
+    uniform = torch.rand(values.shape, device=values.device)
+    kept = (uniform < torch.sigmoid(values.detach())) & selectable
+    log_chance = torch.where(kept, F.logsigmoid(values), F.logsigmoid(-values))
     return kept.to(score.dtype), (log_chance * selectable).sum(dim=1)
