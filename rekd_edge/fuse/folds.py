@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rekd_edge.models.encoder import BertEncoder
+from rekd_edge.models.intervention import InterventionHead
 from rekd_edge.models.rationalist import Selector
 from rekd_edge.models.selectors import ConvolutionMixer, WordEmbedding
 from rekd_edge.selection import LOWEST_SCORE
@@ -148,6 +149,14 @@ def fold_projections(module: nn.Module) -> bool:
     return True
 
 
+def fold_labels(module: nn.Module) -> bool:
+    """What Inter_RAT's heads know of the labels becomes two tables."""
+    if not isinstance(module, InterventionHead) or hasattr(module, "keys"):
+        return False
+    module.fold()
+    return True
+
+
 FOLDS: dict[str, Callable[[nn.Module], bool]] = {
     "word table": fold_word_table,
     "selection head": fold_selection_head,
@@ -156,6 +165,7 @@ FOLDS: dict[str, Callable[[nn.Module], bool]] = {
     "layer scale": fold_layer_scale,
     "attention": fold_attention,
     "query, key and value": fold_projections,
+    "labels": fold_labels,
 }
 PIXELS = "pixels"
 

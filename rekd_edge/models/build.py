@@ -12,6 +12,7 @@ from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPrepr
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, Encoder, PatchGrid, TokenReader, VitEncoder
+from rekd_edge.models.intervention import intervene_predictor, intervene_selector
 from rekd_edge.models.rationalist import (
     BlockSelector,
     Classifier,
@@ -78,7 +79,29 @@ def build_rationalist(spec: RationalistSpec, recipe: Recipe, num_classes: int) -
                 hint="give both weights of one family, e.g. the same backbone with another depth",
             )
         weights = {"selector": _provenance(selector_opened)} | weights
-    return Built(Rationalist(selector, predictor, recipe.rationale_ratio), preprocessor, weights)
+    model = Rationalist(selector, predictor, recipe.rationale_ratio)
+    if _intervenes(spec, recipe):
+        intervene_selector(selector, num_classes)
+        intervene_predictor(predictor, num_classes)
+    return Built(model, preprocessor, weights)
+
+
+def _intervenes(spec: RationalistSpec, recipe: Recipe) -> bool:
+    objective = spec.objective if isinstance(spec, TeacherSpec) else recipe.objective
+    return objective.method == "inter_rat"
+
+
+def build_judge(spec: RationalistSpec, recipe: Recipe, num_classes: int) -> Built:
+    """The predictor of that rationalist as a classifier, with the head it has there."""
+    built = build_classifier(spec, recipe, num_classes)
+    if _intervenes(spec, recipe):
+        intervene_predictor(built.model.predictor, num_classes)
+    return built
+
+
+def build_selector(spec: RationalistSpec, recipe: Recipe, predictor: TokenReader) -> Selector:
+    """One more selector like that of ``spec``, for the same ``predictor``."""
+    return _selector(spec.selector, _as_seen_by(spec, recipe), predictor)[0]
 
 
 def _selector(

@@ -28,18 +28,20 @@ class Scores:
 
     ``score`` float ``[batch, token]`` is the log-odds of keeping a token, l1 - l0; ``logits``
     ``[batch, token, 2]`` are (drop, keep), or ``[batch, token, 1]`` their difference where the
-    head was folded; ``view`` holds the content tokens scored.
+    head was folded; ``view`` holds the content tokens scored; ``hidden`` ``[batch, token,
+    channel]`` is what the head read, None where scores are resized.
     """
 
     score: Tensor
     logits: Tensor
     view: TokenView
+    hidden: Tensor | None = None
 
     @staticmethod
-    def from_logits(logits: Tensor, view: TokenView) -> Scores:
+    def from_logits(logits: Tensor, view: TokenView, hidden: Tensor | None = None) -> Scores:
         if logits.shape[-1] == 1:
-            return Scores(logits[..., 0], logits, view)
-        return Scores(logits[..., 1] - logits[..., 0], logits, view)
+            return Scores(logits[..., 0], logits, view, hidden)
+        return Scores(logits[..., 1] - logits[..., 0], logits, view, hidden)
 
 
 def selection_head(width: int) -> nn.Linear:
@@ -96,7 +98,8 @@ class BlockSelector(Selector):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         view = self.encoder.view(inputs)
-        return Scores.from_logits(self.head(self.encoder.token_features(view)), view)
+        hidden = self.encoder.token_features(view)
+        return Scores.from_logits(self.head(hidden), view, hidden)
 
     def with_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Scores, Tensor]:
         """The scores of content, and the hidden states of the model's own tokens
@@ -138,10 +141,22 @@ class Predictor(nn.Module):
         prefix_scale: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
-        pooled = self.encoder.pooled_features(
+        return self.head(
+            self.dropout(self.represent(content, position, key_weight, scale, prefix_scale))
+        )
+
+    def represent(
+        self,
+        content: Tensor,
+        position: Tensor,
+        key_weight: Tensor | None = None,
+        scale: Tensor | None = None,
+        prefix_scale: Tensor | None = None,
+    ) -> Tensor:
+        """What the head reads, ``[batch, channel]``; arguments as in :meth:`forward`."""
+        return self.encoder.pooled_features(
             content, position, key_weight, scale, self.pooling, prefix_scale
         )
-        return self.head(self.dropout(pooled))
 
 
 class Rationalist(nn.Module):

@@ -145,7 +145,7 @@ class LightSelector(Selector):
         hidden = self.dropout(hidden)
         for mixer in self.mixers:
             hidden = mixer(hidden, view.attended)
-        return Scores.from_logits(self.head(hidden), view)
+        return Scores.from_logits(self.head(hidden), view, hidden)
 
 
 class LowResolutionSelector(PatchGrid, BlockSelector):
@@ -207,6 +207,5 @@ class SharedSelector(Selector):
         encoder = self._shared[0]
         view = encoder.view(inputs)
         hidden = encoder(view.content, view.position, view.attended, depth=self.depth)
-        return Scores.from_logits(
-            self.head(self.norm(hidden[:, encoder.num_prefix_tokens :])), view
-        )
+        normed = self.norm(hidden[:, encoder.num_prefix_tokens :])
+        return Scores.from_logits(self.head(normed), view, normed)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rekd_edge.recipe.form import form_problems
+from rekd_edge.recipe.methods import method_problems
 from rekd_edge.recipe.schema import (
     BackboneSpec,
     DataSpec,
@@ -62,6 +63,12 @@ def _objective_problems(
     if schedule is not None and schedule.start < recipe.rationale_ratio:
         below = f"is below rationale_ratio ({recipe.rationale_ratio}), but the budget only falls"
         yield (*location, "ratio_schedule", "start"), below
+    trained = recipe.student if location == ("objective",) else recipe.teacher
+    if trained is not None:
+        for key, message in method_problems(objective, trained):
+            inside = key[0] != ".."
+            role = location[:-1] if len(location) > 1 else ("student",)
+            yield (*location, *key) if inside else (*role, *key[1:]), message
     if form.selection != "exactly_k":
         unused = ObjectiveSpec()
         for key in EXACTLY_K_KEYS:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ObjectiveName = Literal["deploy", "paper"]
-Selection = Literal["bernoulli", "exactly_k"]
+Selection = Literal["bernoulli", "exactly_k", "hard_kuma", "reinforce"]
 Masking = Literal["zero", "exclude"]
 RationaleKd = Literal["noised", "noiseless", "centred"]
 TeacherPrediction = Literal["student_mask", "own_rationale", "full_input"]

@@ -25,6 +25,7 @@ from rekd_edge.recipe.form import (
     TauUpdates,
     TeacherPrediction,
 )
+from rekd_edge.recipe.methods import METHODS, MethodName
 
 SCHEMA_VERSION = 1
 
@@ -205,9 +206,15 @@ class ObjectiveSpec(Spec):
     name: ObjectiveName = "deploy"
     """`deploy` trains exactly what is exported (exactly k, keys excluded, noiseless rationale
     KD); `paper` is the published formula (Bernoulli Gumbel, zero-masking, batch-mean budget)."""
+    method: MethodName = "rekd"
+    """What selector and predictor are trained towards: `rekd`, the formula above, or one of the
+    methods of docs/methods.md. With a teacher, L = alpha * the method's loss + (1 - alpha) * the
+    distillation losses above."""
     selection: Selection | None = None
-    """`bernoulli` (paper): a hard Gumbel draw a token, softmax gradient; `exactly_k` (deploy):
-    the k best of the noised scores."""
+    """`bernoulli` (paper; methods but `a2r` and `nir`): a hard Gumbel draw a token, softmax
+    gradient; `exactly_k` (deploy): the k best of the noised scores. For methods `rnp` and `fr` also
+    `hard_kuma` (Bastings et al. 2019): a relaxed draw in [0, 1], and `reinforce` (Lei et al. 2016):
+    a draw whose chance is raised where the loss was low."""
     masking: Masking | None = None
     """`zero` (paper): word or patch embeddings are multiplied by the mask, their positions stay and
     are attended to; `exclude` (deploy): dropped tokens are excluded from attention."""
@@ -263,13 +270,29 @@ class ObjectiveSpec(Spec):
     lambda_contiguity: float = Field(default=0.0, ge=0)
     """exactly_k: weight of the total variation of the keep probabilities between neighbouring
     tokens or patches, so that rationales come in fewer pieces."""
+    lambda_sparsity: float = Field(default=10.0, ge=0)
+    """Methods: weight of |share kept - rationale_ratio|, where `selection` lets the count float."""
+    lambda_coherence: float = Field(default=1.0, ge=0)
+    """Methods: weight of the mean |m_i - m_j| of the drawn mask over neighbouring tokens or patches
+    (Lei et al. 2016)."""
+    lambda_norm: float = Field(default=1.0, ge=0)
+    """`n2r`, `mmi_n2r`: weight of -log of the norm of the predictor's representation."""
+    lambda_divergence: float = Field(default=1.0, ge=0)
+    """`a2r`, `nir`: weight of the Jensen-Shannon divergence of the soft and the hard answer."""
+    noise_share: Share = 0.1
+    """`nir`: mean share of a text's words that would be replaced if selected."""
+    lambda_attack: float = Field(default=1.0, ge=0)
+    """`a2i`: weight of the predictor's doubt about the attacker's rationale."""
 
     @property
     def form(self) -> ObjectiveForm:
         """Every choice, with the preset's where the recipe states none."""
         stated = {key: getattr(self, key) for key in ObjectiveForm.__slots__}
         stated = {key: value for key, value in stated.items() if value is not None}
-        return replace(PRESETS[self.name], **stated)
+        preset = PRESETS[self.name]
+        if self.method != "rekd":
+            preset = replace(preset, selection=METHODS[self.method].selections[0])
+        return replace(preset, **stated)
 
 
 class WarmupSpec(Spec):

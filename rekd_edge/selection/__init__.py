@@ -4,6 +4,7 @@ Everything here is a pure function of tensors, apart from models and training.
 """
 
 from rekd_edge.selection.budget import budget_fraction, rationale_budget, slot_count
+from rekd_edge.selection.draws import hard_kuma, hard_kuma_kept_chance, scored_draw
 from rekd_edge.selection.estimators import Estimator, select_top_k, soft_selection
 from rekd_edge.selection.gumbel import bernoulli_straight_through, gumbel_noise
 from rekd_edge.selection.topk import (
@@ -27,11 +28,14 @@ __all__ = [
     "gather_slots",
     "gather_tokens",
     "gumbel_noise",
+    "hard_kuma",
+    "hard_kuma_kept_chance",
     "keep_constant",
     "keep_top_k",
     "keep_with_margin",
     "kept_positions",
     "rationale_budget",
+    "scored_draw",
     "select_top_k",
     "selection_margin",
     "selection_threshold",

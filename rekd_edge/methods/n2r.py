@@ -1,0 +1,43 @@
+"""N2R and MMI+N2R (Liu et al. 2025): the selector looks for what the predictor can use.
+
+Two updates of each batch, each with a draw of its own, as in the official code:
+
+    answer:  CE(Y, f_P(Z)) + Omega(M)         N2R detaches Z, so the selector gets Omega alone
+    norm:    -lambda_norm * log ||Enc(Z)||_2 + Omega(M), the predictor held still
+
+Enc(Z) is what the predictor's head reads.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rekd_edge import losses
+from rekd_edge.distill.loop import Turn
+from rekd_edge.distill.objectives import Progress
+from rekd_edge.methods.base import Method
+from rekd_edge.types import Batch
+
+
+class N2r(Method):
+    """``method: n2r`` and ``mmi_n2r``; the latter keeps the task's gradient for the selector."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        model = self.model
+        return (Turn("answer", (model.selector, model.predictor)), Turn("norm", (model.selector,)))
+
+    def step(
+        self, batch: Batch, progress: Progress, turn: str | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        scores = self.model.selector(batch.inputs)
+        keep = self.draw(scores, progress).keep
+        penalties = self.penalties(keep, scores.view)
+        if turn == "norm":
+            found = losses.norm_utilisation(self.represent(scores.view, keep))
+            return self.spec.lambda_norm * found + self.omega(penalties), {"norm": found}
+        shown = keep.detach() if self.spec.method == "n2r" else keep
+        logits = self.answer(scores.view, shown)
+        terms = {"ce": self.task_loss(logits, batch), **penalties}
+        loss = terms["ce"] + self.omega(penalties)
+        return self.distil(loss, terms, batch, scores, logits, progress), terms
