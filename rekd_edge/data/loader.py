@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rekd_edge.data.draws import draw_crop
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from rekd_edge.data.split import Split
 from rekd_edge.errors import DataError, UsageError
@@ -269,11 +270,11 @@ def augment_image(image: np.ndarray, augment: AugmentSpec, rng: np.random.Genera
     uint8 ``[height, width, 3]`` in and out, of the same size.
     """
     padding = augment.crop_padding
+    (top, left), flipped = draw_crop(rng, augment)
     if padding:
         height, width = image.shape[:2]
-        top, left = rng.integers(0, 2 * padding + 1, size=2)
         padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
         image = padded[top : top + height, left : left + width]
-    if augment.flip and rng.random() < 0.5:
+    if flipped:
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
