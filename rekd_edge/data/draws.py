@@ -3,8 +3,8 @@
 Augmentation gives each example a generator of its own, ``default_rng((seed, epoch, example))``, so
 that what an example looks like depends on nothing else. Making one takes longer than training on a
 small image does on a GPU; here a whole epoch is drawn in a few array operations, the same numbers
-to the last bit. What is repeated: ``SeedSequence`` (M. E. O'Neill's seed_seq_fe), ``PCG64`` (128-bit
-PCG, XSL-RR) and Lemire's bounded integers.
+to the last bit. What is repeated: ``SeedSequence`` (M. E. O'Neill's seed_seq_fe), ``PCG64``
+(128-bit PCG, XSL-RR) and Lemire's bounded integers.
 """
 
 from __future__ import annotations

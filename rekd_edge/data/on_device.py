@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -72,27 +73,78 @@ def _pixels(split: Split, room: float) -> np.ndarray | None:
     return pixels
 
 
-class DeviceLoader:
-    """The batches of :func:`make_loader` for images that are on ``device``, made there.
+@dataclass(frozen=True, slots=True)
+class DeviceImages:
+    """A split's images on a device, uint8 ``[example, height, width, 3]``, its labels int64
+    ``[example]`` on the processor, and how pixels become the inputs of student and teacher."""
 
-    ``labels`` are there too; ``index`` stays on the processor.
-    """
+    images: Tensor
+    labels: Tensor
+    encoder: DeviceEncoder
+    teacher: DeviceEncoder | None
+
+    @staticmethod
+    def of(
+        split: Split,
+        preprocessor: Preprocessor,
+        device: torch.device,
+        teacher: Preprocessor | None = None,
+    ) -> DeviceImages | None:
+        """None where the loader's batches cannot be had on ``device`` to the last bit.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        if not isinstance(preprocessor, ImagePreprocessor):
+            return None
+        images = split_images(split, device)
+        if images is None:
+            return None
+        encoder = _encoder(preprocessor, images)
+        theirs = _encoder(teacher, images) if isinstance(teacher, ImagePreprocessor) else None
+        if not encoder.exact or not (theirs is None or theirs.exact):
+            return None
+        return DeviceImages(images, torch.from_numpy(split.labels), encoder, theirs)
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        epoch: int = 0,
+        augment: AugmentSpec | None = None,
+        drop_last: bool = False,
+    ) -> DeviceLoader:
+        """As :func:`rekd_edge.data.loader.make_loader`."""
+        sampler = BucketSampler(
+            None,
+            len(self.labels),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            epoch=epoch,
+            drop_last=drop_last,
+        )
+        return DeviceLoader(self, sampler, augment, seed, epoch)
+
+
+class DeviceLoader:
+    """An epoch of batches whose inputs are made on the device."""
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
-        encoders: tuple[DeviceEncoder, DeviceEncoder | None],
+        data: DeviceImages,
         sampler: BucketSampler,
         augment: AugmentSpec | None,
-        place: tuple[int, int],
+        seed: int,
+        epoch: int,
     ) -> None:
-        self.images = images
-        self.labels = labels
-        self.encoder, self.teacher = encoders
+        self.data = data
         self.sampler = sampler
         self.augment = augment
-        self.seed, self.epoch = place
+        self.seed = seed
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -100,7 +152,7 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[Batch]:
         batches = list(self.sampler)
         order = np.asarray([index for batch in batches for index in batch], dtype=np.int64)
-        device = self.images.device
+        device = self.data.images.device
         rows = torch.from_numpy(order).to(device)
         crops: Tensor | None = None
         if self.augment is not None:
@@ -118,11 +170,12 @@ class DeviceLoader:
             )
 
     def _batch(self, rows: Tensor, crops: Tensor | None, index: Tensor) -> Batch:
-        images = self.images[rows]
+        data = self.data
+        images = data.images[rows]
         if crops is not None and self.augment is not None:
             images = crop_images(images, crops, self.augment.crop_padding)
-        side = None if self.teacher is None else TeacherSide(self.teacher(images))
-        return Batch(self.encoder(images), self.labels[rows], index, side)
+        side = None if data.teacher is None else TeacherSide(data.teacher(images))
+        return Batch(data.encoder(images), data.labels[index], index, side)
 
 
 def crop_images(images: Tensor, crops: Tensor, padding: int) -> Tensor:
@@ -139,43 +192,6 @@ def crop_images(images: Tensor, crops: Tensor, padding: int) -> Tensor:
         (crops[:, :1] + row)[:, :, None],
         (crops[:, 1:2] + column)[:, None, :],
     ]
-
-
-def make_device_loader(
-    split: Split,
-    preprocessor: Preprocessor,
-    device: torch.device,
-    *,
-    batch_size: int,
-    shuffle: bool,
-    seed: int = 0,
-    epoch: int = 0,
-    augment: AugmentSpec | None = None,
-    teacher: Preprocessor | None = None,
-    drop_last: bool = False,
-) -> DeviceLoader | None:
-    """:func:`rekd_edge.data.loader.make_loader` on ``device``; None where that is not possible to
-    the last bit."""
-    if not isinstance(preprocessor, ImagePreprocessor):
-        return None
-    images = split_images(split, device)
-    if images is None:
-        return None
-    encoder = _encoder(preprocessor, images)
-    theirs = _encoder(teacher, images) if isinstance(teacher, ImagePreprocessor) else None
-    if not encoder.exact or not (theirs is None or theirs.exact):
-        return None
-    sampler = BucketSampler(
-        None,
-        len(split),
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        epoch=epoch,
-        drop_last=drop_last,
-    )
-    labels = torch.from_numpy(split.labels).to(device)
-    return DeviceLoader(images, labels, (encoder, theirs), sampler, augment, (seed, epoch))
 
 
 _ENCODERS: dict[tuple[object, ...], DeviceEncoder] = {}

@@ -11,6 +11,7 @@ where nothing is dropped at random.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from rekd_edge.models.encoder import (
 from rekd_edge.models.rationalist import Predictor
 from rekd_edge.selection import gather_tokens, kept_positions
 
+RUN_KEPT = "run_kept"
+"""Attribute of an encoder under which a compiled :func:`run_kept` of its own may stand."""
+
 
 def can_classify_kept(predictor: Predictor) -> bool:
     """Whether :func:`classify_kept` knows the predictor's backbone."""
@@ -42,8 +46,8 @@ def classify_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: in
     assert isinstance(encoder, Encoder)
     order = kept_positions(keep.detach() > 0.5, keep.shape[1])
     weight = gather_tokens(keep, order)
-    front, rest = run_kept(
-        encoder,
+    run = encoder.__dict__.get(RUN_KEPT) or partial(run_kept, encoder)
+    front, rest = run(
         gather_tokens(view.content, order),
         gather_tokens(view.position, order),
         weight,
