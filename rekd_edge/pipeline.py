@@ -262,9 +262,9 @@ class _Trainer:
         )
         if teacher is not None:
             results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
-        student.cpu()
         if with_fuse_report:
             self._report_fuse(student)
+        student.cpu()
         return results
 
     def _report_fuse(self, student: Rationalist) -> None:

@@ -32,6 +32,7 @@ COMMAND_MODULES = (
     "bench_command",
     "report_command",
     "costs_command",
+    "speed_command",
     "predict_command",
     "doctor_command",
 )

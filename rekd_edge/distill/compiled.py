@@ -73,7 +73,7 @@ class CompiledBackbones:
     """Compiled forms of the backbones in ``models``, for batches of ``batch_size`` examples.
 
     ``mode`` as :func:`compile_mode` gives it. ``varying``: the number of tokens changes from batch
-    to batch, and one form serves them all.
+    to batch, and one form serves them all. ``backend``: torch.compile's.
     """
 
     def __init__(
@@ -83,16 +83,18 @@ class CompiledBackbones:
         mode: str | None,
         batch_size: int,
         varying: bool = False,
+        backend: str = "inductor",
     ) -> None:
         self.graphs = mode == "reduce-overhead" and not varying
         self._active = False
         self._forms: list[tuple[nn.Module, str, _Form]] = []
         if mode is None:
             return
-        # What earlier phases compiled had other shapes, and would be guarded against at each call.
-        torch.compiler.reset()
         compiled: Any = partial(
-            torch.compile, dynamic=varying, mode="reduce-overhead" if self.graphs else None
+            torch.compile,
+            dynamic=varying,
+            backend=backend,
+            mode="reduce-overhead" if self.graphs else None,
         )
         for part in {part: None for model in models for part in model.modules()}:
             methods: dict[str, Callable[..., Any]] = {}

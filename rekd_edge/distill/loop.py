@@ -305,6 +305,9 @@ class _Run:
         if phase.select and index > 0 and first_step == 0:
             self._select(phase, index, 0, log)
         self._training_mode(phase)
+        if self.compile_mode is not None:
+            # Forms of earlier phases had other shapes, and would be looked through at every call.
+            torch.compiler.reset()
         compiled = CompiledBackbones(
             self.run_models,
             mode=self.compile_mode,
@@ -600,8 +603,10 @@ def make_optimizer(
     trained: set[nn.Parameter],
     train: TrainSpec,
     device: torch.device,
+    *,
+    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW with a group for each learning rate and weight decay.
+    """AdamW with a group for each learning rate and weight decay, in one kernel if ``fused``.
 
     Biases, norms and other one-dimensional parameters are not decayed, unless
     ``train.decay_all``.
@@ -619,5 +624,5 @@ def make_optimizer(
             {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
         ],
-        fused=device.type in {"cpu", "cuda"},
+        fused=fused and device.type in {"cpu", "cuda"},
     )
