@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rekd_edge.data import TaskData, load_data
-from rekd_edge.data.loader import make_loader
+from rekd_edge.data.loader import WorkerLoader, make_loader
+from rekd_edge.data.on_device import DeviceImages
 from rekd_edge.data.preprocess import Preprocessor
 from rekd_edge.data.split import JoinedSplit, Split
 from rekd_edge.data.transfer_set import load_transfer
@@ -27,6 +28,7 @@ from rekd_edge.distill.attribution import (
     occlusion,
 )
 from rekd_edge.distill.checkpoint import load_model, write_json
+from rekd_edge.distill.compiled import wanted
 from rekd_edge.distill.loop import (
     BatchLoader,
     DevResult,
@@ -37,6 +39,7 @@ from rekd_edge.distill.loop import (
     fit,
     make_accelerator,
     move_batch,
+    precision_in_use,
 )
 from rekd_edge.distill.monitor import SelectionMonitor
 from rekd_edge.distill.objectives import (
@@ -172,7 +175,7 @@ def train_run(
         "wall_s": round(time.monotonic() - started, 1),
         "data": dict(data.source),
         "weights": trainer.weights,
-        "precision": str(accelerator.mixed_precision),
+        "precision": precision_in_use(recipe.student.train, accelerator),
         "versions": package_versions(),
         "hardware": hardware(),
     }
@@ -235,7 +238,9 @@ class _Trainer:
         self.teacher_objective: ObjectiveSpec | None = None
         self.teacher_preprocessor: Preprocessor | None = None
         """The teacher's, where it is another than the student's."""
-        self.is_main = make_accelerator(recipe.student.train, device).is_main_process
+        accelerator = make_accelerator(recipe.student.train, device)
+        self.is_main = accelerator.is_main_process
+        self.place: torch.device = accelerator.device
 
     def train(self, with_fuse_report: bool) -> dict[str, Any]:
         recipe, classes = self.recipe, len(self.data.label_names)
@@ -265,9 +270,9 @@ class _Trainer:
         )
         if teacher is not None:
             results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
-        student.cpu()
         if with_fuse_report:
             self._report_fuse(student)
+        student.cpu()
         return results
 
     def _report_fuse(self, student: Rationalist) -> None:
@@ -359,23 +364,52 @@ class _Trainer:
 
     def _loader(self, split: Split, teacher: Preprocessor | None = None) -> BatchLoader:
         assert self.preprocessor is not None
+        held = self._on_device(split, teacher)
+        if held is not None:
+            return held.batches(batch_size=EVALUATION_BATCH, shuffle=False)
         return make_loader(
             split, self.preprocessor, batch_size=EVALUATION_BATCH, shuffle=False, teacher=teacher
         )
 
-    def _epoch_loader(self, train: TrainSpec, epoch: int) -> BatchLoader:
+    def _on_device(self, split: Split, teacher: Preprocessor | None) -> DeviceImages | None:
+        """The split on the device, where the recipe says so or it fits there."""
         assert self.preprocessor is not None
-        return make_loader(
-            self.training,
-            self.preprocessor,
-            batch_size=train.batch_size,
-            shuffle=True,
-            seed=self.recipe.seed,
-            epoch=epoch,
-            bucket=train.bucket_by_length,
-            augment=self.recipe.data.augment if self._augmented else None,
-            teacher=self.teacher_preprocessor,
-        )
+        where, device = self.recipe.data.augment.where, self.place
+        if where == "loader" or (where == "auto" and device.type != "cuda"):
+            return None
+        held = DeviceImages.of(split, self.preprocessor, device, teacher)
+        if held is None and where == "device":
+            raise UsageError(
+                f"data.augment.where: device, but the {split.name} split cannot be held there: it "
+                "has texts or images of several sizes, is too large, or would be resized otherwise",
+                hint="set data.augment.where to auto or loader",
+            )
+        return held
+
+    def _epochs(self, train: TrainSpec) -> Callable[[int], BatchLoader]:
+        """The training batches of each epoch."""
+        assert self.preprocessor is not None
+        split, preprocessor = self.training, self.preprocessor
+        options: dict[str, Any] = {
+            "batch_size": train.batch_size,
+            "seed": self.recipe.seed,
+            "augment": self.recipe.data.augment if self._augmented else None,
+        }
+        held = self._on_device(split, self.teacher_preprocessor)
+        if held is not None:
+            return lambda epoch: held.batches(shuffle=True, epoch=epoch, **options)
+        options |= {"teacher": self.teacher_preprocessor, "bucket": train.bucket_by_length}
+        workers = self._workers()
+        if workers:
+            return WorkerLoader(split, preprocessor, workers=workers, **options).epoch
+        return lambda epoch: make_loader(split, preprocessor, shuffle=True, epoch=epoch, **options)
+
+    def _workers(self) -> int:
+        stated = self.recipe.data.workers
+        if stated is not None:
+            return stated
+        slow = self.recipe.modality == "image" and self.place.type == "cuda"
+        return min(8, hardware()["cores"] or 1) if slow else 0
 
     @property
     def _augmented(self) -> bool:
@@ -392,6 +426,7 @@ class _Trainer:
             epochs,
             {model.predictor: Rates.first_of(train)},
             select=True,
+            varying_tokens=self.recipe.modality == "text",
         )
         report = self._fit(model, [phase], train, "student", self._dev_classifier)
         predictions = evaluate_classifier(model, self._loader(self.data.test))
@@ -442,7 +477,8 @@ class _Trainer:
             )
         phases = self._phases(model, spec, objective, met)
         monitor = self._monitor(spec.train, role, mode) if spec.train.monitor else None
-        report = self._fit(model, phases, spec.train, role, dev, monitor)
+        frozen = () if met is None else (met.model,)
+        report = self._fit(model, phases, spec.train, role, dev, monitor, frozen)
         self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
         return {**_summary(report), **self._evaluate(model, objective), "dev_mode": mode}
 
@@ -536,6 +572,7 @@ class _Trainer:
                     warmup.predictor_epochs,
                     {model.predictor: Rates.first_of(train)},
                     judge=model.predictor,
+                    varying_tokens=True,
                 )
             )
         if warmup.selector != "none" and warmup.selector_epochs > 0:
@@ -545,9 +582,19 @@ class _Trainer:
         own = Rates.of(train) if rate is None else Rates(rate, rate)
         if rate != 0:
             trained = {model.selector: own} | trained
+        varying = self.recipe.modality == "text" or objective.ratio_schedule is not None
         if objective.method == "rekd":
-            joint = JointObjective(model, objective, teacher, targets, self._positions(objective))
-            phases.append(Phase("joint", joint, train.epochs, trained, select=True))
+            joint = JointObjective(
+                model,
+                objective,
+                teacher,
+                targets,
+                self._positions(objective),
+                gather=wanted(train.gather, self.place),
+            )
+            phases.append(
+                Phase("joint", joint, train.epochs, trained, select=True, varying_tokens=varying)
+            )
             return phases
         method = self._method(model, spec, objective, targets)
         if method.trained_auxiliary is not None:
@@ -561,6 +608,7 @@ class _Trainer:
                 select=True,
                 auxiliary=method.auxiliary,
                 turns=method.turns,
+                varying_tokens=varying,
             )
         )
         return phases
@@ -612,7 +660,13 @@ class _Trainer:
         title = f"selector warm-up ({source.replace('_', ' ')})"
         rate = warmup.selector_learning_rate
         rates = Rates.of(train) if rate is None else Rates(rate, rate)
-        return Phase(title, learned, warmup.selector_epochs, {model.selector: rates})
+        return Phase(
+            title,
+            learned,
+            warmup.selector_epochs,
+            {model.selector: rates},
+            varying_tokens=self.recipe.modality == "text",
+        )
 
     def _attributions(
         self, model: Rationalist, judge: Teacher | None, train: TrainSpec
@@ -663,13 +717,14 @@ class _Trainer:
         role: str,
         evaluate: Any,
         monitor: SelectionMonitor | None = None,
+        frozen: Sequence[nn.Module] = (),
     ) -> FitReport:
         folder = self.output / role
         report = fit(
             model,
             phases,
             train=train,
-            epoch_loader=lambda epoch: self._epoch_loader(train, epoch),
+            epoch_loader=self._epochs(train),
             evaluate=evaluate,
             folder=folder,
             seed=self.recipe.seed,
@@ -677,6 +732,7 @@ class _Trainer:
             resume=self.resume,
             listener=self.listener,
             monitor=monitor,
+            frozen=frozen,
         )
         load_model(folder / "best" / "model.safetensors", model)
         model.eval()

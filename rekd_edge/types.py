@@ -56,6 +56,15 @@ class TeacherSide:
     spans: torch.Tensor | None = None
     student_spans: torch.Tensor | None = None
 
+    def pin_memory(self) -> TeacherSide:
+        """In memory that a CUDA device reads directly."""
+        spans, own = self.spans, self.student_spans
+        return TeacherSide(
+            {name: value.pin_memory() for name, value in self.inputs.items()},
+            None if spans is None else spans.pin_memory(),
+            None if own is None else own.pin_memory(),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -70,6 +79,15 @@ class Batch:
     labels: torch.Tensor
     index: torch.Tensor
     teacher: TeacherSide | None = None
+
+    def pin_memory(self) -> Batch:
+        """In memory that a CUDA device reads directly; torch's ``DataLoader`` asks for it."""
+        return Batch(
+            {name: value.pin_memory() for name, value in self.inputs.items()},
+            self.labels.pin_memory(),
+            self.index,
+            None if self.teacher is None else self.teacher.pin_memory(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ COMMAND_MODULES = (
     "devices_command",
     "report_command",
     "costs_command",
+    "speed_command",
     "predict_command",
     "doctor_command",
 )

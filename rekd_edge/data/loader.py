@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rekd_edge.data.draws import draw_crop
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from rekd_edge.data.split import Split
 from rekd_edge.errors import DataError, UsageError
@@ -68,7 +69,6 @@ def make_loader(
     augment: AugmentSpec | None = None,
     teacher: Preprocessor | None = None,
     drop_last: bool = False,
-    num_workers: int = 0,
     bucket: bool = True,
 ) -> DataLoader[Batch]:
     """A torch ``DataLoader`` of :class:`~rekd_edge.types.Batch`.
@@ -85,17 +85,7 @@ def make_loader(
             ``preprocessor`` on one of the texts.
         DataError: an example cannot be read or encoded; images raise it while iterating.
     """
-    if teacher is not None and teacher.modality != preprocessor.modality:
-        raise UsageError(
-            f"the teacher reads {teacher.modality} and the student {preprocessor.modality}",
-            hint="name a teacher of the recipe's modality",
-        )
-    if isinstance(preprocessor, TextPreprocessor):
-        assert teacher is None or isinstance(teacher, TextPreprocessor)
-        dataset: _BatchDataset = _TextBatches(split, preprocessor, teacher)
-    else:
-        assert teacher is None or isinstance(teacher, ImagePreprocessor)
-        dataset = _ImageBatches(split, preprocessor, teacher, augment, seed=seed, epoch=epoch)
+    dataset = _dataset(split, preprocessor, teacher, augment, (seed, epoch))
     sampler = BucketSampler(
         dataset.lengths if bucket else None,
         len(split),
@@ -105,7 +95,93 @@ def make_loader(
         epoch=epoch,
         drop_last=drop_last,
     )
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is, num_workers=num_workers)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is)
+
+
+def _dataset(
+    split: Split,
+    preprocessor: Preprocessor,
+    teacher: Preprocessor | None,
+    augment: AugmentSpec | None,
+    place: tuple[int, int],
+) -> _BatchDataset:
+    if teacher is not None and teacher.modality != preprocessor.modality:
+        raise UsageError(
+            f"the teacher reads {teacher.modality} and the student {preprocessor.modality}",
+            hint="name a teacher of the recipe's modality",
+        )
+    if isinstance(preprocessor, TextPreprocessor):
+        assert teacher is None or isinstance(teacher, TextPreprocessor)
+        return _TextBatches(split, preprocessor, teacher)
+    assert teacher is None or isinstance(teacher, ImagePreprocessor)
+    return _ImageBatches(split, preprocessor, teacher, augment, place)
+
+
+class WorkerLoader:
+    """The shuffled batches of :func:`make_loader`, epoch by epoch, made ahead by processes that
+    live as long as this does, in pinned memory where there is a CUDA device.
+
+    Raises:
+        as :func:`make_loader`.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessor: Preprocessor,
+        *,
+        workers: int,
+        batch_size: int,
+        seed: int = 0,
+        augment: AugmentSpec | None = None,
+        teacher: Preprocessor | None = None,
+        bucket: bool = True,
+    ) -> None:
+        dataset = _dataset(split, preprocessor, teacher, augment, (seed, 0))
+
+        def order(epoch: int) -> BucketSampler:
+            return BucketSampler(
+                dataset.lengths if bucket else None,
+                len(split),
+                batch_size=batch_size,
+                shuffle=True,
+                seed=seed,
+                epoch=epoch,
+                drop_last=False,
+            )
+
+        self._order = _EpochOrder(order, len(split))
+        self._loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_sampler=self._order,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers > 0 else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def epoch(self, number: int) -> DataLoader[Batch]:
+        """The batches of an epoch; asking for another one ends it."""
+        self._order.epoch = number
+        return self._loader
+
+
+class _EpochOrder(Sampler[list[int]]):
+    """Batches of ``epoch * count + index``: workers that outlive an epoch are told it so."""
+
+    def __init__(self, order: Callable[[int], BucketSampler], count: int) -> None:
+        self.order = order
+        self.count = count
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.order(self.epoch))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        offset = self.epoch * self.count
+        for batch in self.order(self.epoch):
+            yield [offset + index for index in batch]
 
 
 class BucketSampler(Sampler[list[int]]):
@@ -164,8 +240,8 @@ class _BatchDataset(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        positions = np.asarray(indices, dtype=np.int64)
-        inputs, teacher = self.encode(indices)
+        epochs, positions = np.divmod(np.asarray(indices, dtype=np.int64), max(1, len(self)))
+        inputs, teacher = self.encode(positions.tolist(), int(epochs.max(initial=0)))
         return Batch(
             inputs=inputs,
             labels=torch.from_numpy(self.split.labels[positions]),
@@ -173,7 +249,10 @@ class _BatchDataset(Dataset[Batch]):
             teacher=teacher,
         )
 
-    def encode(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
+    def encode(
+        self, indices: Sequence[int], later: int
+    ) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
+        """The inputs of examples, ``later`` epochs after the data set's own."""
         raise NotImplementedError
 
 
@@ -196,7 +275,9 @@ class _TextBatches(_BatchDataset):
             self.teacher_spans = split_spans(split, teacher)
             _require_shared_characters(split, self.spans, self.teacher_spans)
 
-    def encode(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
+    def encode(
+        self, indices: Sequence[int], later: int
+    ) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
         inputs = _tensors(self.preprocessor.pad([self.token_ids[index] for index in indices]))
         if self.teacher is None:
             return inputs, None
@@ -235,31 +316,30 @@ class _ImageBatches(_BatchDataset):
         preprocessor: ImagePreprocessor,
         teacher: ImagePreprocessor | None,
         augment: AugmentSpec | None,
-        *,
-        seed: int,
-        epoch: int,
+        place: tuple[int, int],
     ) -> None:
         super().__init__(split)
         self.preprocessor = preprocessor
         self.teacher = teacher
         self.augment = augment
-        self.seed = seed
-        self.epoch = epoch
+        self.seed, self.epoch = place
 
-    def encode(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
-        images = [self._image(index) for index in indices]
+    def encode(
+        self, indices: Sequence[int], later: int
+    ) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
+        images = [self._image(index, self.epoch + later) for index in indices]
         inputs = _tensors(self.preprocessor.encode(images))
         if self.teacher is None:
             return inputs, None
         return inputs, TeacherSide(_tensors(self.teacher.encode(images)))
 
-    def _image(self, index: int) -> np.ndarray:
+    def _image(self, index: int, epoch: int) -> np.ndarray:
         image = self.split.raw(index)
         if isinstance(image, str):
             raise DataError(f"the {self.split.name} split holds texts, not images")
         if self.augment is None:
             return image
-        rng = np.random.default_rng((self.seed, self.epoch, index))
+        rng = np.random.default_rng((self.seed, epoch, index))
         return augment_image(image, self.augment, rng)
 
 
@@ -269,11 +349,11 @@ def augment_image(image: np.ndarray, augment: AugmentSpec, rng: np.random.Genera
     uint8 ``[height, width, 3]`` in and out, of the same size.
     """
     padding = augment.crop_padding
+    (top, left), flipped = draw_crop(rng, augment)
     if padding:
         height, width = image.shape[:2]
-        top, left = rng.integers(0, 2 * padding + 1, size=2)
         padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
         image = padded[top : top + height, left : left + width]
-    if augment.flip and rng.random() < 0.5:
+    if flipped:
         image = image[:, ::-1]
     return np.ascontiguousarray(image)

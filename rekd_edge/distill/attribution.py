@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.rationalist import Predictor
@@ -93,13 +94,13 @@ class CachedAttributions:
     def __init__(self, compute: AttributionSource, make_loader: Callable[[], Iterable[Batch]]):
         self._compute = compute
         self._make_loader = make_loader
-        self._rows: dict[int, Tensor] = {}
+        self._table = RowTable()
 
     def __call__(self, batch: Batch) -> Tensor:
-        if not self._rows:
+        if self._table.is_empty:
             for each in self._make_loader():
-                self._rows |= zip(each.index.tolist(), self._compute(each), strict=True)
-        return pad_rows([self._rows[index] for index in batch.index.tolist()], content_width(batch))
+                self._table.add(each.index, self._compute(each))
+        return self._table.rows(batch.index, content_width(batch))
 
 
 def content_width(batch: Batch) -> int | None:
@@ -108,12 +109,37 @@ def content_width(batch: Batch) -> int | None:
     return None if ids is None else ids.shape[1] - 1
 
 
-def pad_rows(rows: list[Tensor], width: int | None) -> Tensor:
-    """``rows`` ``[token]`` of any length, cut or padded with zeros to ``[row, width]``."""
-    if width is None:
-        return torch.stack(rows)
-    padded = rows[0].new_zeros((len(rows), width))
-    for row, values in enumerate(rows):
-        count = min(width, values.shape[0])
-        padded[row, :count] = values[:count]
-    return padded
+class RowTable:
+    """One row for each example of a split, added batch by batch and looked up together."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._table: Tensor | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._parts and self._table is None
+
+    def add(self, index: Tensor, rows: Tensor) -> None:
+        """``rows`` ``[row, value]`` of the examples at ``index`` int64 ``[row]``."""
+        self._parts.append((index, rows))
+
+    def rows(self, index: Tensor, width: int | None) -> Tensor:
+        """The rows at ``index``, cut or padded with zeros to ``width`` values."""
+        table = self._joined()
+        found = table[index.to(table.device, non_blocking=True)]
+        if width is None:
+            return found
+        found = found[:, :width]
+        return F.pad(found, (0, width - found.shape[1]))
+
+    def _joined(self) -> Tensor:
+        if self._table is None:
+            first = self._parts[0][1]
+            count = 1 + max(int(index.max()) for index, _ in self._parts)
+            width = max(rows.shape[1] for _, rows in self._parts)
+            self._table = first.new_zeros((count, width))
+            for index, rows in self._parts:
+                self._table[index.to(first.device), : rows.shape[1]] = rows
+            self._parts.clear()
+        return self._table

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,12 @@ from rekd_edge.distill.checkpoint import (
     restore_optimizer,
     save_model,
     save_training_state,
+)
+from rekd_edge.distill.compiled import (
+    CompiledBackbones,
+    compile_mode,
+    use_channels_last,
+    wanted,
 )
 from rekd_edge.distill.monitor import SelectionMonitor, TrainingWarning
 from rekd_edge.distill.objectives import LossTerms, Progress
@@ -83,7 +89,8 @@ class Phase:
     and after each epoch, and may hold the best model. ``judge`` is a submodule whose weights are
     kept (:data:`JUDGE_FILE`) when the phase ends. ``auxiliary`` is trained beside the model: it is
     in checkpoints and not in the result. ``turns`` are updates in that order on each batch; without
-    any, there is one of everything.
+    any, there is one of everything. ``varying_tokens``: the models see another number of tokens in
+    each batch (:class:`CompiledBackbones`).
     """
 
     name: str
@@ -94,6 +101,7 @@ class Phase:
     judge: nn.Module | None = None
     auxiliary: nn.Module | None = None
     turns: tuple[Turn, ...] = ()
+    varying_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +176,13 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
     if side is not None:
         side = TeacherSide(
             moved(side.inputs),
-            None if side.spans is None else side.spans.to(device),
-            None if side.student_spans is None else side.student_spans.to(device),
+            None if side.spans is None else side.spans.to(device, non_blocking=True),
+            None
+            if side.student_spans is None
+            else side.student_spans.to(device, non_blocking=True),
         )
-    return Batch(moved(batch.inputs), batch.labels.to(device), batch.index, side)
+    labels = batch.labels.to(device, non_blocking=True)
+    return Batch(moved(batch.inputs), labels, batch.index, side)
 
 
 def fit(
@@ -187,6 +198,7 @@ def fit(
     resume: bool = False,
     listener: ProgressListener | None = None,
     monitor: SelectionMonitor | None = None,
+    frozen: Sequence[nn.Module] = (),
 ) -> FitReport:
     """Runs ``phases`` in order and leaves the best model in ``folder/best``.
 
@@ -194,14 +206,24 @@ def fit(
     Logs go to ``folder/log.jsonl`` and TensorBoard files in ``folder/tensorboard``; a resumable
     checkpoint to ``folder/last.safetensors``. With ``resume`` and such a checkpoint, training
     goes on from there; a finished one returns at once. ``monitor`` watches a rationalist in its
-    ``select`` phases.
+    ``select`` phases. ``frozen`` are other models that the objectives run.
 
     Raises:
         DivergedError: the loss is not finite; the last good checkpoint is kept.
         UsageError: the device or precision is not available.
     """
     run = _Run(
-        model, phases, train, epoch_loader, evaluate, folder, seed, device, listener, monitor
+        model,
+        phases,
+        train,
+        epoch_loader,
+        evaluate,
+        folder,
+        seed,
+        device,
+        listener,
+        monitor,
+        frozen,
     )
     return run.execute(resume)
 
@@ -219,6 +241,7 @@ class _Run:
         device: str,
         listener: ProgressListener | None,
         monitor: SelectionMonitor | None,
+        frozen: Sequence[nn.Module],
     ) -> None:
         self.model = model
         self.phases = phases
@@ -229,6 +252,10 @@ class _Run:
         self.seed = seed
         self.listener = listener or Silent()
         self.accelerator = make_accelerator(train, device)
+        self.run_models = (model, *frozen)
+        self.compile_mode = compile_mode(train, self.accelerator.device)
+        self.lost: Tensor | None = None
+        """0, or a loss since the last look that was no number; looking waits for the device."""
         self.monitor = monitor if self.accelerator.is_main_process else None
         self.report = FitReport()
         self.checkpoint = folder / "last.safetensors"
@@ -251,6 +278,8 @@ class _Run:
         self.model.to(self.accelerator.device)
         if self.auxiliary is not None:
             self.auxiliary.to(self.accelerator.device)
+        if wanted(self.train.channels_last, self.accelerator.device):
+            use_channels_last(self.run_models)
         tensors: dict[str, Tensor] | None = None
         state: dict[str, Any] = {"phase": 0, "step": 0, "elapsed_s": 0.0}
         log_path = self.folder / "log.jsonl"
@@ -300,6 +329,15 @@ class _Run:
         if phase.select and index > 0 and first_step == 0:
             self._select(phase, index, 0, log)
         self._training_mode(phase)
+        if self.compile_mode is not None:
+            # Forms of earlier phases had other shapes, and would be looked through at every call.
+            torch.compiler.reset()
+        compiled = CompiledBackbones(
+            self.run_models,
+            mode=self.compile_mode,
+            batch_size=self.train.batch_size,
+            varying=phase.varying_tokens,
+        )
         step, micro = first_step, 0
         while step < total_steps:
             epoch, skipped = divmod(step, self.steps_per_epoch)
@@ -311,16 +349,22 @@ class _Run:
                     self._set_learning_rate(optimizer, step, total_steps)
                 boundary = micro + 1 == self.train.gradient_accumulation or batches.last
                 progress = Progress(step, total_steps)
-                if phase.turns:
-                    terms = self._take_turns(objective, prepared, batch, progress, phase, trained)
-                else:
-                    terms = self._micro_step(objective, prepared, batch, progress, boundary, phase)
+                with compiled.active():
+                    if phase.turns:
+                        terms = self._take_turns(
+                            objective, prepared, batch, progress, phase, trained
+                        )
+                    else:
+                        terms = self._micro_step(
+                            objective, prepared, batch, progress, boundary, phase
+                        )
                 micro = 0 if boundary else micro + 1
                 if not boundary:
                     continue
                 step += 1
                 self.report.steps += 1
                 if step % LOG_EVERY_STEPS == 0 or step == total_steps:
+                    self._require_finite(phase, step)
                     values = {name: round(float(term), 6) for name, term in terms.items()}
                     rate = optimizer.param_groups[0]["lr"]
                     log.write(index, phase.name, step, {**values, "learning_rate": rate})
@@ -328,10 +372,12 @@ class _Run:
                 else:
                     self.listener.step({})
                 if step % self.train.checkpoint_every_steps == 0 and step < total_steps:
+                    self._require_finite(phase, step)
                     if step % self.steps_per_epoch != 0:
                         self._save(index, step, optimizer, started)
                 if step >= total_steps:
                     break
+            self._require_finite(phase, step)
             if phase.select:
                 self._select(phase, index, step, log)
             if step < total_steps:
@@ -398,12 +444,10 @@ class _Run:
                 else objective(batch, progress, turn.name)
             )
         loss = terms["loss"]
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss.item()} in phase {phase.name!r} at step {progress.step}; "
-                "the last good checkpoint is kept",
-                hint="lower train.learning_rate, or set train.precision to 'no', then --resume",
-            )
+        lost = torch.zeros_like(loss) if self.lost is None else self.lost
+        self.lost = torch.where(torch.isfinite(loss), lost, loss).detach()
+        if loss.device.type == "cpu":
+            self._require_finite(phase, progress.step)
         self.accelerator.backward(loss / self.train.gradient_accumulation)
         if boundary:
             watched = tracked and phase.select and progress.step % LOG_EVERY_STEPS == 0
@@ -415,6 +459,16 @@ class _Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return {name: term.detach() for name, term in terms.items()}
+
+    def _require_finite(self, phase: Phase, step: int) -> None:
+        value = 0.0 if self.lost is None else self.lost.item()
+        self.lost = None
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss became {value} in phase {phase.name!r} at step {step}; "
+                "the last good checkpoint is kept",
+                hint="lower train.learning_rate, or set train.precision to 'no', then --resume",
+            )
 
     def _training_mode(self, phase: Phase) -> None:
         self.model.eval()
@@ -566,7 +620,7 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
     """Accelerate's ``Accelerator`` for this machine.
 
     Raises:
-        UsageError: an unknown device, CUDA without CUDA, or fp16 on the CPU.
+        UsageError: an unknown device, CUDA without CUDA, or fp16 or TF32 on the CPU.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -577,8 +631,13 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device is available", hint="use --device cpu or auto")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if on_cpu and train.precision == "fp16":
-        raise UsageError("train.precision fp16 needs a CUDA device", hint="use 'bf16' or 'no'")
+    if on_cpu and train.precision in {"fp16", "tf32"}:
+        raise UsageError(
+            f"train.precision {train.precision} needs a CUDA device", hint="use 'bf16' or 'no'"
+        )
+    # Float32 means float32: PyTorch's own default rounds the products of convolutions.
+    torch.set_float32_matmul_precision("high" if train.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = train.precision == "tf32"
     # Accelerate holds one precision for the whole process; teacher and student may differ.
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
@@ -589,6 +648,8 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
 
 
 def _precision(train: TrainSpec, *, on_cpu: bool) -> str:
+    if train.precision == "tf32":
+        return "no"
     if train.precision != "auto":
         return train.precision
     if on_cpu:
@@ -597,13 +658,20 @@ def _precision(train: TrainSpec, *, on_cpu: bool) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
+def precision_in_use(train: TrainSpec, accelerator: Any) -> str:
+    """``no``, ``tf32``, ``bf16`` or ``fp16``."""
+    return train.precision if train.precision == "tf32" else str(accelerator.mixed_precision)
+
+
 def make_optimizer(
     modules: Mapping[nn.Module, Rates],
     trained: set[nn.Parameter],
     train: TrainSpec,
     device: torch.device,
+    *,
+    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW with a group for each learning rate and weight decay.
+    """AdamW with a group for each learning rate and weight decay, in one kernel if ``fused``.
 
     Biases, norms and other one-dimensional parameters are not decayed, unless
     ``train.decay_all``.
@@ -621,5 +689,5 @@ def make_optimizer(
             {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
         ],
-        fused=device.type in {"cpu", "cuda"},
+        fused=fused and device.type in {"cpu", "cuda"},
     )

@@ -29,6 +29,7 @@ from rekd_edge.models.candidates import (
     classify,
 )
 from rekd_edge.models.encoder import TokenView, patch_grid
+from rekd_edge.models.kept import can_classify_kept, classify_kept
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
 from rekd_edge.schedules import (
@@ -40,7 +41,6 @@ from rekd_edge.schedules import (
 from rekd_edge.selection import (
     bernoulli_straight_through,
     budget_fraction,
-    gather_slots,
     keep_top_k,
     rationale_budget,
     select_top_k,
@@ -93,12 +93,12 @@ class PredictorWarmup(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
         spec, teacher = self.spec, self.teacher
         view = self.model.predictor.encoder.view(batch.inputs)
-        keep = random_subset(view, self.model.rationale_ratio)
-        logits = self.model.classify_subset(view, keep)
+        keep, slots = _random_subset(view, self.model.rationale_ratio)
+        logits = self.model.classify_subset(view, keep, slots)
         terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
         loss = terms["ce"]
         if teacher is not None:
-            answer = teacher.classify_subset(batch, keep)
+            answer = teacher.classify_subset(batch, keep, slots)
             terms["kl_prediction"] = losses.prediction_kl(
                 answer, logits, temperature=spec.kd_temperature
             )
@@ -112,11 +112,21 @@ def random_subset(view: TokenView, smallest_ratio: float) -> Tensor:
     """A uniformly random subset of each example, of one ratio U(smallest_ratio, 1) for the whole
     batch, so that its examples need about the same number of slots; bool ``[batch, token]``,
     never empty where a token is selectable."""
+    return _random_subset(view, smallest_ratio)[0]
+
+
+def _random_subset(view: TokenView, smallest_ratio: float) -> tuple[Tensor, int | None]:
+    """:func:`random_subset`, and how many it keeps of each example where that is one number, as of
+    images. The ratio is drawn on the processor, which then need not ask the device for it."""
     count = view.selectable.sum(dim=1)
-    ratio = torch.rand((), device=count.device) * (1 - smallest_ratio) + smallest_ratio
+    ratio = torch.rand(()) * (1 - smallest_ratio) + smallest_ratio
     budget = torch.minimum((count * ratio).ceil().long().clamp_min(1), count)
     noise = torch.rand(view.selectable.shape, device=count.device)
-    return keep_top_k(noise, view.selectable, budget)
+    keep = keep_top_k(noise, view.selectable, budget)
+    if view.content.dim() != 3:
+        return keep, None
+    most = view.selectable.shape[1]
+    return keep, min(most, max(1, int((torch.tensor(most) * ratio).ceil())))
 
 
 class RationaleWarmup(nn.Module):
@@ -280,10 +290,13 @@ class JointObjective(nn.Module):
         teacher: Teacher | None,
         targets: TargetSource | None = None,
         positions: Positions = ALL_CONTENT,
+        *,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
+        self.gather = gather and can_classify_kept(model.predictor)
         self.form = spec.form
         self.positions = positions
         self.teacher = teacher
@@ -341,12 +354,13 @@ class JointObjective(nn.Module):
     def _classify(self, view: TokenView, chosen: Draw, fraction: tuple[int, int]) -> Tensor:
         if self.form.selection == "bernoulli" or self.form.masking == "zero":
             return classify(self.model, view, chosen.keep, chosen.num_prefix, self.form.masking)
-        if chosen.logits.requires_grad:
-            return self.model.classify_masked(view, chosen.keep)
-        # No gradient into the scores: the predictor may run on the kept tokens alone.
         slots = slot_count(view.content.shape[1], *fraction)
-        index, valid = gather_slots(chosen.keep > 0.5, slots)
-        return self.model.classify_gathered(view, index, valid)
+        if not chosen.logits.requires_grad:
+            # No gradient into the scores: the predictor may run on the kept tokens alone.
+            return self.model.classify_slots(view, chosen.keep > 0.5, slots)
+        if self.gather:
+            return classify_kept(self.model.predictor, view, chosen.keep, slots)
+        return self.model.classify_masked(view, chosen.keep)
 
     def _compare(
         self,

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rekd_edge.distill.attribution import content_width, pad_rows
+from rekd_edge.distill.attribution import RowTable, content_width
 from rekd_edge.models.rationalist import Rationalist, Scores
 from rekd_edge.recipe.form import Masking
-from rekd_edge.selection import gather_slots
 from rekd_edge.types import Batch
 
 
@@ -40,8 +39,7 @@ def rationale_and_answer(
     keep = model.keep(scores)
     if masking == "zero":
         return scores, keep, model.classify_zeroed(scores.view, keep.to(scores.score.dtype))
-    index, valid = gather_slots(keep, model.slots(scores.view))
-    return scores, keep, model.classify_gathered(scores.view, index, valid)
+    return scores, keep, model.classify_slots(scores.view, keep, model.slots(scores.view))
 
 
 class CachedTargets:
@@ -52,17 +50,17 @@ class CachedTargets:
     """
 
     def __init__(self, source: TargetSource, loader: Iterable[Batch]) -> None:
-        self._rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._margin, self._keep, self._logits = RowTable(), RowTable(), RowTable()
         for batch in loader:
             targets = source(batch)
-            for row, index in enumerate(batch.index.tolist()):
-                self._rows[index] = (targets.margin[row], targets.keep[row], targets.logits[row])
+            self._margin.add(batch.index, targets.margin)
+            self._keep.add(batch.index, targets.keep)
+            self._logits.add(batch.index, targets.logits)
 
     def __call__(self, batch: Batch) -> TeacherTargets:
-        rows = [self._rows[index] for index in batch.index.tolist()]
         width = content_width(batch)
         return TeacherTargets(
-            pad_rows([margin for margin, _, _ in rows], width),
-            pad_rows([keep for _, keep, _ in rows], width),
-            torch.stack([logits for _, _, logits in rows]),
+            self._margin.rows(batch.index, width),
+            self._keep.rows(batch.index, width),
+            self._logits.rows(batch.index, None),
         )

@@ -8,7 +8,9 @@ carrying is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -22,11 +24,27 @@ from rekd_edge.distill.transfer import (
     carry_by_span,
     covered_by_span,
 )
-from rekd_edge.models.encoder import PatchGrid, TokenView
+from rekd_edge.models.encoder import PatchGrid, TokenView, key_mask
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.recipe.form import Masking
 from rekd_edge.selection import keep_top_k, selection_threshold
 from rekd_edge.types import Batch
+
+_Given = ParamSpec("_Given")
+
+
+def _answering(
+    method: Callable[Concatenate[Teacher, _Given], Tensor],
+) -> Callable[Concatenate[Teacher, _Given], Tensor]:
+    """The method in inference mode; its answer is an ordinary tensor, as losses need it."""
+
+    @wraps(method)
+    def answer(self: Teacher, /, *given: _Given.args, **named: _Given.kwargs) -> Tensor:
+        with torch.inference_mode():
+            found = method(self, *given, **named)
+        return found.clone()
+
+    return answer
 
 
 class Teacher:
@@ -52,10 +70,14 @@ class Teacher:
         self.full_input = full_input
         """Whether targets hold the predictor's answer from the whole input."""
 
-    @torch.no_grad()
     def targets(self, batch: Batch) -> TeacherTargets:
         """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
         its prediction from its own rationale, or from the whole input."""
+        with torch.inference_mode():
+            margin, keep, logits = self._targets(batch)
+        return TeacherTargets(margin.clone(), keep.clone(), logits.clone())
+
+    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         if self.full_input:
             scores = self.model.selector(self._inputs(batch))
             logits = self._full_answer(batch)
@@ -65,27 +87,30 @@ class Teacher:
         score = self._carried_score(scores.score, batch, scores.view, mine)
         keep = keep_top_k(score, mine.selectable, self.student.budget(mine))
         threshold = selection_threshold(score, mine.selectable, keep)
-        return TeacherTargets(score - threshold, keep, logits)
+        return score - threshold, keep, logits
 
     def _full_answer(self, batch: Batch) -> Tensor:
         view = self._view(batch)
         if self.masking == "zero":
             return self.model.classify_zeroed(view, view.selectable.float())
-        return self.model.classify_masked(view, view.selectable)
+        return self.model.predictor(view.content, view.position, key_mask(view, view.selectable))
 
-    @torch.no_grad()
+    @_answering
     def score(self, batch: Batch) -> Tensor:
         """Log-odds of keeping each of the student's tokens, ``[batch, token]``."""
         scores = self.model.selector(self._inputs(batch))
         return self._carried_score(scores.score, batch, scores.view, self._student_view(batch))
 
-    @torch.no_grad()
-    def classify_subset(self, batch: Batch, keep: Tensor) -> Tensor:
-        """The teacher's logits from a subset of the student's tokens, bool ``[batch, token]``."""
+    @_answering
+    def classify_subset(self, batch: Batch, keep: Tensor, slots: int | None = None) -> Tensor:
+        """The teacher's logits from a subset of the student's tokens, bool ``[batch, token]``;
+        ``slots`` as in :meth:`Rationalist.classify_subset`, counted in the student's tokens."""
         theirs = self._view(batch)
-        return self.model.classify_subset(theirs, self._carried_subset(keep, batch, theirs))
+        grids = self._grids()
+        known = slots if grids is not None and grids[0] == grids[1] else None
+        return self.model.classify_subset(theirs, self._carried_subset(keep, batch, theirs), known)
 
-    @torch.no_grad()
+    @_answering
     def answer(self, batch: Batch, keep: Tensor, prefix_keep: Tensor | None = None) -> Tensor:
         """The teacher's logits from a subset of the student's tokens, shown as :attr:`masking`
         says; float ``[batch, token]``, and ``[batch, prefix]`` for ``[CLS]``. Tokens beyond the

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rekd_edge.models.encoder import Encoder, TokenReader, TokenView
+from rekd_edge.models.encoder import Encoder, TokenReader, TokenView, key_mask
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
@@ -192,16 +192,25 @@ class Rationalist(nn.Module):
         """
         return self.predictor(view.content, view.position, view.attended, keep, prefix_keep)
 
-    def classify_gathered(self, view: TokenView, index: Tensor, valid: Tensor) -> Tensor:
-        """Logits from the content at ``index`` ``[batch, slot]`` where ``valid``; nothing else is
-        read."""
+    def classify_gathered(self, view: TokenView, index: Tensor, valid: Tensor | None) -> Tensor:
+        """Logits from the content at ``index`` ``[batch, slot]`` where ``valid`` (None:
+        everywhere); nothing else is read."""
         content = gather_tokens(view.content, index)
         position = gather_tokens(view.position, index)
         return self.predictor(content, position, valid)
 
-    def classify_subset(self, view: TokenView, keep: Tensor) -> Tensor:
+    def classify_slots(self, view: TokenView, keep: Tensor, slots: int) -> Tensor:
+        """Logits from the tokens that bool ``keep`` ``[batch, token]`` keeps, at most ``slots`` of
+        an example, and of images as many."""
+        index, valid = gather_slots(keep, slots)
+        return self.classify_gathered(view, index, key_mask(view, valid))
+
+    def classify_subset(self, view: TokenView, keep: Tensor, slots: int | None = None) -> Tensor:
         """Logits from the tokens that bool ``keep`` ``[batch, token]`` keeps, gathered into as many
-        slots as any example needs: :meth:`classify_masked` for less."""
+        slots as any example needs: :meth:`classify_masked` for less. ``slots``, where the caller
+        knows that every example needs as many, saves waiting for the device."""
+        if slots is not None:
+            return self.classify_slots(view, keep, slots)
         slots = max(1, int(keep.sum(dim=1).max()))
         return self.classify_gathered(view, *gather_slots(keep, slots))
 

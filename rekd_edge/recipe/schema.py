@@ -66,6 +66,10 @@ class AugmentSpec(Spec):
     """Pixels of zero padding, at the source resolution, before a random crop; 0 turns it off."""
     flip: bool = False
     """Random horizontal flip."""
+    where: Literal["auto", "loader", "device"] = "auto"
+    """Where images of one size are cropped, flipped, resized and normalised, in training and
+    evaluation: one by one by the loader, or batch by batch on the device, which then holds all of
+    them. The pixels are the same to the last bit. `auto`: on a CUDA device where they fit."""
 
 
 class DataSpec(Spec):
@@ -97,6 +101,9 @@ class DataSpec(Spec):
     """Images: mean and standard deviation that the backbone was trained with, or ImageNet's
     whatever the backbone (published)."""
     augment: AugmentSpec = AugmentSpec()
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that prepare training batches where the device does not; null: none on a CPU, and
+    for images on a CUDA device as many as the machine has cores, at most 8."""
 
 
 class TransferSpec(Spec):
@@ -356,9 +363,18 @@ class TrainSpec(Spec):
     """Share of all steps in which the learning rate rises linearly from 0."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
     gradient_accumulation: int = Field(default=1, ge=1)
-    precision: Literal["no", "auto", "bf16", "fp16"] = "no"
+    precision: Literal["no", "auto", "tf32", "bf16", "fp16"] = "no"
     """Mixed precision of matrix products; weights stay float32. `auto`: bf16 where the machine
-    multiplies it natively (CUDA from compute capability 8.0, CPUs with AMX), otherwise none."""
+    multiplies it natively (CUDA from compute capability 8.0, CPUs with AMX), otherwise none. `no`
+    means float32 throughout; products of a CUDA device that round to TF32 are asked for by name."""
+    compile: bool | Literal["auto", "graphs"] = "auto"
+    """torch.compile of the backbones in training steps (docs/training-speed.md); `graphs` replays
+    them as CUDA graphs too where shapes are constant. `auto`: on CUDA devices with a compiler."""
+    gather: bool | Literal["auto"] = "auto"
+    """exactly_k, `masking: exclude`: joint training's backward pass through kept tokens alone; the
+    same gradients up to rounding (ADR 29). `auto`: on CUDA devices."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Convolutional backbones compute with channels last. `auto`: on CUDA devices."""
     warmup: WarmupSpec = WarmupSpec()
     checkpoint_every_steps: int = Field(default=200, ge=1)
     """Steps between resumable checkpoints; one is also written at every epoch's end."""

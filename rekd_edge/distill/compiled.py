@@ -1,0 +1,139 @@
+"""torch.compile for the backbones, in training steps alone.
+
+What is compiled is the method that runs a backbone's blocks; it stands in for the method only while
+a step runs, so weights keep their names, and evaluation, with its other shapes and modes, compiles
+nothing. Batches of another size than the recipe's (the last of an epoch) run as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rekd_edge.models.convolution import ConvEncoder
+from rekd_edge.models.encoder import Encoder
+from rekd_edge.models.kept import RUN_KEPT, run_kept
+from rekd_edge.recipe.schema import TrainSpec
+
+MOST_VARIANTS = 64
+"""Compiled forms of one method, over all backbones that share it."""
+
+
+def wanted(choice: bool | str, device: torch.device) -> bool:
+    """A recipe's ``true``, ``false`` or ``auto``, which is CUDA alone."""
+    return device.type == "cuda" if choice == "auto" else bool(choice)
+
+
+def compile_mode(train: TrainSpec, device: torch.device) -> str | None:
+    """torch.compile's mode for these steps; None: no compilation. Where none is possible a warning
+    says why, unless ``auto`` would not have been told apart."""
+    if not wanted(train.compile, device):
+        return None
+    reason = no_compiler(device)
+    if reason is not None:
+        warnings.warn(
+            f"train.compile: nothing can be compiled on this machine ({reason}); training goes on "
+            "without, and slower. Set train.compile: false to say so in the recipe",
+            stacklevel=2,
+        )
+        return None
+    return "reduce-overhead" if train.compile == "graphs" else "default"
+
+
+@cache
+def no_compiler(device: torch.device) -> str | None:
+    """Why torch.compile does not work on ``device``, found out by trying; None where it does."""
+    probe = torch.ones(8, device=device, requires_grad=True)
+    try:
+        torch.compile(_probe)(probe).backward()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    return None
+
+
+def _probe(value: Tensor) -> Tensor:
+    return (value.sin() * value).sum()
+
+
+def use_channels_last(models: Iterable[nn.Module]) -> None:
+    """Convolutional backbones of ``models`` compute with channels last from now on."""
+    for model in models:
+        for part in model.modules():
+            if isinstance(part, ConvEncoder):
+                part.backbone.to(memory_format=torch.channels_last)
+
+
+class CompiledBackbones:
+    """Compiled forms of the backbones in ``models``, for batches of ``batch_size`` examples.
+
+    ``mode`` as :func:`compile_mode` gives it. ``varying``: the number of tokens changes from batch
+    to batch, and one form serves them all. ``backend``: torch.compile's.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[nn.Module],
+        *,
+        mode: str | None,
+        batch_size: int,
+        varying: bool = False,
+        backend: str = "inductor",
+    ) -> None:
+        self.graphs = mode == "reduce-overhead" and not varying
+        self._active = False
+        self._forms: list[tuple[nn.Module, str, _Form]] = []
+        if mode is None:
+            return
+        compiled: Any = partial(
+            torch.compile,
+            dynamic=varying,
+            backend=backend,
+            mode="reduce-overhead" if self.graphs else None,
+        )
+        for part in {part: None for model in models for part in model.modules()}:
+            methods: dict[str, Callable[..., Any]] = {}
+            if isinstance(part, Encoder):
+                methods = {"forward": part.forward, RUN_KEPT: partial(run_kept, part)}
+            elif isinstance(part, ConvEncoder):
+                methods = {"_features": part._features}
+            for name, method in methods.items():
+                form = _Form(method, compiled(method), batch_size)
+                self._forms.append((part, name, form))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """In force inside."""
+        if not self._forms:
+            yield
+            return
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        with ExitStack() as stack:
+            limit = torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS)  # type: ignore[attr-defined]
+            stack.enter_context(limit)
+            for part, name, form in self._forms:
+                # Not a parameter, buffer or module: it is nobody's state, and hides the method.
+                part.__dict__[name] = form
+                stack.callback(part.__dict__.pop, name)
+            yield
+
+
+class _Form:
+    """A method and its compiled form, which takes batches of one size."""
+
+    def __init__(
+        self, plain: Callable[..., Any], compiled: Callable[..., Any], batch_size: int
+    ) -> None:
+        self.plain = plain
+        self.compiled = compiled
+        self.batch_size = batch_size
+
+    def __call__(self, content: Tensor, *others: Any, **named: Any) -> Any:
+        form = self.compiled if len(content) == self.batch_size else self.plain
+        return form(content, *others, **named)
