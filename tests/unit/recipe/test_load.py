@@ -88,8 +88,8 @@ def test_every_problem_is_reported_with_file_line_and_suggestion(
         "r.yaml:4: rational_ratio: unknown key (did you mean 'rationale_ratio'?)",
         "r.yaml:9: data.sorce: unknown key (did you mean 'source'?)",
         "r.yaml:16: student.train.epochs: input should be greater than or equal to 1, not 0",
-        "r.yaml:17: student.train.precision: must be one of 'no', 'auto', 'bf16', 'fp16', not "
-        "'fp8' (did you mean 'fp16'?)",
+        "r.yaml:17: student.train.precision: must be one of 'no', 'auto', 'tf32', 'bf16', 'fp16', "
+        "not 'fp8' (did you mean 'fp16'?)",
         "r.yaml:18: student.train.learning_rate: input should be a valid number, unable to parse "
         "string as a number, not 'fast'",
         "--set nonsense: an override is written key.path=value",
