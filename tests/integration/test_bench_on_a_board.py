@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import shutil
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from rekd_edge.bench.baseline import values_of
+from rekd_edge.bench.load import LoadReport
 from rekd_edge.boards.address import BoardAddress
 from rekd_edge.boards.load_test import load_test_job, run_load_test_on_board
 from rekd_edge.boards.openssh import SshBoard
@@ -192,6 +196,31 @@ def test_a_false_report_is_refused(written: bytes, path: str, value: Any, messag
         checked_report(json.dumps(document).encode(), promised)
 
 
+def test_a_report_without_one_of_its_parts_is_refused_or_does_as_well(written: bytes) -> None:
+    whole = json.loads(written)
+    places = [(whole, key) for key in whole]
+    places += [
+        (whole[part], key) for part in ("machine", "state", "cold_start") for key in whole[part]
+    ]
+    places += [
+        (whole["state"][part], key)
+        for part in ("clock_mhz", "energy")
+        for key in whole["state"][part]
+    ]
+    refused = 0
+    for part, key in places:
+        value = part.pop(key)
+        try:
+            found = checked_report(json.dumps(whole).encode(), {})
+        except ValueError:
+            refused += 1
+        else:
+            LoadReport(found).render(Console(file=io.StringIO()))
+            values_of(found)
+        part[key] = value
+    assert refused > 60
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 10**6, b'{"a":' * 10**5])
 def test_what_is_no_report_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="document"):
@@ -282,7 +311,9 @@ class TestCommand:
         assert done.stderr.count("\n") == 2
         assert done.stdout == ""
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    @pytest.mark.parametrize(
+        "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+    )
     def test_interrupted_in_the_middle(
         self, words: list[str], place: Path, tmp_path: Path, number: signal.Signals
     ) -> None:
