@@ -125,15 +125,11 @@ def open_server(folder: Path) -> Iterator[Server]:
     folder.mkdir()
     (folder / "authorized_keys").write_text(write_key(folder / "user_key"), encoding="utf-8")
     host_key = write_key(folder / "host_key")
-    for _ in range(5):
-        server = _start(program, folder, host_key)
-        if wait_until(lambda: _greets(server) or server.process.poll() is not None, START_S):
-            if server.process.poll() is None:
-                break
-        server.process.kill()
-        server.process.wait()
-        if "in use" not in server.log:  # another test may have taken the port
+    server = _start(program, folder, host_key)
+    while server.process.poll() is not None:
+        if "in use" not in server.log:  # else another test has taken the port
             absent(f"an OpenSSH server does not start here: {server.log.strip()}")
+        server = _start(program, folder, host_key)
     try:
         _require_login(server)
         yield server
@@ -144,6 +140,7 @@ def open_server(folder: Path) -> Iterator[Server]:
 
 
 def _start(program: str, folder: Path, host_key: str) -> Server:
+    """A server that greets, or has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -156,7 +153,11 @@ def _start(program: str, folder: Path, host_key: str) -> Server:
             stderr=log,
             start_new_session=True,
         )
-    return Server(port, folder, process)
+    server = Server(port, folder, process)
+    if not wait_until(lambda: _greets(server) or process.poll() is not None, START_S):
+        process.kill()
+        process.wait()
+    return server
 
 
 def _greets(server: Server) -> bool:
