@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,4 +92,4 @@ def load_test(
     with tempfile.TemporaryDirectory(prefix="rekd-edge-examples-") as folder:
         write_examples(Path(folder), examples.examples, examples.labels)
         report = run_load_test(bundle, Path(folder), wanted, logs=logs, progress=progress)
-    return LoadReport({**report.document, "inputs": examples.source})
+    return replace(report, document={**report.document, "inputs": examples.source})
