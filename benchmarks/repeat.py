@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--scenario", choices=SCENARIOS, default="single-stream")
     parser.add_argument("--scope", choices=("compute", "end_to_end"), default="compute")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--min-duration-s", type=float, default=30.0)
+    parser.add_argument("--min-duration-s", type=float, default=60.0)
     options = parser.parse_args()
     if options.runs < 2:
         parser.error("--runs: at least 2")
