@@ -273,15 +273,21 @@ class TestCommand:
             *("--remote-python", sys.executable, "--remote-folder", str(place)),
         ]
 
-    def test_measures_and_holds_to_a_profile(self, words: list[str], tmp_path: Path) -> None:
-        profile = tmp_path / "this.yaml"
-        profile.write_text(
+    @pytest.fixture
+    def profile(self, tmp_path: Path) -> Path:
+        path = tmp_path / "this.yaml"
+        path.write_text(
             "schema_version: 1\nname: this\ndescription: here\nreached_by: ssh\n"
             f"machine: {{architecture: {platform.machine()}}}\n"
             "measured_as: {scenario: SingleStream, scope: compute, threads: 1}\n"
             "budgets: {p90_latency_ms: 1000, peak_memory_mb: 1, size_mb: 100, "
             "accuracy_drop_points: 1}\n"
         )
+        return path
+
+    def test_measures_and_holds_to_a_profile(
+        self, words: list[str], profile: Path, tmp_path: Path
+    ) -> None:
         output = tmp_path / "o.json"
         options = ["--profile", str(profile), "--json", str(output), "--min-duration-s", "0.5"]
         options += ["--fail-on", "size_mb>0.001"]
@@ -292,6 +298,22 @@ class TestCommand:
         assert document["profile"]["results"][3]["measured"] is None
         assert document["scenario"] == "SingleStream"
         assert document["bundle"]["name"] == document["name"]
+
+    def test_a_profile_holds_here_too(
+        self,
+        text_bundle: Path,
+        profile: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        texts = tmp_path / "texts.txt"
+        texts.write_text("A dull film.\n")
+        options = ["--inputs", str(texts), "--quick", "--profile", str(profile)]
+        with pytest.raises(GateError, match=r"(?s)the result is INVALID.*peak_memory_mb is"):
+            run_here("bench", str(text_bundle), *options)
+        assert "this: p90_latency_ms" in capsys.readouterr().out
+        with pytest.raises(UsageError, match="--threads 2: this is measured with 1"):
+            run_here("bench", str(text_bundle), *options, "--threads", "2")
 
     def test_another_kind_of_board_is_refused_before_anything_is_copied(
         self, words: list[str]
