@@ -249,7 +249,7 @@ def test_size_and_accuracy_are_those_of_the_bundle(text_bundle: Path) -> None:
 def test_a_report_of_another_model_is_refused(text_bundle: Path, written: bytes) -> None:
     document = json.loads(written)
     machine = {"architecture": "x86_64", "cores_available": 2}
-    report = MeasuredReport.model_validate({**document, "machine": machine, "threads": 2})
+    report = MeasuredReport.model_validate({**document, "machine": machine})
     profile = load_device("x86-two-core")
     assert judge(profile, report, open_bundle(text_bundle))[1].passed
     other = report.model_copy(update={"model_sha256": "0" * 64})
