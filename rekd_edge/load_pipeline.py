@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,4 +102,4 @@ def load_test(
             report = run_load_test_on_board(
                 board, bundle, Path(folder), wanted, progress=progress, inspect=inspect
             )
-    return LoadReport({**report.document, "inputs": examples.source})
+    return replace(report, document={**report.document, "inputs": examples.source})

@@ -125,6 +125,22 @@ def open_server(folder: Path) -> Iterator[Server]:
     folder.mkdir()
     (folder / "authorized_keys").write_text(write_key(folder / "user_key"), encoding="utf-8")
     host_key = write_key(folder / "host_key")
+    server = _start(program, folder, host_key)
+    while server.process.poll() is not None:
+        if "in use" not in server.log:  # else another test has taken the port
+            absent(f"an OpenSSH server does not start here: {server.log.strip()}")
+        server = _start(program, folder, host_key)
+    try:
+        _require_login(server)
+        yield server
+    finally:
+        server.drop_connections()
+        server.process.terminate()
+        server.process.wait(timeout=START_S)
+
+
+def _start(program: str, folder: Path, host_key: str) -> Server:
+    """A server that greets, or has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -138,32 +154,30 @@ def open_server(folder: Path) -> Iterator[Server]:
             start_new_session=True,
         )
     server = Server(port, folder, process)
+    if not wait_until(lambda: _greets(server) or process.poll() is not None, START_S):
+        process.kill()
+        process.wait()
+    return server
+
+
+def _greets(server: Server) -> bool:
     try:
-        _require_login(server)
-        yield server
-    finally:
-        server.drop_connections()
-        process.terminate()
-        process.wait(timeout=START_S)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=START_S) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
 
 
 def _require_login(server: Server) -> None:
     """Some accounts may not log in (a locked one, without PAM): that is no failure of a test."""
     words = ["ssh", "-p", str(server.port), "-i", str(server.identity), "-o", "BatchMode=yes"]
     words += ["-o", f"UserKnownHostsFile={server.known_hosts}", "-o", "IdentitiesOnly=yes"]
-    ended = None
-    deadline = time.monotonic() + START_S
-    while server.process.poll() is None and time.monotonic() < deadline:
-        ended = subprocess.run(
-            [*words, f"{getuser()}@127.0.0.1", "true"], capture_output=True, check=False
-        )
-        if ended.returncode == 0:
-            return
-        if b"Connection refused" not in ended.stderr:
-            break
-        time.sleep(0.05)
-    said = "" if ended is None else ended.stderr.decode(errors="replace")
-    absent(f"nobody can log in to an OpenSSH server here: {said.strip()} {server.log.strip()}")
+    ended = subprocess.run(
+        [*words, f"{getuser()}@127.0.0.1", "true"], capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        said = f"{ended.stderr.strip()} {server.log.strip()}"
+        absent(f"nobody can log in to an OpenSSH server here: {said}")
 
 
 def at_work(folder: Path) -> list[int]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -36,6 +35,7 @@ PROGRAM_FILE = "rekd_bench.py"
 EXAMPLES_FILE = "examples.jsonl"
 LOGS_SUFFIX = ".loadgen"
 """Of the folder with LoadGen's logs beside ``NAME.json``: ``NAME.loadgen``."""
+LOG_FILES = "mlperf_log_*"
 SCENARIOS = {
     "single-stream": "SingleStream",
     "multi-stream": "MultiStream",
@@ -115,26 +115,37 @@ def run_load_test(
         ]
         _run(command, progress)
         document = json.loads(report.read_text(encoding="utf-8"))
-        if logs is not None and (folder / f"report{LOGS_SUFFIX}").is_dir():
-            _put(folder / f"report{LOGS_SUFFIX}", logs)
-    return LoadReport(document)
+        written = folder / f"report{LOGS_SUFFIX}"
+        notes = _put(written, logs) if logs is not None and written.is_dir() else ()
+    return LoadReport(document, notes)
 
 
-def _put(logs: Path, place: Path) -> None:
-    """Copies the folder ``logs`` to ``place``, whole, over the logs of an earlier run."""
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as name:
-        whole = Path(shutil.copytree(logs, Path(name) / "logs"))
-        if place.is_dir():
-            for file in place.glob("mlperf_log_*"):
-                file.unlink()
-            with suppress(OSError):
+def require_place_for_logs(folder: Path) -> None:
+    """Raises :class:`UsageError` where ``folder`` is anything but LoadGen's logs of an earlier
+    run, which are replaced."""
+    others = []
+    if folder.is_dir():
+        others = [path for path in folder.iterdir() if not path.match(LOG_FILES)]
+    if others or (folder.exists() and not folder.is_dir()):
+        raise UsageError(
+            f"{folder} is in the way of LoadGen's logs", hint="move it, or name another --json file"
+        )
+
+
+def _put(logs: Path, place: Path) -> tuple[str, ...]:
+    """Copies the folder ``logs`` to ``place``, whole, over the logs of an earlier run. Where that
+    fails the measurement is not lost: the reason is returned."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as name:
+            whole = Path(shutil.copytree(logs, Path(name) / "logs"))
+            if place.is_dir():
+                for file in place.glob(LOG_FILES):
+                    file.unlink()
                 place.rmdir()
-        try:
             whole.rename(place)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {place}: {error.strerror or error}", hint="move what is there away"
-            ) from error
+    except OSError as error:
+        return (f"LoadGen's logs could not be kept in {place}: {error.strerror or error}",)
+    return ()
 
 
 def _run(command: Sequence[str], progress: Callable[[str], None]) -> None:

@@ -83,14 +83,12 @@ class Link:
         wait = left if within_s is None else min(left, within_s)
         ready, _, _ = select.select([0, *others], [], [], wait)
         if 0 in ready:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 chunk = os.read(0, CHUNK)
-            except BlockingIOError:
-                return []
-            if not chunk:
-                raise GoneError
-            self._buffer += chunk
-            self.heard = time.monotonic()
+                if not chunk:
+                    raise GoneError
+                self._buffer += chunk
+                self.heard = time.monotonic()
         return [handle for handle in ready if handle != 0]
 
     def line(self) -> str:

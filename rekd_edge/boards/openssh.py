@@ -135,17 +135,24 @@ def explained(board: SshBoard, complaint: str) -> RemoteDeviceError:
     """What ssh wrote before it gave up, as one message with what to do."""
     where = str(board.address)
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in complaint:
+        place = re.search(r"^Offending \S+ key in (.+):(\d+)", complaint, re.MULTILINE)
+        known = f" (known: line {place[2]} of {printable(place[1])})" if place else ""
         return RemoteDeviceError(
-            f"the host key of {where} has changed: it is another machine, a new installation, or "
-            "somebody between",
+            f"the host key of {where} has changed{known}: it is another machine, a new "
+            "installation, or somebody between",
             hint=f"compare it with the board's own (`{FINGERPRINT}`, run there); only if they "
             f"agree: {board.forgetting()} && {board.acceptance()}",
         )
-    if "host key is known for" in complaint or "Host key verification failed" in complaint:
+    if "host key is known for" in complaint:
         return RemoteDeviceError(
             f"the host key of {where} is not known, and no key is accepted unseen",
             hint=f"run `{board.acceptance()}`, compare the fingerprint that it shows with the "
             f"board's own (`{FINGERPRINT}`, run there), and say yes only if they agree",
+        )
+    if "UNPROTECTED PRIVATE KEY FILE" in complaint:
+        return RemoteDeviceError(
+            "ssh does not use a private key that others can read: " + last_line(complaint),
+            hint="chmod 600 the key's file",
         )
     if "Permission denied" in complaint or "Too many authentication failures" in complaint:
         return RemoteDeviceError(

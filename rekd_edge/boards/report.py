@@ -74,6 +74,12 @@ class _Clock(_Part):
     source: Text | None
     reason: Text | None
 
+    @model_validator(mode="after")
+    def _whole(self) -> _Clock:
+        if len({value is None for value in (self.before, self.after, self.min, self.max)}) > 1:
+            raise ValueError("a part of the clock's values is missing")
+        return self
+
 
 class _Counters(_Part):
     before: Counts
@@ -99,6 +105,12 @@ class _Energy(_Part):
     counted: list[Text] = []
     zones_j: Numbers = {}
     poll_count: Count = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> _Energy:
+        if self.source is not None and self.model_fields_set != type(self).model_fields.keys():
+            raise ValueError("a part of the energy is missing")
+        return self
 
 
 class _State(_Part):
@@ -207,15 +219,18 @@ class BoardReport(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> BoardReport:
-        if self.mode == "AccuracyOnly":
-            if self.quality is None:
-                raise ValueError("AccuracyOnly without quality")
+        if (self.mode == "AccuracyOnly") != (self.quality is not None):
+            raise ValueError(f"{self.mode} and its quality do not agree")
+        if self.quality is not None:
             return self
-        due = {"stability", "result_50_percentile_latency_ns", "result_90_percentile_latency_ns"}
+        due = {name for name in type(self).model_fields if name.endswith("_latency_ns")}
+        due |= {"result_sample_count", "result_duration_ns", "stability"}
         if self.scenario == "Offline":
+            due = {name for name in due if not name.startswith("early_stopping")}
             due.add("result_samples_per_second")
-        if not due <= self.model_fields_set or not self.samples_ns:
-            raise ValueError("no latencies")
+        missing = sorted(due - self.model_fields_set)
+        if missing or not self.samples_ns:
+            raise ValueError(f"no latencies: {', '.join(missing) or 'samples_ns'}")
         if len(self.sample_examples) != len(self.samples_ns):
             raise ValueError("sample_examples are not as many as samples_ns")
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import secrets
 import shlex
 import subprocess
@@ -17,8 +18,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast
 
@@ -219,7 +221,7 @@ _KINDS: dict[int, type[RekdEdgeError]] = {2: UsageError, 4: BackendError, 6: Int
 def _failure(board: SshBoard, exit_code: int, lines: list[str]) -> RekdEdgeError:
     """What the program there ended with. Its messages and exit codes are like those here."""
     message, hint = lines[-1] if lines else f"exit code {exit_code}", None
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in pairwise([*lines, ""]):
         if line.startswith(("error: ", "unexpected: ")):
             message = line.removeprefix("error: ")
             hint = following.removeprefix("hint: ") if following.startswith("hint: ") else None
@@ -378,6 +380,8 @@ class _Connection:
         """The next one that is no refusal; says that somebody is here for as long as it waits."""
         until = time.monotonic() + within_s
         while True:
+            if time.monotonic() >= self._last_sign + SIGN_OF_LIFE_S:
+                self._give_sign()
             wait = min(self._last_sign + SIGN_OF_LIFE_S, until) - time.monotonic()
             try:
                 return self._judged(self._events.get(timeout=max(0.0, wait)))
@@ -387,7 +391,23 @@ class _Connection:
                         f"{self.board.address} has not answered for {within_s:g} s",
                         hint="it may be busy or short of memory; what was started there ends",
                     ) from None
-                self.send(b"\n")
+
+    def _give_sign(self) -> None:
+        """Nobody may be there to hear it, and what was said last still be on its way."""
+        self._last_sign = time.monotonic()
+        with suppress(OSError), self._not_for_ever():
+            self._input.write(b"\n")
+            self._input.flush()
+
+    @contextmanager
+    def _not_for_ever(self) -> Iterator[None]:
+        """The connection ends where the board takes nothing of what is sent."""
+        stalled = threading.Timer(STALL_S, self._process.kill)
+        stalled.start()
+        try:
+            yield
+        finally:
+            stalled.cancel()
 
     def payload(self, count: int) -> bytes:
         found = self.event(READY_S)
@@ -397,11 +417,10 @@ class _Connection:
 
     def send(self, content: bytes) -> None:
         """Raises what the board said before it stopped listening, where it has."""
-        stalled = threading.Timer(STALL_S, self._process.kill)
-        stalled.start()
         try:
-            self._input.write(content)
-            self._input.flush()
+            with self._not_for_ever():
+                self._input.write(content)
+                self._input.flush()
         except OSError:
             # Whatever it said, it ends with the end of the connection.
             while True:
@@ -409,8 +428,6 @@ class _Connection:
                     self._judged(self._events.get(timeout=FAREWELL_S))
                 except queue.Empty:
                     raise self._lost() from None
-        finally:
-            stalled.cancel()
         self._last_sign = time.monotonic()
 
     def _judged(self, event: Any) -> Any:
@@ -441,8 +458,8 @@ class _Connection:
                 hint="the board ends the program and removes its files by itself, at the latest "
                 f"after {SILENCE_S:g} s; then try again",
             )
-        if _TOO_OLD in complaint:
-            version = printable(complaint.partition(_TOO_OLD)[2].split()[0])
+        if too_old := re.search(rf"^{_TOO_OLD} (\d+\.\d+)\s*$", complaint, re.MULTILINE):
+            version = too_old[1]
             oldest = ".".join(map(str, OLDEST_PYTHON))
             return BackendError(
                 f"{where} has Python {version}, and {oldest} is the oldest that will do",

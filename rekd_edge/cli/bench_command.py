@@ -243,9 +243,8 @@ def bench(
             cold_starts=cold_starts,
             quick=quick,
         )
-    outputs = (junit, markdown, None if json_path is None else Path(json_path))
     record, rules, before = _opened_gates(
-        bundle, fail_on or [], baseline, outputs, elsewhere=place.board is not None
+        bundle, fail_on or [], baseline, (junit, markdown), elsewhere=place.board is not None
     )
     from rich.markup import escape
 
@@ -340,7 +339,7 @@ def _opened_gates(
     rules = parse_rules(fail_on)
     before = None if baseline is None else read_baseline(baseline)
     for path in outputs:
-        if path is not None and str(path) != "-":
+        if path is not None:
             require_writable(path)
     opened = open_bundle(bundle)
     record = BundleRecord.of(

@@ -21,6 +21,7 @@ OPTIONAL = {
     "optuna": "pip install 'rekd-edge[sweep]' (sweeps)",
     "matplotlib": "pip install 'rekd-edge[figures]' (rekd-edge costs; sweeps have it too)",
     "openvino": "pip install 'rekd-edge[openvino]' (for --target openvino)",
+    "mlcommons-loadgen": "pip install 'rekd-edge[loadgen]' (for bench --loadgen)",
     "tensorrt": "pip install 'rekd-edge[trt]' (downloads from NVIDIA; needs a GPU to build)",
     "tensorrt-rtx-cu13": "pip install 'rekd-edge[trt-rtx]' (builds engines without a GPU)",
     "torch-tensorrt": "pip install torch-tensorrt of torch's own number (for --target torch-trt)",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rekd_edge.cli.console import require_writable
 from rekd_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,18 +55,21 @@ def measure_load(
     place: Place,
 ) -> LoadReport:
     """LoadGen's logs go beside ``json_path``, where that is a file."""
-    from rekd_edge.bench.load import LOGS_SUFFIX
+    from rekd_edge.bench.load import LOGS_SUFFIX, require_place_for_logs
     from rekd_edge.export_pipeline import BENCH_EXAMPLES
     from rekd_edge.load_pipeline import load_examples, load_test
 
+    logs = None
+    if json_path is not None and json_path != "-":
+        report = Path(json_path)
+        require_writable(report)
+        if request["loadgen"]:
+            logs = report.with_name(f"{report.stem}{LOGS_SUFFIX}")
+            require_place_for_logs(logs)
     accuracy = request["mode"] == "AccuracyOnly"
     examples = load_examples(
         bundle, run=run, inputs_file=inputs, limit=None if accuracy else BENCH_EXAMPLES
     )
-    logs = None
-    if request["loadgen"] and json_path not in (None, "-"):
-        report = Path(json_path or "")
-        logs = report.with_name(f"{report.stem}{LOGS_SUFFIX}")
     return load_test(
         bundle,
         request,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import shutil
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from rekd_edge.bench.baseline import values_of
+from rekd_edge.bench.load import LoadReport
 from rekd_edge.boards.address import BoardAddress
 from rekd_edge.boards.load_test import load_test_job, run_load_test_on_board
 from rekd_edge.boards.openssh import SshBoard
@@ -192,6 +196,31 @@ def test_a_false_report_is_refused(written: bytes, path: str, value: Any, messag
         checked_report(json.dumps(document).encode(), promised)
 
 
+def test_a_report_without_one_of_its_parts_is_refused_or_does_as_well(written: bytes) -> None:
+    whole = json.loads(written)
+    places = [(whole, key) for key in whole]
+    places += [
+        (whole[part], key) for part in ("machine", "state", "cold_start") for key in whole[part]
+    ]
+    places += [
+        (whole["state"][part], key)
+        for part in ("clock_mhz", "energy")
+        for key in whole["state"][part]
+    ]
+    refused = 0
+    for part, key in places:
+        value = part.pop(key)
+        try:
+            found = checked_report(json.dumps(whole).encode(), {})
+        except ValueError:
+            refused += 1
+        else:
+            LoadReport(found).render(Console(file=io.StringIO()))
+            values_of(found)
+        part[key] = value
+    assert refused > 60
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 10**6, b'{"a":' * 10**5])
 def test_what_is_no_report_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="document"):
@@ -220,7 +249,7 @@ def test_size_and_accuracy_are_those_of_the_bundle(text_bundle: Path) -> None:
 def test_a_report_of_another_model_is_refused(text_bundle: Path, written: bytes) -> None:
     document = json.loads(written)
     machine = {"architecture": "x86_64", "cores_available": 2}
-    report = MeasuredReport.model_validate({**document, "machine": machine, "threads": 2})
+    report = MeasuredReport.model_validate({**document, "machine": machine})
     profile = load_device("x86-two-core")
     assert judge(profile, report, open_bundle(text_bundle))[1].passed
     other = report.model_copy(update={"model_sha256": "0" * 64})
@@ -244,15 +273,21 @@ class TestCommand:
             *("--remote-python", sys.executable, "--remote-folder", str(place)),
         ]
 
-    def test_measures_and_holds_to_a_profile(self, words: list[str], tmp_path: Path) -> None:
-        profile = tmp_path / "this.yaml"
-        profile.write_text(
+    @pytest.fixture
+    def profile(self, tmp_path: Path) -> Path:
+        path = tmp_path / "this.yaml"
+        path.write_text(
             "schema_version: 1\nname: this\ndescription: here\nreached_by: ssh\n"
             f"machine: {{architecture: {platform.machine()}}}\n"
             "measured_as: {scenario: SingleStream, scope: compute, threads: 1}\n"
             "budgets: {p90_latency_ms: 1000, peak_memory_mb: 1, size_mb: 100, "
             "accuracy_drop_points: 1}\n"
         )
+        return path
+
+    def test_measures_and_holds_to_a_profile(
+        self, words: list[str], profile: Path, tmp_path: Path
+    ) -> None:
         output = tmp_path / "o.json"
         options = ["--profile", str(profile), "--json", str(output), "--min-duration-s", "0.5"]
         options += ["--fail-on", "size_mb>0.001"]
@@ -263,6 +298,22 @@ class TestCommand:
         assert document["profile"]["results"][3]["measured"] is None
         assert document["scenario"] == "SingleStream"
         assert document["bundle"]["name"] == document["name"]
+
+    def test_a_profile_holds_here_too(
+        self,
+        text_bundle: Path,
+        profile: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        texts = tmp_path / "texts.txt"
+        texts.write_text("A dull film.\n")
+        options = ["--inputs", str(texts), "--quick", "--profile", str(profile)]
+        with pytest.raises(GateError, match=r"(?s)the result is INVALID.*peak_memory_mb is"):
+            run_here("bench", str(text_bundle), *options)
+        assert "this: p90_latency_ms" in capsys.readouterr().out
+        with pytest.raises(UsageError, match="--threads 2: this is measured with 1"):
+            run_here("bench", str(text_bundle), *options, "--threads", "2")
 
     def test_another_kind_of_board_is_refused_before_anything_is_copied(
         self, words: list[str]
@@ -282,7 +333,9 @@ class TestCommand:
         assert done.stderr.count("\n") == 2
         assert done.stdout == ""
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    @pytest.mark.parametrize(
+        "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+    )
     def test_interrupted_in_the_middle(
         self, words: list[str], place: Path, tmp_path: Path, number: signal.Signals
     ) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -282,6 +283,7 @@ def test_the_program_writes_a_whole_report(alone: Path, text_bundle: Path, texts
     ("fields", "exit_code", "said"),
     [
         ({"threads": 0}, 2, "threads 0 is not from 1 to 4096"),
+        ({"seed": -1}, 2, "seed -1 is not from 0"),
         ({"scenario": "Online"}, 2, "scenario 'Online' is none of"),
         ({"provider": "NoneExecutionProvider"}, 4, "this onnxruntime has no NoneExecutionProvider"),
     ],
@@ -488,6 +490,42 @@ def test_an_input_that_fails_under_loadgen_ends_with_its_message(
     assert not any(path.name.startswith(".") for path in alone.parent.iterdir())
 
 
+def test_what_is_in_the_way_of_the_logs_is_left_alone(
+    alone: Path, text_bundle: Path, texts: Path, lines: Path, tmp_path: Path
+) -> None:
+    mine = alone.parent / "report.loadgen" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    done = launch(command(alone, text_bundle, texts, loadgen=True), alone.parent)
+    assert (done.returncode, "is in the way" in done.stderr) == (2, True)
+    words = ["--scenario", "offline", "--loadgen", "--inputs", str(lines)]
+    result = command_line(str(text_bundle), *words, "--json", str(alone.parent / "report.json"))
+    assert isinstance(result.exception, UsageError)
+    assert "is in the way" in str(result.exception)
+    assert mine.read_text() == "mine"
+
+
+def test_the_command_keeps_loadgens_logs_of_the_last_run(
+    text_bundle: Path, lines: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    out = tmp_path / "load.json"
+    words = ["--scenario", "offline", "--loadgen", "--quick", "--cold-starts", "0"]
+    words += ["--min-duration-s", "0.2", "--inputs", str(lines), "--json", str(out)]
+    for _ in range(2):
+        done = command_line(str(text_bundle), *words)
+        assert done.exit_code == 0, done.output
+        report = json.loads(out.read_text())
+        rate = f"Samples per second: {report['loadgen']['result_samples_per_second']:.6g}"
+        assert rate in (tmp_path / "load.loadgen" / "mlperf_log_summary.txt").read_text()
+    assert "driven by MLCommons LoadGen" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "load.json",
+        "load.loadgen",
+        "texts.txt",
+    }
+
+
 def test_without_loadgen_it_says_what_to_install(
     alone: Path, text_bundle: Path, texts: Path
 ) -> None:
@@ -676,3 +714,14 @@ def test_a_report_is_shown_whole() -> None:
         "note: one note",
     ):
         assert part in shown
+
+
+def test_the_script_that_repeats_finds_the_spread(text_bundle: Path, lines: Path) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "repeat.py"))
+    asked = {"schema_version": 1, "scenario": "SingleStream", **QUICKLY, "min_query_count": 64}
+    found = script["repeat"](text_bundle, load_examples(text_bundle, inputs_file=lines), asked, 2)
+    medians = [run["result_50_percentile_latency_ns"] for run in found["runs"]]
+    assert len(medians) == 2
+    assert found["p50_spread"] == pytest.approx(abs(medians[0] - medians[1]) / (sum(medians) / 2))
+    assert found["input_count"] == len(TEXTS)
+    assert json.dumps(found, allow_nan=False)

@@ -202,6 +202,7 @@ class Request:
             ("idle_gap_ms", 0, 1e6),
             ("cold_starts", 0, 1000),
             ("target_latency_ms", 1e-6, 1e9),
+            ("seed", 0, 2**63),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -414,12 +415,12 @@ class Windows:
 def windows_of(samples_ns: Sequence[int], queries: Sequence[int]) -> Windows:
     """``queries[i]`` names the query that sample i answered."""
     by_query: dict[int, list[int]] = {}
-    for query, sample in zip(queries, samples_ns):  # noqa: B905 (one length by construction)
+    for query, sample in zip(queries, samples_ns, strict=True):
         by_query.setdefault(query, []).append(sample)
     repeated = min(map(len, by_query.values()), default=0) >= LEAST_PASSES
     if repeated:
         usual = {query: median_interval(sorted(own))[0] for query, own in by_query.items()}
-        relative = [s / usual[q] for s, q in zip(samples_ns, queries)]  # noqa: B905
+        relative = [s / usual[q] for s, q in zip(samples_ns, queries, strict=True)]
     else:
         whole = median_interval(sorted(samples_ns))[0] if samples_ns else 1.0
         relative = [sample / whole for sample in samples_ns]
@@ -525,7 +526,7 @@ class Energy:
             value = _number(counter)
             if value is not None:
                 before = self._last.get(name, value)
-                step = value - before if value >= before else value - before + wrap
+                step = (value - before) % wrap if wrap else max(0, value - before)
                 self.joules[name] = self.joules.get(name, 0.0) + step / 1e6
                 self._last[name] = value
         for name, (first, second, unit) in self._rails.items():
@@ -763,8 +764,9 @@ class Watch:
             ("other_work_cores", "stolen_share", "waiting_share")
         )
         ticks, later = self.before["ticks"], self.after["ticks"]
-        if ticks is not None and later is not None and later[2] > ticks[2]:
-            busy, stolen, total = (b - a for a, b in zip(ticks, later))  # noqa: B905
+        # Ticks are hundredths of a second: of a shorter time they say too little.
+        if ticks is not None and later is not None and self.seconds >= 1 and later[2] > ticks[2]:
+            busy, stolen, total = (b - a for a, b in zip(ticks, later, strict=True))
             own = self.after["own_s"] - self.before["own_s"]
             per_second = os.sysconf("SC_CLK_TCK")
             found["other_work_cores"] = max(0.0, busy / per_second - own) / self.seconds
@@ -821,12 +823,13 @@ class Watch:
 
     def to_json(self, queries: int) -> dict[str, Any]:
         clocks = [clock for _, clock in self.clocks]
+        during = [clock for answered, clock in self.clocks if answered] or clocks
         return {
             "clock_mhz": {
                 "before": clocks[0] if clocks else None,
                 "after": clocks[-1] if clocks else None,
-                "min": min(clocks, default=None),
-                "max": max(clocks, default=None),
+                "min": min(during, default=None),
+                "max": max(during, default=None),
                 "source": self.machine.clock_source,
                 "reason": None if clocks else "neither cpufreq nor /proc/cpuinfo tells",
             },
@@ -890,7 +893,7 @@ class SystemUnderTest:
                 for number in part
             ]
             answers = self.model.run_encoded(encoded)
-            for one, answer in zip(encoded, answers):  # noqa: B905
+            for one, answer in zip(encoded, answers, strict=True):
                 prediction = self.model.decode(one, answer) if self.end_to_end else None
                 found.append(Answered(one, answer, prediction))
         return found
@@ -1040,7 +1043,7 @@ def measure_accuracy(system: SystemUnderTest, request: Request, watch: Watch) ->
     )
     for start in range(0, count, width):
         numbers = range(start, min(start + width, count))
-        for number, one in zip(numbers, system.answer(numbers)):  # noqa: B905
+        for number, one in zip(numbers, system.answer(numbers), strict=True):
             quality.add(system, number, one)
         watch.between(numbers.stop)
     return quality
@@ -1101,7 +1104,7 @@ def measure_with_loadgen(
 
     def keep(numbers: Sequence[int], answered: Sequence[Answered]) -> None:
         if quality is not None:
-            for number, one in zip(numbers, answered):  # noqa: B905
+            for number, one in zip(numbers, answered, strict=True):
                 quality.add(system, number, one)
 
     settings = loadgen_settings(loadgen, request, expected_ns)
@@ -1121,6 +1124,9 @@ def measure_with_loadgen(
         loadgen.DestroyQSL(library)
         loadgen.DestroySUT(under_test)
     (logs / "mlperf_log_trace.json").unlink(missing_ok=True)  # none was asked for
+    if quality is not None and -1 in quality.predicted:
+        missing = quality.predicted.index(-1) + 1
+        raise runtime.RekdRuntimeError(f"LoadGen never asked example {missing}")
     return samples, quality, read_loadgen_log(logs / "mlperf_log_detail.txt")
 
 
@@ -1177,9 +1183,10 @@ def read_loadgen_log(path: Path) -> dict[str, Any]:
 
 
 _FIRST_ANSWER = """
-import time
+import sys, time
 started = time.monotonic_ns()
-import json, signal, sys
+sys.path[:] = [place for place in sys.path if place]  # nothing from the current folder
+import json, signal
 if hasattr(signal, "pthread_sigmask"):
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -1421,7 +1428,10 @@ def run(
         "peak_rss_bytes": max(peaks, default=own_peak),
         "measuring_peak_rss_bytes": own_peak,
         "machine": watch.machine.describe(),
-        "state": watch.to_json(len(samples.latencies_ns) or len(examples)),
+        "state": watch.to_json(
+            (samples.sample_count if request.scenario == "Offline" else len(samples.latencies_ns))
+            or len(examples)
+        ),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "samples_ns": samples.latencies_ns,
         "sample_examples": samples.queries,
@@ -1496,7 +1506,7 @@ def _results(
     else:
         spread = [
             when
-            for when, size in zip(samples.answered_ns, samples.part_sizes)  # noqa: B905
+            for when, size in zip(samples.answered_ns, samples.part_sizes, strict=True)
             for _ in range(size)
         ]
         ordered = sorted(spread)
@@ -1566,6 +1576,18 @@ def logs_folder(report: Path) -> Path:
     return report.with_name(f"{report.stem}.loadgen")
 
 
+def require_place_for_logs(folder: Path) -> None:
+    """Raises :class:`InputError` where ``folder`` is anything but LoadGen's logs of an earlier
+    run, which are replaced."""
+    others = []
+    if folder.is_dir():
+        others = [path.name for path in folder.iterdir() if not path.match("mlperf_log_*")]
+    if others or (folder.exists() and not folder.is_dir()):
+        raise InputError(
+            f"{folder} is in the way of LoadGen's logs", hint="move it, or name another report"
+        )
+
+
 # --- the command ------------------------------------------------------------------------------
 
 
@@ -1592,6 +1614,7 @@ def _measure(options: argparse.Namespace) -> None:
     request = Request.of(document)
     logs = None
     if request.loadgen:
+        require_place_for_logs(logs_folder(report))
         with _GUARD:
             logs = Path(tempfile.mkdtemp(prefix=f".{report.stem[:64]}.", dir=report.parent))
             _TEMPORARY.append(logs)

@@ -422,7 +422,7 @@ def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Co
             std=() if is_text else tuple(float(value) for value in preprocessing["std"]),
             interpolation="" if is_text else str(preprocessing["interpolation"]),
             model_normalises=preprocessing.get("model_normalises", False) is True,
-            pad_id=int(document.get("special_ids", {}).get("pad", 0)) if is_text else 0,
+            pad_id=int((document.get("special_ids") or {}).get("pad", 0)) if is_text else 0,
             runtime=_known_runtime(document.get("runtime", "onnxruntime")),
             settings=SessionSettings.of(document.get("runtime_settings")),
             calibration=Calibration.of(document.get("calibration")),
@@ -434,7 +434,7 @@ def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Co
             and config.interpolation in _PIL_RESAMPLE
         ):
             raise ValueError("the image settings contradict one another")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _broken(f"{path} or {PREPROCESSOR_FILE} is malformed: {error!r}") from error
     return config
 
