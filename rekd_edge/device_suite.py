@@ -256,6 +256,17 @@ class _DeviceTable:
             model = masked_form(fused) if candidate.form == "masked" else fused
         return _Model(model.eval(), built.preprocessor, weights_sha256(model))
 
+    def _identity(self, candidate: CandidateSpec, target: TargetSpec) -> str:
+        """A digest of what a candidate's file follows from."""
+        facts = {
+            "form": candidate.form,
+            "weights": self.model(candidate).sha256,
+            "recipe": self.recipes[candidate.run].model_dump(mode="json"),
+            "target": target.model_dump(mode="json"),
+            "versions": package_versions() | {"rekd-edge": __version__},
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def queries(self, batch: int) -> list[Inputs]:
         """Real test examples, all queries of one shape: texts are padded to the longest of them."""
         held = self.model(self.spec.reference)
@@ -288,12 +299,11 @@ class _DeviceTable:
         candidates = [one for one in self.spec.candidates if target_name in one.targets]
         place = self.folder / f"timing-{self.device}-{target.name}-{batch}.json"
         facts = {
-            "models": {one.name: [one.form, self.model(one).sha256] for one in candidates},
+            "models": {one.name: self._identity(one, target) for one in candidates},
             "asked": self.asked.model_dump(mode="json"),
             "settings": asdict(settings),
             "hardware": hardware(),
             "device": {k: v for k, v in describe_device(self.device).items() if k in _IDENTITY},
-            "versions": package_versions() | {"rekd-edge": __version__},
             "schema_version": SCHEMA_VERSION,
         }
         digest = json.dumps(facts, sort_keys=True, default=str).encode()
@@ -450,7 +460,7 @@ class _DeviceTable:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{candidate.name}.{target.name}.onnx"
         stated = file.with_suffix(".sha256")
-        mark = f"{held.sha256} {package_versions()['torch']} {__version__}"
+        mark = self._identity(candidate, target)
         if not file.is_file() or not stated.is_file() or stated.read_text() != mark:
             metadata = {"candidate": candidate.name, "weights_sha256": held.sha256}
             convert_run(None, held.model, target, file, metadata)

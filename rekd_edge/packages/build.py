@@ -111,9 +111,15 @@ def package_for(model: DeployModel, wanted: MadeOf) -> StoredPackage:
         with suppress(IntegrityError):  # it is only a cache: compiled again
             return read_package(place / PACKAGE_FILE)
     home = packages_dir()
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home.chmod(0o700)
-    work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=home))
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        home.chmod(0o700)
+        work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=home))
+    except OSError as error:
+        raise BackendError(
+            f"{home} cannot be written: {error.strerror or error}",
+            hint="packages are kept in the user's cache; name another with REKD_EDGE_CACHE",
+        ) from error
     try:
         file = work / PACKAGE_FILE
         started = time.monotonic()
