@@ -199,6 +199,7 @@ class _DeviceTable:
         self.device = device
         self.listener = listener
         self._models: dict[str, _Model] = {}
+        self._on_device: dict[tuple[str, bool], Any] = {}
         self._data: TaskData | None = None
         self._examples: list[dict[str, np.ndarray]] | None = None
         base = recipes[spec.reference.run]
@@ -332,7 +333,9 @@ class _DeviceTable:
         not_run: list[dict[str, str]] = []
         before = gpu_state() if self.device == "cuda" else None
         scopes: dict[Transfers, dict[str, DeviceTiming]] = {}
-        with ExitStack() as stack_of, exact_fp32():
+        torch._dynamo.reset()
+        with ExitStack() as stack_of, exact_fp32(), torch._dynamo.config.patch(**_LIMITS):
+            stack_of.callback(self._on_device.clear)
             residents: dict[str, Resident] = {}
             known: dict[str, tuple[CandidateSpec, _Way]] = {}
             for way in self.ways():
@@ -446,13 +449,8 @@ class _DeviceTable:
         if way.runtime in {"torch", "torch-compiled"}:
             if half and self.device != "cuda":
                 raise BackendError("fp16 in torch is timed on a CUDA GPU alone")
-            model: Any = copy.deepcopy(held.model).to(self.device)
-            if half:
-                _halve(model)
-            if way.runtime == "torch-compiled":
-                model = _compiled(model)
             return TorchResident(
-                model,
+                self._in_torch(candidate, way.runtime == "torch-compiled", half),
                 held.inputs,
                 held.outputs,
                 device=self.device,
@@ -469,6 +467,16 @@ class _DeviceTable:
         else:
             runner = file_runner(file, threads=torch.get_num_threads())
         return OnnxResident(opened.enter_context(runner), device=self.device)
+
+    def _in_torch(self, candidate: CandidateSpec, compiled: bool, half: bool) -> Any:
+        """The model on the device, one for both uses of CUDA graphs."""
+        key = (candidate.name, compiled)
+        if key not in self._on_device:
+            model = copy.deepcopy(self.model(candidate).model).to(self.device)
+            if half:
+                _halve(model)
+            self._on_device[key] = _compiled(model) if compiled else model
+        return self._on_device[key]
 
     def _file(self, candidate: CandidateSpec, held: _Model, target: TargetSpec) -> Path:
         """The candidate's ONNX file for a target; made where it is not there."""
@@ -547,6 +555,10 @@ class _DeviceTable:
 _IDENTITY = ("device", "gpu", "compute_capability", "driver", "cuda", "cpu")
 
 
+_LIMITS = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
+"""Forms of one class are compiled one after another; past its limit torch would run them eagerly."""
+
+
 def _halve(model: DeployModel) -> None:
     """Weights of products in fp16, so that autocast need not cast them for each query."""
     for module in model.modules():
@@ -555,18 +567,14 @@ def _halve(model: DeployModel) -> None:
 
 
 def _compiled(model: DeployModel) -> Any:
-    """By torch's compiler, for one shape after another."""
-    torch._dynamo.reset()
+    """By torch's compiler, for one shape."""
     compiled = torch.compile(model, dynamic=False)
 
     def call(*inputs: torch.Tensor) -> Any:
         try:
             return compiled(*inputs)
-        except BackendError:
-            raise
         except torch._dynamo.exc.TorchDynamoException as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise BackendError(f"torch could not compile the model: {first}") from error
+            raise BackendError(f"torch could not compile the model: {first_line(error)}") from error
 
     return call
 

@@ -149,7 +149,7 @@ def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
         try:
             program = export_program(held, inputs)
             if wanted.backend == "torch-trt":
-                _compile_with_tensorrt(program, inputs, wanted, file)
+                _compile_with_tensorrt(program, wanted, file)
             else:
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(file), inductor_configs=dict(OPTIONS)
@@ -176,11 +176,10 @@ def export_program(model: DeployModel, inputs: tuple[torch.Tensor, ...]) -> Any:
         return torch.export.export(model, inputs, dynamic_shapes=(shapes,) if variadic else shapes)
 
 
-def _compile_with_tensorrt(
-    program: Any, inputs: tuple[torch.Tensor, ...], wanted: MadeOf, file: Path
-) -> None:
+def _compile_with_tensorrt(program: Any, wanted: MadeOf, file: Path) -> None:
     """torch-tensorrt's engines inside one of AOTInductor's packages: of its formats, that one holds
-    no pickle (an ExportedProgram does). Strongly typed, without TF32."""
+    no pickle (an ExportedProgram does). Strongly typed, without TF32. Not run yet: written after
+    torch-tensorrt 2.14."""
     import torch
 
     tensorrt = load_torch_tensorrt()
@@ -195,11 +194,14 @@ def _compile_with_tensorrt(
         )
         for one in wanted.inputs
     ]
-    compiled = tensorrt.dynamo.compile(
-        program, arg_inputs=served, use_explicit_typing=True, disable_tf32=True
-    )
+    options: dict[str, Any] = {"disable_tf32": True}
+    # Its cache of engines is one of pickles.
+    options |= {"cache_built_engines": False, "reuse_cached_engines": False}
+    if "use_explicit_typing" in inspect.signature(tensorrt.dynamo.compile).parameters:
+        options["use_explicit_typing"] = True  # with TensorRT 11 there is nothing else
+    compiled = tensorrt.dynamo.compile(program, arg_inputs=served, **options)
     tensorrt.save(
-        compiled, str(file), output_format="aot_inductor", retrace=True, arg_inputs=list(inputs)
+        compiled, str(file), output_format="aot_inductor", retrace=True, arg_inputs=served
     )
 
 
