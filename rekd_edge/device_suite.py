@@ -556,7 +556,7 @@ _IDENTITY = ("device", "gpu", "compute_capability", "driver", "cuda", "cpu")
 
 
 _LIMITS = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
-"""Forms of one class are compiled one after another; past its limit torch would run them eagerly."""
+"""Forms of one class are compiled in turn; past its limit torch would run them eagerly."""
 
 
 def _halve(model: DeployModel) -> None:
