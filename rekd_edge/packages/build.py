@@ -162,18 +162,11 @@ def export_program(model: DeployModel, inputs: tuple[torch.Tensor, ...]) -> Any:
     """``model`` as torch's exported program, for every size of the axes that have no fixed one."""
     import torch
 
-    shapes = tuple(
-        {
-            position: torch.export.Dim.DYNAMIC
-            for position, axis in enumerate(tensor.axes)
-            if axis.size is None
-        }
-        for tensor in model.io_spec().inputs
-    )
-    parameters = inspect.signature(model.forward).parameters.values()
-    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    from rekd_edge.convert.to_onnx import dynamic_shapes
+
+    shapes = dynamic_shapes(model, model.io_spec())
     with torch.no_grad():
-        return torch.export.export(model, inputs, dynamic_shapes=(shapes,) if variadic else shapes)
+        return torch.export.export(model, inputs, dynamic_shapes=shapes)
 
 
 def _compile_with_tensorrt(program: Any, wanted: MadeOf, file: Path) -> None:
