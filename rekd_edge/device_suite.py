@@ -61,7 +61,7 @@ from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import build_classifier, build_rationalist
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.packages.backend import find_compiler
-from rekd_edge.packages.build import made_of, package_for
+from rekd_edge.packages.build import made_of, package_for, quiet_compilers
 from rekd_edge.packages.spec import PackageSpec
 from rekd_edge.recipe.latency_file import CandidateSpec, LatencySpec, OnDeviceSpec
 from rekd_edge.recipe.schema import Recipe
@@ -335,6 +335,7 @@ class _DeviceTable:
         scopes: dict[Transfers, dict[str, DeviceTiming]] = {}
         torch._dynamo.reset()
         with ExitStack() as stack_of, exact_fp32(), torch._dynamo.config.patch(**_LIMITS):
+            stack_of.enter_context(quiet_compilers())
             stack_of.callback(self._on_device.clear)
             residents: dict[str, Resident] = {}
             known: dict[str, tuple[CandidateSpec, _Way]] = {}
@@ -568,12 +569,14 @@ def _halve(model: DeployModel) -> None:
 
 def _compiled(model: DeployModel) -> Any:
     """By torch's compiler, for one shape."""
+    from torch._dynamo.exc import TorchDynamoException
+
     compiled = torch.compile(model, dynamic=False)
 
     def call(*inputs: torch.Tensor) -> Any:
         try:
             return compiled(*inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             raise BackendError(f"torch could not compile the model: {first_line(error)}") from error
 
     return call

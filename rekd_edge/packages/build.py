@@ -145,7 +145,7 @@ def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
 
     held = copy.deepcopy(model).to(wanted.device).eval()
     inputs = tuple(tensor.to(wanted.device) for tensor in held.example_inputs(batch=2))
-    with _quiet():
+    with quiet_compilers():
         try:
             program = export_program(held, inputs)
             if wanted.backend == "torch-trt":
@@ -225,7 +225,7 @@ def _refused(wanted: MadeOf, error: Exception) -> BackendError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_compilers() -> Iterator[None]:
     """The compilers warn and log about their own internals; what matters is checked afterwards."""
     levels = {name: logging.getLogger(name).level for name in NOISY}
     for name in NOISY:
