@@ -61,7 +61,7 @@ from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import build_classifier, build_rationalist
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.packages.backend import find_compiler
-from rekd_edge.packages.build import made_of, package_for
+from rekd_edge.packages.build import made_of, package_for, quiet_compilers
 from rekd_edge.packages.spec import PackageSpec
 from rekd_edge.recipe.latency_file import CandidateSpec, LatencySpec, OnDeviceSpec
 from rekd_edge.recipe.schema import Recipe
@@ -76,6 +76,10 @@ SCHEMA_VERSION = 1
 AGREE = 0.97
 """Share of labels in which a model must agree with the fp32 model in torch; else its timing is that
 of another function, and INVALID."""
+NEAR = 0.02
+"""Of the largest logit: two labels that lie nearer are a tie that rounding decides."""
+COMPARED = 128
+"""Examples whose labels are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,7 @@ class _DeviceTable:
         self.device = device
         self.listener = listener
         self._models: dict[str, _Model] = {}
+        self._on_device: dict[tuple[str, bool], Any] = {}
         self._data: TaskData | None = None
         self._examples: list[dict[str, np.ndarray]] | None = None
         base = recipes[spec.reference.run]
@@ -256,6 +261,17 @@ class _DeviceTable:
             model = masked_form(fused) if candidate.form == "masked" else fused
         return _Model(model.eval(), built.preprocessor, weights_sha256(model))
 
+    def _identity(self, candidate: CandidateSpec, target: TargetSpec) -> str:
+        """A digest of what a candidate's file follows from."""
+        facts = {
+            "form": candidate.form,
+            "weights": self.model(candidate).sha256,
+            "recipe": self.recipes[candidate.run].model_dump(mode="json"),
+            "target": target.model_dump(mode="json"),
+            "versions": package_versions() | {"rekd-edge": __version__},
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def queries(self, batch: int) -> list[Inputs]:
         """Real test examples, all queries of one shape: texts are padded to the longest of them."""
         held = self.model(self.spec.reference)
@@ -288,12 +304,11 @@ class _DeviceTable:
         candidates = [one for one in self.spec.candidates if target_name in one.targets]
         place = self.folder / f"timing-{self.device}-{target.name}-{batch}.json"
         facts = {
-            "models": {one.name: [one.form, self.model(one).sha256] for one in candidates},
+            "models": {one.name: self._identity(one, target) for one in candidates},
             "asked": self.asked.model_dump(mode="json"),
             "settings": asdict(settings),
             "hardware": hardware(),
             "device": {k: v for k, v in describe_device(self.device).items() if k in _IDENTITY},
-            "versions": package_versions() | {"rekd-edge": __version__},
             "schema_version": SCHEMA_VERSION,
         }
         digest = json.dumps(facts, sort_keys=True, default=str).encode()
@@ -318,7 +333,10 @@ class _DeviceTable:
         not_run: list[dict[str, str]] = []
         before = gpu_state() if self.device == "cuda" else None
         scopes: dict[Transfers, dict[str, DeviceTiming]] = {}
-        with ExitStack() as stack_of, exact_fp32(), torch.inference_mode():
+        torch._dynamo.reset()
+        with ExitStack() as stack_of, exact_fp32(), torch._dynamo.config.patch(**_LIMITS):
+            stack_of.enter_context(quiet_compilers())
+            stack_of.callback(self._on_device.clear)
             residents: dict[str, Resident] = {}
             known: dict[str, tuple[CandidateSpec, _Way]] = {}
             for way in self.ways():
@@ -337,7 +355,7 @@ class _DeviceTable:
                     residents[name] = made
                     known[name] = (candidate, way)
             agreement = {
-                name: self._agreement(known[name][0], resident, inputs[0])
+                name: self._agreement(known[name][0], resident, inputs)
                 for name, resident in residents.items()
             }
             for transfers in SCOPES:
@@ -348,7 +366,7 @@ class _DeviceTable:
         reasons += [
             f"{name}: labels agree with fp32 in torch for {share:.2f} alone"
             for name, share in agreement.items()
-            if share < AGREE
+            if share is not None and share < AGREE
         ]
         rows = [
             self._row(name, known, scopes, target, batch, agreement[name]) for name in residents
@@ -372,7 +390,7 @@ class _DeviceTable:
         scopes: Mapping[Transfers, Mapping[str, DeviceTiming]],
         target: TargetSpec,
         batch: int,
-        agreement: float,
+        agreement: float | None,
     ) -> dict[str, Any]:
         candidate, way = known[name]
         like = f"{self.spec.reference.name}|{way.title}"
@@ -396,14 +414,25 @@ class _DeviceTable:
             "transfers": found,
         }
 
-    def _agreement(self, candidate: CandidateSpec, resident: Resident, inputs: Inputs) -> float:
-        """Share of labels as the fp32 model gives them in torch on the CPU."""
+    def _agreement(
+        self, candidate: CandidateSpec, resident: Resident, inputs: Sequence[Inputs]
+    ) -> float | None:
+        """Share of labels as the fp32 model gives them in torch on the CPU, where its two best are
+        not near; None where they always are (heads that have learnt nothing)."""
         held = self.model(candidate)
-        given = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in held.inputs]
-        want = held.model(*given)[0].numpy().argmax(axis=1)
-        resident.place(inputs)
-        resident.launch()
-        return float((resident.fetch()["logits"].argmax(axis=1) == want).mean())
+        same: list[np.ndarray] = []
+        size = len(next(iter(inputs[0].values())))
+        for query in inputs[: max(1, COMPARED // size)]:
+            given = [torch.from_numpy(np.ascontiguousarray(query[name])) for name in held.inputs]
+            with torch.inference_mode():
+                want = held.model(*given)[0].numpy()
+            best = np.sort(want, axis=1)
+            clear = best[:, -1] - best[:, -2] > NEAR * np.abs(want).max()
+            resident.place(query)
+            resident.launch()
+            same.append((resident.fetch()["logits"].argmax(axis=1) == want.argmax(axis=1))[clear])
+        every = np.concatenate(same)
+        return float(every.mean()) if every.size else None
 
     def _resident(
         self,
@@ -421,13 +450,8 @@ class _DeviceTable:
         if way.runtime in {"torch", "torch-compiled"}:
             if half and self.device != "cuda":
                 raise BackendError("fp16 in torch is timed on a CUDA GPU alone")
-            model: Any = copy.deepcopy(held.model).to(self.device)
-            if half:
-                _halve(model)
-            if way.runtime == "torch-compiled":
-                model = _compiled(model)
             return TorchResident(
-                model,
+                self._in_torch(candidate, way.runtime == "torch-compiled", half),
                 held.inputs,
                 held.outputs,
                 device=self.device,
@@ -445,12 +469,22 @@ class _DeviceTable:
             runner = file_runner(file, threads=torch.get_num_threads())
         return OnnxResident(opened.enter_context(runner), device=self.device)
 
+    def _in_torch(self, candidate: CandidateSpec, compiled: bool, half: bool) -> Any:
+        """The model on the device, one for both uses of CUDA graphs."""
+        key = (candidate.name, compiled)
+        if key not in self._on_device:
+            model = copy.deepcopy(self.model(candidate).model).to(self.device)
+            if half:
+                _halve(model)
+            self._on_device[key] = _compiled(model) if compiled else model
+        return self._on_device[key]
+
     def _file(self, candidate: CandidateSpec, held: _Model, target: TargetSpec) -> Path:
         """The candidate's ONNX file for a target; made where it is not there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{candidate.name}.{target.name}.onnx"
         stated = file.with_suffix(".sha256")
-        mark = f"{held.sha256} {package_versions()['torch']} {__version__}"
+        mark = self._identity(candidate, target)
         if not file.is_file() or not stated.is_file() or stated.read_text() != mark:
             metadata = {"candidate": candidate.name, "weights_sha256": held.sha256}
             convert_run(None, held.model, target, file, metadata)
@@ -522,6 +556,10 @@ class _DeviceTable:
 _IDENTITY = ("device", "gpu", "compute_capability", "driver", "cuda", "cpu")
 
 
+_LIMITS = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
+"""Forms of one class are compiled in turn; past its limit torch would run them eagerly."""
+
+
 def _halve(model: DeployModel) -> None:
     """Weights of products in fp16, so that autocast need not cast them for each query."""
     for module in model.modules():
@@ -530,18 +568,16 @@ def _halve(model: DeployModel) -> None:
 
 
 def _compiled(model: DeployModel) -> Any:
-    """By torch's compiler, for one shape after another."""
-    torch._dynamo.reset()
+    """By torch's compiler, for one shape."""
+    from torch._dynamo.exc import TorchDynamoException
+
     compiled = torch.compile(model, dynamic=False)
 
     def call(*inputs: torch.Tensor) -> Any:
         try:
             return compiled(*inputs)
-        except BackendError:
-            raise
-        except torch._dynamo.exc.TorchDynamoException as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise BackendError(f"torch could not compile the model: {first}") from error
+        except TorchDynamoException as error:
+            raise BackendError(f"torch could not compile the model: {first_line(error)}") from error
 
     return call
 

@@ -401,7 +401,7 @@ def make_package(
     threads: int | None = None,
 ) -> StoredPackage:
     """The model of a checked file, compiled for this machine into the user's cache, and held to the
-    file's gates."""
+    file's gates; one that fails them does not stay there."""
     assert target.package is not None
     io_spec = fused.io_spec()
     profiles = {}
@@ -416,16 +416,21 @@ def make_package(
         profiles=profiles,
         max_length=fused.max_length,
     )
-    return check_package(
-        package_for(fused, wanted),
-        model=fused,
-        io_spec=io_spec,
-        label_names=run.label_names,
-        batches=test_batches(run.data().test, run.preprocessor),
-        gates=gates,
-        edges=text_edges(run.preprocessor),
-        threads=threads,
-    )
+    package = package_for(fused, wanted)
+    try:
+        return check_package(
+            package,
+            model=fused,
+            io_spec=io_spec,
+            label_names=run.label_names,
+            batches=test_batches(run.data().test, run.preprocessor),
+            gates=gates,
+            edges=text_edges(run.preprocessor),
+            threads=threads,
+        )
+    except GateError:
+        shutil.rmtree(package.path.parent, ignore_errors=True)
+        raise
 
 
 def recovery_of(target: TargetSpec, wanted: bool | None) -> RecoverySpec | None:

@@ -98,7 +98,8 @@ def main(model: str, inputs_file: str, request: str) -> None:
     start = time.monotonic_ns()
     import numpy as np
 
-    __import__(MODULES.get(asked["runtime"], asked["runtime"]))
+    runtime = str(asked["runtime"])
+    __import__(MODULES.get(runtime, runtime))
     imported = time.monotonic_ns()
     before_model = peak_rss_bytes()
     names, answer, providers = OPENERS[asked["runtime"]](model, asked)

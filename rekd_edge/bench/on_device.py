@@ -28,7 +28,7 @@ SCOPES: dict[Transfers, str] = {
 }
 GPU_QUERY = (
     *("name", "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),
-    *("clocks_throttle_reasons.active", "power.draw", "temperature.gpu", "utilization.gpu"),
+    *("power.draw", "temperature.gpu", "utilization.gpu"),
 )
 
 

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rekd_edge.bench.timing import Ratio
+from rekd_edge.runtime_options import GPU_PROVIDERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,7 +126,8 @@ class BenchReport:
     def scope(self) -> str:
         examples = "one example" if self.batch == 1 else f"{self.batch} examples"
         turn = self.settings.turn_count
-        return f"session.run, {examples} a query, round-robin in turns of {turn}"
+        moved = ", transfers included" if self.provider in GPU_PROVIDERS else ""
+        return f"session.run, {examples} a query{moved}, round-robin in turns of {turn}"
 
     @property
     def valid(self) -> bool:

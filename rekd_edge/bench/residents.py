@@ -173,8 +173,10 @@ class OnnxResident(Resident):
         self._held = {
             name: ort.OrtValue.ortvalue_from_numpy(array, kind, 0) for name, array in arrays.items()
         }
-        # The shapes of the outputs are known once they have been computed.
-        sizes = self._session.run(list(self._outputs), arrays)
+        # The shapes of the outputs are known once they have been computed; -1: not captured.
+        aside = ort.RunOptions()
+        aside.add_run_config_entry("gpu_graph_id", "-1")
+        sizes = self._session.run(list(self._outputs), arrays, aside)
         self._answers = [
             ort.OrtValue.ortvalue_from_shape_and_type(one.shape, one.dtype, kind, 0)
             for one in sizes

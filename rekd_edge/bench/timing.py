@@ -60,13 +60,16 @@ def describe_machine() -> dict[str, object]:
         "architecture": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("onnxruntime", "openvino") if _version(name)},
+        **{name: _version(name) for name in _RUNTIMES if _version(name)},
         "cores_online": os.cpu_count(),
         "cores_available": available_cores(),
         "cpu_quota": cpu_quota(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_average_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 def _version(package: str) -> str | None:

@@ -170,16 +170,10 @@ def _export(model: Any, io_spec: IoSpec, target: TargetSpec) -> tuple[list[str],
             hint="pip install 'rekd-edge[onnx]'",
         ) from error
     inputs = model.example_inputs(batch=2 if target.dynamic_batch else 1)
-    shapes = tuple(
-        {
-            position: torch.export.Dim.DYNAMIC
-            for position, axis in enumerate(tensor.axes)
-            if axis.size is None
-        }
-        for tensor in io_spec.inputs
-    )
     if len(inputs) != len(io_spec.inputs):
-        raise UsageError(f"the model gives {len(inputs)} example inputs for {len(shapes)} inputs")
+        raise UsageError(
+            f"the model gives {len(inputs)} example inputs for {len(io_spec.inputs)} inputs"
+        )
     with torch.no_grad():
         answered = model(*inputs)
     count = 1 if isinstance(answered, Tensor) else len(answered)
@@ -199,7 +193,7 @@ def _export(model: Any, io_spec: IoSpec, target: TargetSpec) -> tuple[list[str],
                 opset_version=target.opset,
                 input_names=[tensor.name for tensor in io_spec.inputs],
                 output_names=names,
-                dynamic_shapes=(shapes,) if _is_variadic(model) else shapes,
+                dynamic_shapes=dynamic_shapes(model, io_spec),
                 external_data=False,
                 verbose=False,
             )
@@ -211,6 +205,19 @@ def _export(model: Any, io_spec: IoSpec, target: TargetSpec) -> tuple[list[str],
     if program is None:
         raise ConversionError("torch answered no ONNX program")
     return names, program
+
+
+def dynamic_shapes(model: nn.Module, io_spec: IoSpec) -> tuple[Any, ...]:
+    """For torch.export: every axis without a size of its own may have any."""
+    shapes = tuple(
+        {
+            position: torch.export.Dim.DYNAMIC
+            for position, axis in enumerate(tensor.axes)
+            if axis.size is None
+        }
+        for tensor in io_spec.inputs
+    )
+    return (shapes,) if _is_variadic(model) else shapes
 
 
 def _is_variadic(model: nn.Module) -> bool:

@@ -111,9 +111,15 @@ def package_for(model: DeployModel, wanted: MadeOf) -> StoredPackage:
         with suppress(IntegrityError):  # it is only a cache: compiled again
             return read_package(place / PACKAGE_FILE)
     home = packages_dir()
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home.chmod(0o700)
-    work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=home))
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        home.chmod(0o700)
+        work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=home))
+    except OSError as error:
+        raise BackendError(
+            f"{home} cannot be written: {error.strerror or error}",
+            hint="packages are kept in the user's cache; name another with REKD_EDGE_CACHE",
+        ) from error
     try:
         file = work / PACKAGE_FILE
         started = time.monotonic()
@@ -139,11 +145,11 @@ def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
 
     held = copy.deepcopy(model).to(wanted.device).eval()
     inputs = tuple(tensor.to(wanted.device) for tensor in held.example_inputs(batch=2))
-    with _quiet():
+    with quiet_compilers():
         try:
             program = export_program(held, inputs)
             if wanted.backend == "torch-trt":
-                _compile_with_tensorrt(program, inputs, wanted, file)
+                _compile_with_tensorrt(program, wanted, file)
             else:
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(file), inductor_configs=dict(OPTIONS)
@@ -156,25 +162,17 @@ def export_program(model: DeployModel, inputs: tuple[torch.Tensor, ...]) -> Any:
     """``model`` as torch's exported program, for every size of the axes that have no fixed one."""
     import torch
 
-    shapes = tuple(
-        {
-            position: torch.export.Dim.DYNAMIC
-            for position, axis in enumerate(tensor.axes)
-            if axis.size is None
-        }
-        for tensor in model.io_spec().inputs
-    )
-    parameters = inspect.signature(model.forward).parameters.values()
-    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    from rekd_edge.convert.to_onnx import dynamic_shapes
+
+    shapes = dynamic_shapes(model, model.io_spec())
     with torch.no_grad():
-        return torch.export.export(model, inputs, dynamic_shapes=(shapes,) if variadic else shapes)
+        return torch.export.export(model, inputs, dynamic_shapes=shapes)
 
 
-def _compile_with_tensorrt(
-    program: Any, inputs: tuple[torch.Tensor, ...], wanted: MadeOf, file: Path
-) -> None:
+def _compile_with_tensorrt(program: Any, wanted: MadeOf, file: Path) -> None:
     """torch-tensorrt's engines inside one of AOTInductor's packages: of its formats, that one holds
-    no pickle (an ExportedProgram does). Strongly typed, without TF32."""
+    no pickle (an ExportedProgram does). Strongly typed, without TF32. Not run yet: written after
+    torch-tensorrt 2.14."""
     import torch
 
     tensorrt = load_torch_tensorrt()
@@ -189,11 +187,14 @@ def _compile_with_tensorrt(
         )
         for one in wanted.inputs
     ]
-    compiled = tensorrt.dynamo.compile(
-        program, arg_inputs=served, use_explicit_typing=True, disable_tf32=True
-    )
+    options: dict[str, Any] = {"disable_tf32": True}
+    # Its cache of engines is one of pickles.
+    options |= {"cache_built_engines": False, "reuse_cached_engines": False}
+    if "use_explicit_typing" in inspect.signature(tensorrt.dynamo.compile).parameters:
+        options["use_explicit_typing"] = True  # with TensorRT 11 there is nothing else
+    compiled = tensorrt.dynamo.compile(program, arg_inputs=served, **options)
     tensorrt.save(
-        compiled, str(file), output_format="aot_inductor", retrace=True, arg_inputs=list(inputs)
+        compiled, str(file), output_format="aot_inductor", retrace=True, arg_inputs=served
     )
 
 
@@ -224,7 +225,7 @@ def _refused(wanted: MadeOf, error: Exception) -> BackendError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_compilers() -> Iterator[None]:
     """The compilers warn and log about their own internals; what matters is checked afterwards."""
     levels = {name: logging.getLogger(name).level for name in NOISY}
     for name in NOISY:

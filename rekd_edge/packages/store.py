@@ -66,7 +66,7 @@ def read_package(path: Path) -> StoredPackage:
         raise IntegrityError(f"{error.filename} is missing", hint=_AGAIN) from error
     except ValidationError as error:
         raise IntegrityError(f"{path.with_name(RECORD_FILE)} is broken", hint=_AGAIN) from error
-    if not whole or path != place_of(record.made_of) / PACKAGE_FILE:
+    if not whole or path.resolve() != (place_of(record.made_of) / PACKAGE_FILE).resolve():
         raise IntegrityError(f"{path} is not the package that its side-car describes", hint=_AGAIN)
     require_no_pickle(path)
     return StoredPackage(path, record)

@@ -73,7 +73,7 @@ def check_package(
             "exclusion": "passed" if excluded and asked else "not run",
             "metrics": {
                 name: value
-                for name, value in sorted((report.metrics | excluded).items())
+                for name, value in sorted({**report.metrics, **excluded}.items())
                 if abs(value) != float("inf") and value == value  # JSON has no others
             },
         }

@@ -67,7 +67,7 @@ def test_every_form_is_timed_in_every_runtime_that_is_there(
     assert sorted(keys) == sorted((*one, batch) for one in each for batch in (1, 4))
     for row in result["rows"]:
         assert not row["cuda_graph"]
-        assert row["label_agreement"] == 1.0
+        assert row["label_agreement"] in {1.0, None}
         for scope in ("excluded", "included"):
             timing = row["transfers"][scope]
             assert timing["result_99_percentile_latency_ns"] > 0

@@ -80,12 +80,12 @@ def test_transfers_are_inside_or_outside_as_the_scope_says() -> None:
 
 
 def test_what_nvidia_smi_says_is_kept_by_name() -> None:
-    said = "NVIDIA Something, 580.159.03, P0, 1980, 3201, 1980, 0x0000000000000000, 123.4, 41, 7\n"
+    said = "NVIDIA Something, 580.159.03, P0, 1980, 3201, 1980, 123.4, 41, 7\n"
     found = parse_gpu_state(said)
     assert found is not None
     assert (found["name"], found["driver_version"]) == ("NVIDIA Something", "580.159.03")
     assert (found["clocks.sm"], found["power.draw"]) == (1980.0, 123.4)
-    missing = parse_gpu_state("A, 1, [N/A], 1, 1, 1, [Not Supported], [N/A], 1, 1")
+    missing = parse_gpu_state("A, 1, [N/A], 1, 1, 1, [Not Supported], 1, 1")
     assert missing is not None
     assert missing["pstate"] is missing["power.draw"] is None
     assert parse_gpu_state("NVIDIA-SMI has failed") is None

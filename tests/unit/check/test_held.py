@@ -9,6 +9,7 @@ import numpy as np
 
 from rekd_edge.check import LabelledBatch
 from rekd_edge.check.held import held_exclusion, some_of
+from rekd_edge.check.inputs import Inputs
 from rekd_edge.convert import OnnxArtefact
 from rekd_edge.runners import OnnxRunner
 from rekd_edge.types import Outputs
@@ -43,7 +44,7 @@ class Leaking:
     def __init__(self, runner: OnnxRunner) -> None:
         self.runner = runner
 
-    def run(self, inputs: dict[str, np.ndarray]) -> Outputs:
+    def run(self, inputs: Inputs) -> Outputs:
         found = self.runner.run(inputs)
         leak = (inputs["input_ids"].sum(axis=1, keepdims=True) % 2).astype(np.float32)
         return replace(found, logits=np.nextafter(found.logits, found.logits + leak))
@@ -64,7 +65,7 @@ class Restless:
     def __init__(self) -> None:
         self.turn = 0
 
-    def run(self, inputs: dict[str, np.ndarray]) -> Outputs:
+    def run(self, inputs: Inputs) -> Outputs:
         self.turn += 1
         rows, tokens = inputs["input_ids"].shape
         keep = np.zeros((rows, tokens), dtype=bool)

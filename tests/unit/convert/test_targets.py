@@ -83,3 +83,26 @@ def test_a_target_names_what_its_runtime_has(tmp_path: Path, change: str, what: 
     )
     with pytest.raises(RecipeError, match=what):
         load_target(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "why"),
+    [
+        ("aoti", "backend: aoti, device: cpu", "backend: torch-trt, device: cpu", "device: cuda"),
+        ("aoti", "precision: fp32", "precision: fp16", "compiled from the fp32 model"),
+        ("aoti", "package:", "sizes: {batch: {min: 1, opt: 1, max: 1}}\npackage:", "sizes are for"),
+        ("aoti", "CPUExecutionProvider", "CUDAExecutionProvider", "onnxruntime on the CPU"),
+        ("ort-trt", "precision: fp32", "precision: fp16", "fp16 would be a flag"),
+        ("ort-trt", "TensorrtExecutionProvider", "CUDAExecutionProvider", "sizes are for"),
+        ("ort-trt", "max: 64}", "max: null}", "batch needs a max"),
+    ],
+)
+def test_targets_for_gpus_and_packages_contradict_themselves_in_words(
+    name: str, old: str, new: str, why: str, tmp_path: Path
+) -> None:
+    content = (targets_dir() / f"{name}.yaml").read_text()
+    assert old in content
+    file = tmp_path / "mine.yaml"
+    file.write_text(content.replace(old, new))
+    with pytest.raises(RecipeError, match=why):
+        load_target(str(file))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -19,6 +20,7 @@ from rekd_edge.fuse import FusedRationalist
 from rekd_edge.runners import CudaRunner, TensorRtProviderRunner, file_runner
 from rekd_edge.runners.gpu_runner import (
     PROFILE_KEY,
+    _libraries,
     cache_place,
     dynamic_inputs,
     profile_options,
@@ -196,3 +198,13 @@ def test_libraries_are_looked_for_where_torch_has_them() -> None:
     said = preload_libraries(fussy, CUDA_PROVIDER)
     assert all(Path(folder).name == "lib" for folder in fussy.folders)
     assert bool(said) == (not fussy.folders)
+
+
+def test_a_provider_of_another_cuda_says_which_it_needs() -> None:
+    said = "Failed to load libcurand.so.10: libcurand.so.10: cannot open\nand more"
+    hint = _libraries(SimpleNamespace(cuda_version="13.0"), said)
+    assert "is built for CUDA 13.0 and needs those libraries, cuDNN 9 and a driver" in hint
+    assert "could not load: Failed to load libcurand.so.10" in hint
+    assert "pip install nvidia-curand" in hint
+    assert "\n" not in hint
+    assert "could not load" not in _libraries(SimpleNamespace(), "")
