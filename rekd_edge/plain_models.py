@@ -1,11 +1,11 @@
 """Selector and predictor of a run as ordinary models of transformers and timm.
 
     DIR/README.md       what opens each folder, and what its answers are
-    DIR/predictor/      config.json, model.safetensors (texts: tokenizer.json, tokenizer_config.json)
+    DIR/predictor/      config.json, model.safetensors; texts: tokenizer.json and its config
     DIR/selector/       the same, and head.safetensors where the plain model has no such head
 
-Each folder is opened again and compared with the trained module before DIR gets its name. A part that
-no plain model can hold is left out, with the reason (docs/interop.md, docs/adr/0026).
+Each folder is opened again and compared with the trained module before DIR gets its name. A part
+that no plain model can hold is left out, with the reason (docs/interop.md, docs/adr/0026).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PlainModels:
         }
 
 
-class _NotPlain(Exception):
+class _NotPlainError(Exception):
     """Why no plain model can hold a part."""
 
 
@@ -106,14 +106,14 @@ def write_plain_models(run: Run, output: Path, role: Role = "student") -> PlainM
         else:
             try:
                 parts.append(_write_selector(folder / "selector", selector, preprocessor))
-            except _NotPlain as reason:
+            except _NotPlainError as reason:
                 left_out["selector"] = str(reason)
         try:
             written = _write_predictor(
                 folder / "predictor", predictor, run.label_names, preprocessor
             )
             parts.append(written)
-        except _NotPlain as reason:
+        except _NotPlainError as reason:
             left_out["predictor"] = str(reason)
         if not parts:
             raise UsageError(
@@ -161,11 +161,11 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 def _write_selector(folder: Path, selector: Selector, preprocessor: Preprocessor) -> PlainPart:
     if isinstance(selector, SharedSelector):
-        raise _NotPlain(
+        raise _NotPlainError(
             "it is the predictor's own first blocks with a norm and a head, not a model of its own"
         )
     if not isinstance(selector, BlockSelector):
-        raise _NotPlain(
+        raise _NotPlainError(
             "it is convolutions or a narrow transformer over embeddings without context, a model "
             "that neither transformers nor timm has"
         )
@@ -380,7 +380,7 @@ def _write_image_predictor(
                 f"head ({HEAD_FILE}) classifies: the predictor's logits on the whole image"
             )
     elif isinstance(encoder, ConvEncoder) and not encoder.with_head:
-        raise _NotPlain(f"its network was cut after feature level {encoder.level}")
+        raise _NotPlainError(f"its network was cut after feature level {encoder.level}")
     size = preprocessor.image_size
     _save_timm(folder, name, encoder, head, keys, label_names, preprocessor, size)
     plain = _open_timm(folder)
@@ -448,7 +448,7 @@ def _save_timm(
     other = sorted(set(own) ^ set(state))
     if other or any(own[key].shape != state[key].shape for key in own):
         what = f" ({', '.join(other[:2])}{'...' if len(other) > 2 else ''})" if other else ""
-        raise _NotPlain(f"it is not timm's {name}: layers were cut or are others{what}")
+        raise _NotPlainError(f"it is not timm's {name}: layers were cut or are others{what}")
     plain.load_state_dict(state)
     save_for_hf(
         plain,
@@ -464,8 +464,8 @@ def _save_timm(
             "crop_mode": "center",
         },
     )
-    # transformers passes the number of classes on from the top of this file, and again what it finds
-    # in model_args.
+    # transformers takes the number of classes from the top of this file, and fails where
+    # model_args has it too.
     path = folder / "config.json"
     configuration = json.loads(path.read_text(encoding="utf-8"))
     configuration["model_args"].pop("num_classes", None)
@@ -507,9 +507,9 @@ def _readme(result: PlainModels) -> str:
         f"# The parts of a rationalist ({result.role}) as plain models",
         "",
         "Ordinary folders with weights as safetensors. In the rationalist the selector scores "
-        "every token or patch of the input, and the predictor reads the best few alone. On the whole "
-        "input, as here, the predictor sees more than it was trained on, so its answers are not those "
-        "of the bundle.",
+        "every token or patch of the input, and the predictor reads the best few alone. On the "
+        "whole input, as here, the predictor sees more than it was trained on, so its answers are "
+        "not those of the bundle.",
     ]
     for part in result.parts:
         lines += [
