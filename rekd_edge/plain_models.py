@@ -141,8 +141,13 @@ def _trained(run: Run, role: Role) -> tuple[Selector | None, Predictor, Preproce
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """A folder under a temporary name that becomes ``path`` at the end, or vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}", hint="name another folder"
+        ) from error
     try:
         yield temporary
         umask = os.umask(0)
@@ -207,7 +212,8 @@ def _write_bert_selector(
         plain = _open_bert(folder, "BertForTokenClassification")
         with torch.no_grad():
             expected, found = selector(inputs).logits, plain(**inputs).logits[:, 1:]
-        name, answer = "BertForTokenClassification", "logits[..., 1] - logits[..., 0] is the score"
+        name, keys = "BertForTokenClassification", ""
+        answer = "logits[..., 1] - logits[..., 0] is the score"
     else:
         _save_bert(folder, encoder, None, (), preprocessor)
         _save_head(folder, selector.head)
@@ -215,13 +221,13 @@ def _write_bert_selector(
         with torch.no_grad():
             expected = encoder.token_features(encoder.view(inputs))
             found = plain(**inputs).last_hidden_state[:, 1:]
-        name = "BertModel"
+        name, keys = "BertModel", ", add_pooling_layer=False"
         answer = f"its hidden states are what the head ({HEAD_FILE}) scores; it is no linear one"
     return PlainPart(
         "selector",
         "transformers",
         name,
-        f"transformers.{name}.from_pretrained(FOLDER)",
+        f'transformers.{name}.from_pretrained("FOLDER"{keys})',
         f"{answer} of a token; [CLS], [SEP] and padding are never chosen",
         _require_equal("selector", found[attended], expected[attended]),
     )
@@ -254,7 +260,7 @@ def _write_bert_predictor(
         "predictor",
         "transformers",
         "BertForTokenClassification",
-        "transformers.BertForTokenClassification.from_pretrained(FOLDER)",
+        'transformers.BertForTokenClassification.from_pretrained("FOLDER")',
         answer,
         _require_equal("predictor", found, expected),
     )
@@ -323,22 +329,22 @@ def _write_image_selector(
         prefix = encoder.num_prefix_tokens
         answer = f"its tokens from {prefix} on are what the head ({HEAD_FILE}) scores, row by row"
     else:
-        keys, size, prefix = {"global_pool": ""}, preprocessor.image_size, 0
+        keys, size, prefix = {}, preprocessor.image_size, 0
         answer = (
-            f"its last feature map, resampled to {grid[0]} x {grid[1]}, is what the head "
-            f"({HEAD_FILE}) scores"
+            f"its feature map (forward_features), resampled to {grid[0]} x {grid[1]}, is what the "
+            f"head ({HEAD_FILE}) scores"
         )
     _save_timm(folder, name, encoder, None, keys, (), preprocessor, size)
     _save_head(folder, selector.head)
     plain = _open_timm(folder)
     pixels = _example_images(size)
     with torch.no_grad():
-        found = plain(pixels)
         if isinstance(encoder, VitEncoder):
-            found = found[:, prefix:]
+            found = plain(pixels)[:, prefix:]
             expected = encoder.token_features(encoder.view({"pixel_values": pixels}))
         else:
             assert isinstance(encoder, ConvEncoder)
+            found = plain.forward_features(pixels)
             expected = encoder.backbone.forward_features(pixels)
     if isinstance(selector, LowResolutionSelector):
         answer += (
@@ -438,7 +444,7 @@ def _save_timm(
     state = {
         key: value
         for key, value in encoder.backbone.state_dict().items()
-        if not key.startswith("fc_norm.")  # never applied here
+        if not key.startswith(("fc_norm.", "attn_pool."))  # never applied here
     }
     if head is not None:
         classifier = plain.get_classifier()

@@ -165,7 +165,7 @@ IMAGES = {
     "no-class-token": (
         "smoke/image",
         'student.predictor.weights=["random:test_vit2"]',
-        'student.selector.weights=["random:test_vit2"]',
+        'student.selector.weights=["random:test_vit3"]',
     ),
     "registers": (
         "smoke/image",
@@ -302,6 +302,8 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         write_plain_models(run, tmp_path / "link")
     assert not list((tmp_path / "plain").iterdir())
+    with pytest.raises(UsageError, match="cannot write"):
+        write_plain_models(run, run.path / "run.json" / "below")
 
 
 def test_a_folder_that_answers_otherwise_is_not_written(
