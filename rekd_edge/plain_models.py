@@ -1,11 +1,11 @@
 """Selector and predictor of a run as ordinary models of transformers and timm.
 
     DIR/README.md       what opens each folder, and what its answers are
-    DIR/predictor/      config.json, model.safetensors (texts: tokenizer.json, tokenizer_config.json)
+    DIR/predictor/      config.json, model.safetensors; texts: tokenizer.json and its config
     DIR/selector/       the same, and head.safetensors where the plain model has no such head
 
-Each folder is opened again and compared with the trained module before DIR gets its name. A part that
-no plain model can hold is left out, with the reason (docs/interop.md, docs/adr/0026).
+Each folder is opened again and compared with the trained module before DIR gets its name. A part
+that no plain model can hold is left out, with the reason (docs/interop.md, docs/adr/0026).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PlainModels:
         }
 
 
-class _NotPlain(Exception):
+class _NotPlainError(Exception):
     """Why no plain model can hold a part."""
 
 
@@ -106,14 +106,14 @@ def write_plain_models(run: Run, output: Path, role: Role = "student") -> PlainM
         else:
             try:
                 parts.append(_write_selector(folder / "selector", selector, preprocessor))
-            except _NotPlain as reason:
+            except _NotPlainError as reason:
                 left_out["selector"] = str(reason)
         try:
             written = _write_predictor(
                 folder / "predictor", predictor, run.label_names, preprocessor
             )
             parts.append(written)
-        except _NotPlain as reason:
+        except _NotPlainError as reason:
             left_out["predictor"] = str(reason)
         if not parts:
             raise UsageError(
@@ -141,8 +141,13 @@ def _trained(run: Run, role: Role) -> tuple[Selector | None, Predictor, Preproce
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """A folder under a temporary name that becomes ``path`` at the end, or vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}", hint="name another folder"
+        ) from error
     try:
         yield temporary
         umask = os.umask(0)
@@ -161,11 +166,11 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 def _write_selector(folder: Path, selector: Selector, preprocessor: Preprocessor) -> PlainPart:
     if isinstance(selector, SharedSelector):
-        raise _NotPlain(
+        raise _NotPlainError(
             "it is the predictor's own first blocks with a norm and a head, not a model of its own"
         )
     if not isinstance(selector, BlockSelector):
-        raise _NotPlain(
+        raise _NotPlainError(
             "it is convolutions or a narrow transformer over embeddings without context, a model "
             "that neither transformers nor timm has"
         )
@@ -207,7 +212,8 @@ def _write_bert_selector(
         plain = _open_bert(folder, "BertForTokenClassification")
         with torch.no_grad():
             expected, found = selector(inputs).logits, plain(**inputs).logits[:, 1:]
-        name, answer = "BertForTokenClassification", "logits[..., 1] - logits[..., 0] is the score"
+        name, keys = "BertForTokenClassification", ""
+        answer = "logits[..., 1] - logits[..., 0] is the score"
     else:
         _save_bert(folder, encoder, None, (), preprocessor)
         _save_head(folder, selector.head)
@@ -215,13 +221,13 @@ def _write_bert_selector(
         with torch.no_grad():
             expected = encoder.token_features(encoder.view(inputs))
             found = plain(**inputs).last_hidden_state[:, 1:]
-        name = "BertModel"
+        name, keys = "BertModel", ", add_pooling_layer=False"
         answer = f"its hidden states are what the head ({HEAD_FILE}) scores; it is no linear one"
     return PlainPart(
         "selector",
         "transformers",
         name,
-        f"transformers.{name}.from_pretrained(FOLDER)",
+        f'transformers.{name}.from_pretrained("FOLDER"{keys})',
         f"{answer} of a token; [CLS], [SEP] and padding are never chosen",
         _require_equal("selector", found[attended], expected[attended]),
     )
@@ -254,7 +260,7 @@ def _write_bert_predictor(
         "predictor",
         "transformers",
         "BertForTokenClassification",
-        "transformers.BertForTokenClassification.from_pretrained(FOLDER)",
+        'transformers.BertForTokenClassification.from_pretrained("FOLDER")',
         answer,
         _require_equal("predictor", found, expected),
     )
@@ -323,22 +329,22 @@ def _write_image_selector(
         prefix = encoder.num_prefix_tokens
         answer = f"its tokens from {prefix} on are what the head ({HEAD_FILE}) scores, row by row"
     else:
-        keys, size, prefix = {"global_pool": ""}, preprocessor.image_size, 0
+        keys, size, prefix = {}, preprocessor.image_size, 0
         answer = (
-            f"its last feature map, resampled to {grid[0]} x {grid[1]}, is what the head "
-            f"({HEAD_FILE}) scores"
+            f"its feature map (forward_features), resampled to {grid[0]} x {grid[1]}, is what the "
+            f"head ({HEAD_FILE}) scores"
         )
     _save_timm(folder, name, encoder, None, keys, (), preprocessor, size)
     _save_head(folder, selector.head)
     plain = _open_timm(folder)
     pixels = _example_images(size)
     with torch.no_grad():
-        found = plain(pixels)
         if isinstance(encoder, VitEncoder):
-            found = found[:, prefix:]
+            found = plain(pixels)[:, prefix:]
             expected = encoder.token_features(encoder.view({"pixel_values": pixels}))
         else:
             assert isinstance(encoder, ConvEncoder)
+            found = plain.forward_features(pixels)
             expected = encoder.backbone.forward_features(pixels)
     if isinstance(selector, LowResolutionSelector):
         answer += (
@@ -380,7 +386,7 @@ def _write_image_predictor(
                 f"head ({HEAD_FILE}) classifies: the predictor's logits on the whole image"
             )
     elif isinstance(encoder, ConvEncoder) and not encoder.with_head:
-        raise _NotPlain(f"its network was cut after feature level {encoder.level}")
+        raise _NotPlainError(f"its network was cut after feature level {encoder.level}")
     size = preprocessor.image_size
     _save_timm(folder, name, encoder, head, keys, label_names, preprocessor, size)
     plain = _open_timm(folder)
@@ -438,7 +444,7 @@ def _save_timm(
     state = {
         key: value
         for key, value in encoder.backbone.state_dict().items()
-        if not key.startswith("fc_norm.")  # never applied here
+        if not key.startswith(("fc_norm.", "attn_pool."))  # never applied here
     }
     if head is not None:
         classifier = plain.get_classifier()
@@ -448,7 +454,7 @@ def _save_timm(
     other = sorted(set(own) ^ set(state))
     if other or any(own[key].shape != state[key].shape for key in own):
         what = f" ({', '.join(other[:2])}{'...' if len(other) > 2 else ''})" if other else ""
-        raise _NotPlain(f"it is not timm's {name}: layers were cut or are others{what}")
+        raise _NotPlainError(f"it is not timm's {name}: layers were cut or are others{what}")
     plain.load_state_dict(state)
     save_for_hf(
         plain,
@@ -464,8 +470,8 @@ def _save_timm(
             "crop_mode": "center",
         },
     )
-    # transformers passes the number of classes on from the top of this file, and again what it finds
-    # in model_args.
+    # transformers takes the number of classes from the top of this file, and fails where
+    # model_args has it too.
     path = folder / "config.json"
     configuration = json.loads(path.read_text(encoding="utf-8"))
     configuration["model_args"].pop("num_classes", None)
@@ -507,9 +513,9 @@ def _readme(result: PlainModels) -> str:
         f"# The parts of a rationalist ({result.role}) as plain models",
         "",
         "Ordinary folders with weights as safetensors. In the rationalist the selector scores "
-        "every token or patch of the input, and the predictor reads the best few alone. On the whole "
-        "input, as here, the predictor sees more than it was trained on, so its answers are not those "
-        "of the bundle.",
+        "every token or patch of the input, and the predictor reads the best few alone. On the "
+        "whole input, as here, the predictor sees more than it was trained on, so its answers are "
+        "not those of the bundle.",
     ]
     for part in result.parts:
         lines += [

@@ -18,6 +18,10 @@ _INPUT_EXAMPLES = {
     "image": "photo.jpg",
 }
 _READS_INPUT = {"text": "tokenizers", "image": "pillow"}
+_OPTIMUM_CLASSES = {
+    "text": "ORTModelForSequenceClassification",
+    "image": "ORTModelForImageClassification",
+}
 _RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO, in fp32"}
 
 
@@ -69,7 +73,10 @@ def _running(config: BundleConfig) -> str:
         f"python runtime/rekd_runtime.py {_INPUT_EXAMPLES[config.modality]}\n```\n\n"
         "`--json -` prints the answer, its probabilities and its rationale as JSON. Every file "
         "is checked against `manifest.json` first. With rekd-edge installed: "
-        f"`rekd-edge predict . {_INPUT_EXAMPLES[config.modality]}`."
+        f"`rekd-edge predict . {_INPUT_EXAMPLES[config.modality]}`.\n\n"
+        "optimum opens the folder as it is "
+        f"(`{_OPTIMUM_CLASSES[config.modality]}.from_pretrained`), without calibration, abstention "
+        "and the check of the files."
     )
 
 

@@ -48,7 +48,7 @@ def write_images(folder: Path) -> list[str]:
     folder.mkdir()
     test = load_data(load_recipe(find_recipe("smoke/image"), [f"data.limit.test={COUNT}"])).test
     photo = Image.fromarray(np.asarray(load_sample_image("china.jpg")))
-    named = {f"{index}.png": Image.fromarray(test.raw(index)) for index in range(COUNT)}
+    named = {f"{index}.png": Image.fromarray(np.asarray(test.raw(index))) for index in range(COUNT)}
     named |= {
         "photo.jpg": photo,
         "upright.png": photo.transpose(Image.Transpose.ROTATE_90),
@@ -101,7 +101,7 @@ def test_bundles_open_in_optimum_and_in_pipelines(
     }
     words = [PYTHON, "-m", "pytest", "-q", "-c", TESTS / "pytest.ini", TESTS]
     done = subprocess.run(
-        words, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=600
+        words, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-4_000:]}"
     passed = int(done.stdout.split(" passed")[0].split()[-1])

@@ -3,7 +3,6 @@
 Runs where optimum is and this project is not; ``tests/integration/test_optimum.py`` writes the file
 that ``REKD_OPTIMUM_CASES`` names (bundles, texts, paths of images) and starts it.
 """
-# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

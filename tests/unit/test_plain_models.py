@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import pipeline
@@ -73,8 +74,11 @@ def images() -> list[np.ndarray]:
 
 
 def batches(run: Run, raw: list[Any]) -> list[dict[str, Tensor]]:
-    encoded = [run.preprocessor.encode(raw[start : start + 25]) for start in range(0, COUNT, 25)]
-    return [{k: torch.from_numpy(v) for k, v in batch.items()} for batch in encoded]
+    return [encode(run, raw[start : start + 25]) for start in range(0, COUNT, 25)]
+
+
+def encode(run: Run, raw: list[Any]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(v) for name, v in run.preprocessor.encode(raw).items()}
 
 
 def kept_parts(result: PlainModels) -> dict[str, str]:
@@ -161,7 +165,7 @@ IMAGES = {
     "no-class-token": (
         "smoke/image",
         'student.predictor.weights=["random:test_vit2"]',
-        'student.selector.weights=["random:test_vit2"]',
+        'student.selector.weights=["random:test_vit3"]',
     ),
     "registers": (
         "smoke/image",
@@ -224,20 +228,15 @@ def test_todays_pipelines_open_both(
     write_plain_models(image_run, tmp_path / "images")
     text = texts[0]
     made = pipeline("token-classification", model=str(tmp_path / "texts" / "selector"))
-    answers = made(text)
-    batch = text_run.preprocessor.encode([text])
-    logits = text_run.student().selector({k: torch.from_numpy(v) for k, v in batch.items()}).logits
+    answers: list[dict[str, Any]] = made(text)
+    logits = text_run.student().selector(encode(text_run, [text])).logits
     keep = logits[0].argmax(dim=1)[:-1]  # without [SEP]
     assert [answer["entity"] == "keep" for answer in answers] == [bool(k) for k in keep]
     assert "".join(text[a["start"] : a["end"]] for a in answers) == "".join(text.split())
-
-    from PIL import Image
-
-    pixels = images[0]
     model = pipeline("image-classification", model=str(tmp_path / "images" / "predictor"))
-    found = {row["label"]: row["score"] for row in model(Image.fromarray(pixels), top_k=10)}
-    encoded = torch.from_numpy(image_run.preprocessor.encode([pixels])["pixel_values"])
-    expected = Classifier(image_run.student().predictor)({"pixel_values": encoded}).softmax(1)[0]
+    found = {row["label"]: row["score"] for row in model(Image.fromarray(images[0]), top_k=10)}
+    logits = Classifier(image_run.student().predictor)(encode(image_run, images[:1]))
+    expected = logits.softmax(1)[0]
     assert close(torch.tensor([found[name] for name in image_run.label_names]), expected)
 
 
@@ -303,6 +302,8 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         write_plain_models(run, tmp_path / "link")
     assert not list((tmp_path / "plain").iterdir())
+    with pytest.raises(UsageError, match="cannot write"):
+        write_plain_models(run, run.path / "run.json" / "below")
 
 
 def test_a_folder_that_answers_otherwise_is_not_written(

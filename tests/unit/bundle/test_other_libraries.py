@@ -1,7 +1,7 @@
 """The files of a bundle that transformers reads: what they hold, and what it makes of them.
 
-Equal tokens and pixels: ``tests/property/test_runtime_preprocessing.py``. That optimum opens the model
-and answers the same: ``tests/optimum``.
+Equal tokens and pixels: ``tests/property/test_runtime_preprocessing.py``. That optimum opens the
+model and answers the same: ``tests/optimum``.
 """
 
 from __future__ import annotations
