@@ -26,7 +26,8 @@ fi
 cache="$("$python" -c 'from rekd_edge.data.storage import cache_dir; print(cache_dir())')"
 mkdir -p build/gpu/content/cache/archives
 for archive in "${archives[@]}"; do
-  find "$cache/archives" -maxdepth 1 -name "$archive" -exec cp -t build/gpu/content/cache/archives {} +
+  # shellcheck disable=SC2086 # a pattern
+  cp "$cache"/archives/$archive build/gpu/content/cache/archives/
 done
 if [ "${SOURCES:-}" = methods ]; then
   cp -r "$cache/prepared" build/gpu/content/cache/
