@@ -128,10 +128,12 @@ def expected_transitions(
 
 
 def _mean_of_each(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean of values over the pairs that are there, of each example: ``[batch]``."""
     totals = [
         ((value * there).flatten(1).sum(1), there.flatten(1).sum(1)) for value, there in parts
     ]
-    return sum(total for total, _ in totals) / sum(count for _, count in totals).clamp_min(1)
+    value, count = (torch.stack(column).sum(dim=0) for column in zip(*totals, strict=True))
+    return value / count.clamp_min(1)
 
 
 def share_penalty(keep: Tensor, valid: Tensor, rationale_ratio: float) -> Tensor:

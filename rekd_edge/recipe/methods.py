@@ -157,6 +157,8 @@ def _model_problems(
             ("..", "selector", key),
             "has no meaning for method 'inter_rat', which brings a head of its own",
         )
+    if method.selections == ("exactly_k",) and objective.estimator != "sigmoid":
+        yield ("estimator",), f"has no meaning for method {name!r}: its selection has no gradient"
     if train.selector_learning_rate == 0:
         yield (
             ("..", "train", "selector_learning_rate"),

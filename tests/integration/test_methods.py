@@ -60,7 +60,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
 def require_bundle(run: Run, folder: Path) -> Path:
     """The model file of the run's bundle, which passed every gate."""
     result = export_bundle(run, output=folder / "bundle", threads=1, twins=False)
-    assert result.passed, result.failures
+    assert result.passed, result.reasons
     return result.path / "model.onnx"
 
 

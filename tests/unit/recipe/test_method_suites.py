@@ -24,6 +24,6 @@ def test_a_suite_has_every_method_from_the_same_start(name: str) -> None:
     own = {row: recipe for row, recipe in recipes.items() if row != suite.judge}
     assert {recipe.task for recipe in recipes.values()} == {"extract"}
     assert {recipe.student.train.warmup.selector for recipe in own.values()} == {"none"}
-    assert len({recipe.student.train for recipe in own.values()}) == 1
-    assert len({recipe.student.predictor for recipe in recipes.values()}) == 1
-    assert len({recipe.data for recipe in recipes.values()}) == 1
+    assert len({repr(recipe.student.train) for recipe in own.values()}) == 1
+    assert len({repr(recipe.student.predictor) for recipe in recipes.values()}) == 1
+    assert len({repr(recipe.data) for recipe in recipes.values()}) == 1

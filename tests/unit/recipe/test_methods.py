@@ -107,6 +107,10 @@ def test_methods_are_valid_on_texts_and_images(recipe: str, method: str) -> None
             ["objective.method=inter_rat", "student.selector.head_width=8"],
             "student.selector.head_width: has no meaning for method 'inter_rat'",
         ),
+        (
+            ["objective.method=nir", "objective.estimator=perturbed"],
+            "objective.estimator: has no meaning for method 'nir': its selection has no gradient",
+        ),
         (["objective.method=nr2"], "objective.method"),
     ],
 )
