@@ -89,4 +89,8 @@ def speed(
     table = speed_table(report)
     if markdown is not None:
         write_text(markdown, table)
-    emit(report, json_path=json_path, render=lambda out: out.print(table, markup=False))
+    emit(
+        report,
+        json_path=json_path,
+        render=lambda out: out.print(table, markup=False, soft_wrap=True),
+    )
