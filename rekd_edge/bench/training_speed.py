@@ -131,7 +131,8 @@ def ladder(recipe: Recipe, device: torch.device, plan: SpeedPlan) -> list[Settin
         steps.append(("gathered", "backward pass through kept tokens alone", {"gather": True}))
     if _is_convolutional(recipe):
         steps.append(("channels last", "convolutions with channels last", {"channels_last": True}))
-    steps.append(("compiled", "torch.compile", {"compile": "default"}))
+    if on_cuda or "compiled" in (plan.only or ()):  # code for a processor takes minutes to make
+        steps.append(("compiled", "torch.compile", {"compile": "default"}))
     if on_cuda and images:
         steps.append(("graphs", "CUDA graphs", {"compile": "reduce-overhead"}))
     if images and recipe.objective.form.uses_teacher_targets:

@@ -325,7 +325,7 @@ class _Run:
                     self._set_learning_rate(optimizer, step, total_steps)
                 boundary = micro + 1 == self.train.gradient_accumulation or batches.last
                 progress = Progress(step, total_steps)
-                with compiled.active():
+                with compiled.active(start=micro == 0):
                     terms = self._micro_step(objective, prepared, batch, progress, boundary, phase)
                 micro = 0 if boundary else micro + 1
                 if not boundary:
