@@ -404,7 +404,7 @@ class _Contender:
             targets = self.teacher.targets
             if not setting.augment:
                 with self._autocast():
-                    targets = CachedTargets(targets, itertools.islice(self._in_order(), 10**9))
+                    targets = CachedTargets(targets, self._in_order())
         self.targets = targets
         positions = ALL_CONTENT
         if setting.published and recipe.modality == "text":

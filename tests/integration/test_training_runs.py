@@ -193,6 +193,7 @@ def test_a_run_with_everything_resumes_to_the_same_weights(finished: Path, tmp_p
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_images_may_move_to_the_device_and_to_workers_between_resumes(tmp_path: Path) -> None:
     def image(*changes: str) -> Recipe:
         return load_recipe(find_recipe("smoke/image"), ["task=extract", "seed=1", *changes])

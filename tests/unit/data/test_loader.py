@@ -162,6 +162,7 @@ def test_wrong_modality_is_refused(
         next(iter(make_loader(texts, IMAGES, batch_size=2, shuffle=False)))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_give_the_same_batches_in_every_epoch(images: ArraySplit) -> None:
     spec = AugmentSpec(crop_padding=3, flip=True)
     spread = WorkerLoader(images, IMAGES, workers=1, batch_size=5, seed=2, augment=spec)
