@@ -28,8 +28,14 @@ speed() {
   local name="$1" of="$2"
   shift 2
   [ ! -f "$reports/speed-$name.json" ] || return 0
+  # Where less than a third of the time is left, the next call has more of it.
+  local left="$((limit_s - (SECONDS - started) - 30))"
+  if [ "$left" -lt "$((limit_s / 3))" ]; then
+    echo "too little time for the table of $of; run it again to go on"
+    exit 0
+  fi
   in_time "$python" -m rekd_edge speed "$of" --device "$device" "${quick[@]}" "$@" \
-    --markdown "$reports/speed-$name.md" --json "$reports/speed-$name.json"
+    --limit-s "$left" --markdown "$reports/speed-$name.md" --json "$reports/speed-$name.json"
   # Without the table the time is up: what comes later waits for the next call.
   [ -f "$reports/speed-$name.json" ] || exit 0
 }
