@@ -206,7 +206,9 @@ def measure_speed(
         return plan.limit_s is not None and time.monotonic() - began > share * plan.limit_s
 
     parts = _Parts.of(recipe, device)
-    peaks = {name: _peak(name, device, plan.square) for name in _precisions(device)}
+    peaks: dict[Precision, float] = {
+        name: _peak(name, device, plan.square) for name in _precisions(device)
+    }
     contenders: list[_Contender] = []
     failed: dict[str, str] = {}
     clocks = [gpu_clocks()]
