@@ -91,13 +91,15 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class SpeedPlan:
     """How long is measured: ``rounds`` of one block of each setting, a block being at least one
-    step and about ``block_s`` seconds. ``only`` names the settings to take (None: all)."""
+    step and about ``block_s`` seconds. ``only`` names the settings to take (None: all).
+    ``limit_s``: a table comes of it about then; what there was no time for is said in it."""
 
     rounds: int = 5
     block_s: float = 1.5
     workers: int = 8
     square: int = 8192
     only: tuple[str, ...] | None = None
+    limit_s: float | None = None
 
     @staticmethod
     def quick() -> SpeedPlan:
@@ -131,7 +133,8 @@ def ladder(recipe: Recipe, device: torch.device, plan: SpeedPlan) -> list[Settin
         steps.append(("gathered", "backward pass through kept tokens alone", {"gather": True}))
     if _is_convolutional(recipe):
         steps.append(("channels last", "convolutions with channels last", {"channels_last": True}))
-    steps.append(("compiled", "torch.compile", {"compile": "default"}))
+    if on_cuda or "compiled" in (plan.only or ()):  # code for a processor takes minutes to make
+        steps.append(("compiled", "torch.compile", {"compile": "default"}))
     if on_cuda and images:
         steps.append(("graphs", "CUDA graphs", {"compile": "reduce-overhead"}))
     if images and recipe.objective.form.uses_teacher_targets:
@@ -197,12 +200,22 @@ def measure_speed(
     if recipe.task != "distill" or recipe.teacher is None:
         raise UsageError("only recipes of task distill have a teacher in the loop")
     settings = ladder(recipe, device, plan)
+    began = time.monotonic()
+
+    def is_late(share: float) -> bool:
+        return plan.limit_s is not None and time.monotonic() - began > share * plan.limit_s
+
     parts = _Parts.of(recipe, device)
-    peaks = {name: _peak(name, device, plan.square) for name in _precisions(device)}
+    peaks: dict[Precision, float] = {
+        name: _peak(name, device, plan.square) for name in _precisions(device)
+    }
     contenders: list[_Contender] = []
     failed: dict[str, str] = {}
     clocks = [gpu_clocks()]
     for setting in settings:
+        if contenders and is_late(0.6):
+            failed[setting.name] = "not started: no time was left"
+            continue
         progress(f"{setting.name}: starting")
         try:
             contender = _Contender(setting, parts, device)
@@ -214,6 +227,8 @@ def measure_speed(
             failed[setting.name] = _reason(error)
         _release(device)
     for number in range(plan.rounds):
+        if number > 0 and is_late(0.85):
+            break
         progress(f"round {number + 1} of {plan.rounds}")
         turn = number % max(1, len(contenders))
         for contender in contenders[turn:] + contenders[:turn]:
@@ -226,7 +241,7 @@ def measure_speed(
         clocks.append(gpu_clocks())
     alive = [c for c in contenders if c.name not in failed]
     progress("the teacher alone")
-    teacher = _teacher_passes(alive, plan) if alive else []
+    teacher = _teacher_passes(alive, plan, is_late) if alive else []
     rows = _rows(settings, {c.name: c for c in alive}, failed, peaks)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -403,7 +418,7 @@ class _Contender:
             targets = self.teacher.targets
             if not setting.augment:
                 with self._autocast():
-                    targets = CachedTargets(targets, itertools.islice(self._in_order(), 10**9))
+                    targets = CachedTargets(targets, self._in_order())
         self.targets = targets
         positions = ALL_CONTENT
         if setting.published and recipe.modality == "text":
@@ -575,12 +590,14 @@ def _published(recipe: Recipe, *models: Rationalist) -> ObjectiveSpec:
     return ObjectiveSpec.model_validate(content)
 
 
-def _teacher_passes(contenders: Sequence[_Contender], plan: SpeedPlan) -> list[dict[str, Any]]:
+def _teacher_passes(
+    contenders: Sequence[_Contender], plan: SpeedPlan, is_late: Callable[[float], bool]
+) -> list[dict[str, Any]]:
     """The teacher's share of each setting's step, and of the fastest form at larger batches."""
     found: list[dict[str, Any]] = []
     for contender in contenders:
-        if not contender.setting.augment:
-            continue  # it looks answers up
+        if not contender.setting.augment or is_late(0.95):
+            continue  # it looks answers up, or there is no time
         batch = contender.batch_of(contender.setting.batch_size)
         contender.teacher_s = contender.time_teacher(batch, plan.block_s)
         found.append(_pass(contender, len(batch.labels), contender.teacher_flops))
@@ -590,6 +607,8 @@ def _teacher_passes(contenders: Sequence[_Contender], plan: SpeedPlan) -> list[d
     fastest = min(own, key=lambda c: c.teacher_s or math.inf)
     size = fastest.setting.batch_size
     for factor in TEACHER_BATCHES[1:]:
+        if is_late(0.95):
+            break
         # A compiled form takes its own batch size: another one is compiled for this.
         larger = _Larger(fastest, factor * size)
         try:

@@ -36,6 +36,12 @@ def speed(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes where workers prepare images.")
     ] = 8,
+    limit_s: Annotated[
+        float | None,
+        typer.Option(
+            "--limit-s", min=1.0, help="Seconds after which the table is made of what there is."
+        ),
+    ] = None,
     random_weights: Annotated[
         bool,
         typer.Option(
@@ -80,6 +86,7 @@ def speed(
         plan = replace(plan, square=1024)
     if quick:
         plan = SpeedPlan.quick()
+    plan = replace(plan, limit_s=limit_s)
     if settings is not None:
         plan = replace(plan, only=tuple(name.strip() for name in settings.split(",")))
     if random_weights:
@@ -89,4 +96,8 @@ def speed(
     table = speed_table(report)
     if markdown is not None:
         write_text(markdown, table)
-    emit(report, json_path=json_path, render=lambda out: out.print(table, markup=False))
+    emit(
+        report,
+        json_path=json_path,
+        render=lambda out: out.print(table, markup=False, soft_wrap=True),
+    )

@@ -86,7 +86,6 @@ class CompiledBackbones:
         backend: str = "inductor",
     ) -> None:
         self.graphs = mode == "reduce-overhead" and not varying
-        self._active = False
         self._forms: list[tuple[nn.Module, str, _Form]] = []
         if mode is None:
             return
@@ -107,12 +106,13 @@ class CompiledBackbones:
                 self._forms.append((part, name, form))
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """In force inside."""
+    def active(self, *, start: bool = True) -> Iterator[None]:
+        """In force inside. ``start``: what earlier steps computed is no longer needed; False where
+        gradients of theirs are still added to."""
         if not self._forms:
             yield
             return
-        if self.graphs:
+        if self.graphs and start:
             torch.compiler.cudagraph_mark_step_begin()
         with ExitStack() as stack:
             limit = torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS)  # type: ignore[attr-defined]

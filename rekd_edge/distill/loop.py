@@ -349,7 +349,7 @@ class _Run:
                     self._set_learning_rate(optimizer, step, total_steps)
                 boundary = micro + 1 == self.train.gradient_accumulation or batches.last
                 progress = Progress(step, total_steps)
-                with compiled.active():
+                with compiled.active(start=micro == 0):
                     if phase.turns:
                         terms = self._take_turns(
                             objective, prepared, batch, progress, phase, trained

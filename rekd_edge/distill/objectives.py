@@ -358,7 +358,7 @@ class JointObjective(nn.Module):
         if not chosen.logits.requires_grad:
             # No gradient into the scores: the predictor may run on the kept tokens alone.
             return self.model.classify_slots(view, chosen.keep > 0.5, slots)
-        if self.gather:
+        if self.gather and slots < view.content.shape[1]:
             return classify_kept(self.model.predictor, view, chosen.keep, slots)
         return self.model.classify_masked(view, chosen.keep)
 

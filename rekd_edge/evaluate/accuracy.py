@@ -90,9 +90,12 @@ def selection_forward(
         found = candidates(model, inputs, positions)
         drawn, _ = bernoulli_straight_through(found.logits, temperature=1.0)
         keep = (drawn > 0.5) & found.counted
-        masking = "zero" if mode.endswith("zeroed") else "exclude"
-        weight = keep.to(found.logits.dtype) if masking == "zero" else keep
-        logits = classify(model, found.scores.view, weight, found.num_prefix, masking)
+        if mode.endswith("zeroed"):
+            weight = keep.to(found.logits.dtype)
+            logits = classify(model, found.scores.view, weight, found.num_prefix, "zero")
+        else:
+            view = found.scores.view
+            logits = model.classify_subset(view, keep[:, found.num_prefix :] & view.selectable)
         return logits, keep.sum(dim=1), found.counted.sum(dim=1)
     scores = model.selector(inputs)
     view, selectable = scores.view, scores.view.selectable
@@ -108,6 +111,8 @@ def selection_forward(
     if mode in {"top_k_gathered", "sampled_top_k"}:
         index, valid = gather_slots(keep, model.slots(view))
         logits = model.classify_gathered(view, index, valid)
+    elif mode == "threshold":
+        logits = model.classify_subset(view, keep)
     elif mode.endswith("zeroed"):
         logits = model.classify_zeroed(view, keep.to(scores.score.dtype))
     else:

@@ -97,7 +97,7 @@ def _type(prop: dict[str, Any]) -> str:
         title = _title(references[0])
         return f"[{title}](#{title.lower()}){null}"
     options = [option for option in prop.get("anyOf", [prop]) if option.get("type") != "null"]
-    return _simple_type(options[0]) + null
+    return ", ".join(_simple_type(option) for option in options) + null
 
 
 def _simple_type(option: dict[str, Any]) -> str:

@@ -193,6 +193,39 @@ def test_a_run_with_everything_resumes_to_the_same_weights(finished: Path, tmp_p
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_images_may_move_to_the_device_and_to_workers_between_resumes(tmp_path: Path) -> None:
+    def image(*changes: str) -> Recipe:
+        return load_recipe(find_recipe("smoke/image"), ["task=extract", "seed=1", *changes])
+
+    train_run(image(), tmp_path / "whole", device="cpu", with_fuse_report=False)
+    expected = weights(tmp_path / "whole", "student")
+    for changes in (["data.augment.where=device"], ["data.workers=1"]):
+        path = tmp_path / changes[0]
+        with pytest.raises(KeyboardInterrupt):
+            train_run(image(*changes), path, device="cpu", listener=InterruptAfter(6))
+        train_run(image(*changes), path, device="cpu", resume=True, with_fuse_report=False)
+        found = weights(path, "student")
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_texts_cannot_be_prepared_on_the_device(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be held there"):
+        train_run(smoke("data.augment.where=device"), tmp_path / "run", device="cpu")
+
+
+def test_training_through_kept_tokens_alone_ends_where_the_other_does(tmp_path: Path) -> None:
+    ends = {}
+    for gather in ("false", "true"):
+        path = tmp_path / gather
+        recipe = smoke("task=extract", f"student.train.gather={gather}")
+        train_run(recipe, path, device="cpu", with_fuse_report=False)
+        ends[gather] = weights(path, "student")
+    assert any(not torch.equal(ends["true"][n], ends["false"][n]) for n in ends["true"])
+    for name, value in ends["false"].items():
+        torch.testing.assert_close(ends["true"][name], value, rtol=0, atol=2e-3)
+
+
 def test_patches_can_be_asked_to_hang_together(tmp_path: Path) -> None:
     recipe = load_recipe(find_recipe("smoke/image"), ["task=extract", *EVERYTHING])
     run = train_run(recipe, tmp_path / "run", device="cpu")

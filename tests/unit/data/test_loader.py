@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rekd_edge.data.loader import augment_image, make_loader, split_token_ids
+from rekd_edge.data.loader import WorkerLoader, augment_image, make_loader, split_token_ids
 from rekd_edge.data.preprocess import ImagePreprocessor, TextPreprocessor
 from rekd_edge.data.split import ArraySplit
 from rekd_edge.errors import DataError, UsageError
@@ -162,12 +162,20 @@ def test_wrong_modality_is_refused(
         next(iter(make_loader(texts, IMAGES, batch_size=2, shuffle=False)))
 
 
-def test_workers_give_the_same_batches(images: ArraySplit, tmp_path: Path) -> None:
-    alone = make_loader(images, IMAGES, batch_size=5, shuffle=True)
-    spread = make_loader(images, IMAGES, batch_size=5, shuffle=True, num_workers=1)
-    for one, other in zip(alone, spread, strict=True):
-        assert torch.equal(one.index, other.index)
-        assert torch.equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_give_the_same_batches_in_every_epoch(images: ArraySplit) -> None:
+    spec = AugmentSpec(crop_padding=3, flip=True)
+    spread = WorkerLoader(images, IMAGES, workers=1, batch_size=5, seed=2, augment=spec)
+    for epoch in (0, 4, 1):
+        alone = make_loader(
+            images, IMAGES, batch_size=5, shuffle=True, seed=2, epoch=epoch, augment=spec
+        )
+        assert len(spread.epoch(epoch)) == len(alone) == 5
+        for one, other in zip(alone, spread.epoch(epoch), strict=True):
+            assert torch.equal(one.index, other.index)
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
+        next(iter(spread.epoch(epoch)))  # an epoch that is left early disturbs no later one
 
 
 def test_a_teachers_words_come_with_the_characters_of_both(
