@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -88,7 +89,7 @@ def repeat(
     }
 
 
-def window_medians(document: dict[str, Any]) -> list[float]:
+def window_medians(document: Mapping[str, Any]) -> list[float]:
     return [round(window[0], 4) for window in document["stability"]["window_medians"]]
 
 
@@ -111,7 +112,7 @@ def beside_loadgen(
     }
 
 
-def in_words(document: dict[str, Any]) -> str:
+def in_words(document: Mapping[str, Any]) -> str:
     p50, p90 = (document[f"result_{name}_percentile_latency_ns"] / 1e6 for name in ("50", "90"))
     reason = document["result_invalid_reason"]
     verdict = document["result_validity"] + (f": {reason}" if reason else "")

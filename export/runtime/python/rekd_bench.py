@@ -60,6 +60,7 @@ import array  # noqa: E402
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import hashlib  # noqa: E402
+import importlib  # noqa: E402
 import itertools  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
@@ -1132,13 +1133,12 @@ def measure_with_loadgen(
 
 def _import_loadgen() -> Any:
     try:
-        import mlperf_loadgen
+        return importlib.import_module("mlperf_loadgen")
     except ImportError as error:
         raise runtime.BackendError(
             f"mlcommons-loadgen cannot be imported ({error})",
             hint="python -m pip install mlcommons-loadgen, or measure without LoadGen",
         ) from error
-    return mlperf_loadgen
 
 
 def loadgen_settings(loadgen: Any, request: Request, expected_ns: float) -> Any:
