@@ -78,10 +78,10 @@ class Link:
     def listen(self, *others: int, within_s: float | None = None) -> list[int]:
         """Takes in what is there, or waits; returns those of ``others`` that can be read."""
         left = self.heard + self.silence_s - time.monotonic()
-        if left <= 0:
-            raise GoneError
         wait = left if within_s is None else min(left, within_s)
-        ready, _, _ = select.select([0, *others], [], [], wait)
+        ready, _, _ = select.select([0, *others], [], [], max(0.0, wait))
+        if 0 not in ready and left <= 0:
+            raise GoneError
         if 0 in ready:
             with contextlib.suppress(BlockingIOError):
                 chunk = os.read(0, CHUNK)
