@@ -55,6 +55,8 @@ def measure_load(
     place: Place,
 ) -> LoadReport:
     """LoadGen's logs go beside ``json_path``, where that is a file."""
+    from rich.markup import escape
+
     from rekd_edge.bench.load import LOGS_SUFFIX, require_place_for_logs
     from rekd_edge.export_pipeline import BENCH_EXAMPLES
     from rekd_edge.load_pipeline import load_examples, load_test
@@ -66,16 +68,16 @@ def measure_load(
         if request["loadgen"]:
             logs = report.with_name(f"{report.stem}{LOGS_SUFFIX}")
             require_place_for_logs(logs)
-    accuracy = request["mode"] == "AccuracyOnly"
+    whole = request["mode"] == "AccuracyOnly" or request["official"]
     examples = load_examples(
-        bundle, run=run, inputs_file=inputs, limit=None if accuracy else BENCH_EXAMPLES
+        bundle, run=run, inputs_file=inputs, limit=None if whole else BENCH_EXAMPLES
     )
     return load_test(
         bundle,
         request,
         examples,
         logs=logs,
-        progress=progress,
+        progress=lambda line: progress(escape(line)),
         board=place.board,
         inspect=place.inspect,
     )

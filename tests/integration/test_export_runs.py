@@ -25,6 +25,7 @@ from rekd_edge.bundle import verify_bundle
 from rekd_edge.convert import OnnxArtefact, convert_to_onnx
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import ExportResult, bench_bundle, check_bundle, export_bundle
+from rekd_edge.load_pipeline import load_examples, load_test
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run, open_run
@@ -298,6 +299,20 @@ def test_bench_command_writes_json(bundle: Path, tmp_path: Path) -> None:
     assert set(written["candidates"]) == {"gathered", "plain", "masked"}
 
 
+def accuracy_of_the_test_split(bundle: Path) -> float:
+    asked = {"schema_version": 1, "scenario": "SingleStream", "mode": "AccuracyOnly"}
+    report = load_test(bundle, asked, load_examples(bundle, limit=None))
+    assert report.valid
+    assert report.document["inputs"].startswith("test split of")
+    return report.document["quality"]["accuracy"]
+
+
+def test_the_load_test_finds_the_accuracy_that_was_checked(bundle: Path, run: Run) -> None:
+    checked = json.loads((bundle / "reports" / "check.json").read_text())["metrics"]["accuracy"]
+    assert accuracy_of_the_test_split(bundle) == pytest.approx(checked)
+    assert len(load_examples(bundle, limit=3).examples) == 3
+
+
 def test_bench_without_a_run_needs_inputs_and_says_so(bundle: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(bundle, alone)
@@ -345,5 +360,7 @@ def test_images_end_to_end(tmp_path: Path) -> None:
     assert result.report is not None
     assert result.report.structural is not None
     assert result.report.structural.gated_reads == ("pixel_values",)
+    checked = result.report.metrics["accuracy"]
+    assert accuracy_of_the_test_split(result.path) == pytest.approx(checked)
     report = bench_bundle(result.path, settings=QUICK, threads=1)
     assert list(report.candidates) == ["gathered", "plain", "masked"]
