@@ -101,11 +101,11 @@ def test_what_is_missing_is_said_before_anything_is_made(
 
 def _sizes_are_in_the_file(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of ort-trt as far as it goes without a GPU: what its provider would be told."""
-    monkeypatch.setenv("REKD_EDGE_CACHE", str(file.parent / "cache"))
     convert_run(run, run.fused(), load_target("ort-trt"), file)
     with OnnxRunner(file, threads=1) as runner:
         batch = next(iter(batches_of(run.data().test, run.preprocessor)))
         assert runner.run(batch.inputs).logits.shape == (len(batch.labels), 2)
+    monkeypatch.setenv("REKD_EDGE_CACHE", str(file.parent / "cache"))
     runner = TensorRtProviderRunner(file, provider=TENSORRT_PROVIDER, cuda_graph=True)
     gpu = Device("some GPU", 90, "580.1")
     (tensorrt, options), (cuda, _) = runner._chain(onnx.load(str(file)), "1.31.1", gpu)
