@@ -385,8 +385,8 @@ def _write_image_predictor(
                 f"the mean of its tokens without 1 to {encoder.num_prefix_tokens - 1} is what the "
                 f"head ({HEAD_FILE}) classifies: the predictor's logits on the whole image"
             )
-    elif isinstance(encoder, ConvEncoder) and not encoder.with_head:
-        raise _NotPlainError(f"its network was cut after feature level {encoder.level}")
+    elif isinstance(encoder, ConvEncoder) and encoder.level is not None:
+        raise _NotPlainError(f"its network was cut after feature level {encoder.level + 1}")
     size = preprocessor.image_size
     _save_timm(folder, name, encoder, head, keys, label_names, preprocessor, size)
     plain = _open_timm(folder)
