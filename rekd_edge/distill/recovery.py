@@ -130,7 +130,6 @@ def recover(
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(True)
     changes = {"precision": "no", "weight_decay": 0.0, "checkpoint_every_steps": 10**9}
-    changes |= {"compile": False}  # products are replaced by hooks
     train = train.model_copy(update=changes)
     device = str(make_accelerator(train, device).device.type)
     student.to(device)
