@@ -608,7 +608,6 @@ class _Trainer:
                 select=True,
                 auxiliary=method.auxiliary,
                 turns=method.turns,
-                varying_tokens=varying,
             )
         )
         return phases

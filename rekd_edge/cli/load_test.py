@@ -55,8 +55,6 @@ def measure_load(
     place: Place,
 ) -> LoadReport:
     """LoadGen's logs go beside ``json_path``, where that is a file."""
-    from rich.markup import escape
-
     from rekd_edge.bench.load import LOGS_SUFFIX, require_place_for_logs
     from rekd_edge.export_pipeline import BENCH_EXAMPLES
     from rekd_edge.load_pipeline import load_examples, load_test
@@ -77,7 +75,7 @@ def measure_load(
         request,
         examples,
         logs=logs,
-        progress=lambda line: progress(escape(line)),
+        progress=progress,
         board=place.board,
         inspect=place.inspect,
     )

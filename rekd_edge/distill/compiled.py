@@ -31,8 +31,8 @@ def wanted(choice: bool | str, device: torch.device) -> bool:
 
 
 def compile_mode(train: TrainSpec, device: torch.device) -> str | None:
-    """torch.compile's mode for these steps; None: no compilation. Where none is possible a warning
-    says why, unless ``auto`` would not have been told apart."""
+    """torch.compile's mode for these steps; None: no compilation. Where it is wanted and not
+    possible a warning says why."""
     if not wanted(train.compile, device):
         return None
     reason = no_compiler(device)
@@ -43,7 +43,8 @@ def compile_mode(train: TrainSpec, device: torch.device) -> str | None:
             stacklevel=2,
         )
         return None
-    return "reduce-overhead" if train.compile == "graphs" else "default"
+    graphs = train.compile == "graphs" and device.type == "cuda"
+    return "reduce-overhead" if graphs else "default"
 
 
 @cache

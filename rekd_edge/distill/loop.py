@@ -89,8 +89,8 @@ class Phase:
     and after each epoch, and may hold the best model. ``judge`` is a submodule whose weights are
     kept (:data:`JUDGE_FILE`) when the phase ends. ``auxiliary`` is trained beside the model: it is
     in checkpoints and not in the result. ``turns`` are updates in that order on each batch; without
-    any, there is one of everything. ``varying_tokens``: the models see another number of tokens in
-    each batch (:class:`CompiledBackbones`).
+    any, there is one of everything. ``varying_tokens``: whether the models see another number of
+    tokens in each batch (:class:`CompiledBackbones`); None compiles nothing.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Phase:
     judge: nn.Module | None = None
     auxiliary: nn.Module | None = None
     turns: tuple[Turn, ...] = ()
-    varying_tokens: bool = False
+    varying_tokens: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,9 @@ class _Run:
         self.listener = listener or Silent()
         self.accelerator = make_accelerator(train, device)
         self.run_models = (model, *frozen)
-        self.compile_mode = compile_mode(train, self.accelerator.device)
+        self.compile_mode: str | None = None
+        if any(phase.varying_tokens is not None for phase in phases):
+            self.compile_mode = compile_mode(train, self.accelerator.device)
         self.lost: Tensor | None = None
         """0, or a loss since the last look that was no number; looking waits for the device."""
         self.monitor = monitor if self.accelerator.is_main_process else None
@@ -334,9 +336,9 @@ class _Run:
             torch.compiler.reset()
         compiled = CompiledBackbones(
             self.run_models,
-            mode=self.compile_mode,
+            mode=None if phase.varying_tokens is None else self.compile_mode,
             batch_size=self.train.batch_size,
-            varying=phase.varying_tokens,
+            varying=phase.varying_tokens is True,
         )
         step, micro = first_step, 0
         while step < total_steps:

@@ -95,7 +95,9 @@ def test_auto_compiles_on_cuda_alone_and_a_missing_compiler_is_said_once(
         assert compile_mode(TrainSpec(compile=True), CPU) is None
     monkeypatch.setattr(compiled, "no_compiler", lambda device: None)
     assert compile_mode(TrainSpec(compile=True), CPU) == "default"
-    assert compile_mode(TrainSpec(compile="graphs"), CPU) == "reduce-overhead"
+    assert compile_mode(TrainSpec(compile="graphs"), CPU) == "default"
+    assert compile_mode(TrainSpec(compile="graphs"), torch.device("cuda")) == "reduce-overhead"
+    assert compile_mode(TrainSpec(), torch.device("cuda")) == "default"
 
 
 def test_the_reason_is_that_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
