@@ -189,7 +189,7 @@ def with_shared_teacher(
         update={
             "name": "teacher",
             "description": "",
-            "task": "extract",
+            "task": "classify" if teacher.is_black_box else "extract",
             "data": data,
             "transfer": None,
             "teacher": None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import statistics
 import time
@@ -27,6 +29,14 @@ from rekd_edge.distill.attribution import (
     occlusion,
 )
 from rekd_edge.distill.checkpoint import load_model, write_json
+from rekd_edge.distill.explainer import (
+    HEADS_FILE,
+    BlackBox,
+    HeadMixture,
+    black_box,
+    load_heads,
+    save_heads,
+)
 from rekd_edge.distill.loop import (
     BatchLoader,
     DevResult,
@@ -47,6 +57,7 @@ from rekd_edge.distill.objectives import (
     RationaleWarmup,
     ValueRegression,
 )
+from rekd_edge.distill.scaffold import Practice, scaffold_phases, simulability
 from rekd_edge.distill.targets import CachedTargets, TargetSource, rationale_and_answer
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.errors import UsageError
@@ -69,6 +80,7 @@ from rekd_edge.recipe.schema import (
     ObjectiveSpec,
     RationalistSpec,
     Recipe,
+    TeacherSpec,
     TrainSpec,
     TransferSpec,
 )
@@ -109,7 +121,8 @@ def plan_run(recipe: Recipe) -> RunPlan:
     parameters: dict[str, int] = {}
     weights: dict[str, dict[str, str | None]] = {}
     for role, spec in _roles(recipe):
-        build = build_classifier if recipe.task == "classify" else build_rationalist
+        plain = isinstance(spec, TeacherSpec) and spec.is_black_box
+        build = build_classifier if plain or recipe.task == "classify" else build_rationalist
         built = build(spec, recipe, classes)
         parameters[role] = sum(p.numel() for p in built.model.parameters())
         weights |= {f"{role}.{name}": source for name, source in built.weights.items()}
@@ -240,7 +253,9 @@ class _Trainer:
             built = build_classifier(recipe.student, recipe, classes)
             self._adopt("student", built.weights, built.preprocessor)
             assert isinstance(built.model, Classifier)
-            results["student"] = self._fit_classifier(built.model)
+            results["student"] = self._fit_classifier(
+                built.model, "student", recipe.student.train, recipe.objective
+            )
             return results
         teacher = None
         if recipe.task == "distill":
@@ -252,11 +267,19 @@ class _Trainer:
         self._adopt("student", built.weights, built.preprocessor)
         student = built.model
         assert isinstance(student, Rationalist)
+        if isinstance(teacher, BlackBox) and isinstance(teacher.selector, HeadMixture):
+            practising = copy.deepcopy(student)
+            results["teacher"]["explainer"] = self._learn_mixture(teacher, practising)
         results["student"] = self._fit_rationalist(
             student, "student", recipe.student, recipe.objective, teacher
         )
         if teacher is not None:
-            results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
+            agreement = self._agreement(Teacher(teacher, student))
+            results["agreement_with_teacher"] = agreement
+            results["simulability"] = {
+                "agreement": agreement["label_agreement"],
+                "with_rationales": learns_rationales(recipe),
+            }
         student.cpu()
         if with_fuse_report:
             self._report_fuse(student)
@@ -285,20 +308,10 @@ class _Trainer:
     def _teacher(self, results: dict[str, Any]) -> Rationalist:
         spec = self.recipe.teacher
         assert spec is not None
+        if spec.is_black_box:
+            return self._black_box(spec, results)
         if spec.run is not None:
-            run = open_run(Path(spec.run))
-            if run.label_names != self.data.label_names:
-                raise UsageError(
-                    f"the teacher of {spec.run} knows the labels {', '.join(run.label_names)}; "
-                    f"this recipe's data have {', '.join(self.data.label_names)}",
-                    hint="train a teacher on this recipe's data",
-                )
-            if run.recipe.modality != self.recipe.modality:
-                raise UsageError(
-                    f"the teacher of {spec.run} reads {run.recipe.modality}; this recipe's data "
-                    f"are {self.recipe.modality}",
-                    hint="name a run of the recipe's modality",
-                )
+            run = self._teacher_run(spec.run)
             self.preprocessor = run.teacher_preprocessor
             results["teacher"] = {"run": spec.run}
             teacher = run.teacher_or_student()
@@ -314,6 +327,85 @@ class _Trainer:
         results["teacher"] = self._fit_rationalist(teacher, "teacher", spec, spec.objective, None)
         return teacher
 
+    def _teacher_run(self, path: str) -> Run:
+        run = open_run(Path(path))
+        if run.label_names != self.data.label_names:
+            raise UsageError(
+                f"the teacher of {path} knows the labels {', '.join(run.label_names)}; "
+                f"this recipe's data have {', '.join(self.data.label_names)}",
+                hint="train a teacher on this recipe's data",
+            )
+        if run.recipe.modality != self.recipe.modality:
+            raise UsageError(
+                f"the teacher of {path} reads {run.recipe.modality}; this recipe's data "
+                f"are {self.recipe.modality}",
+                hint="name a run of the recipe's modality",
+            )
+        return run
+
+    def _black_box(self, spec: TeacherSpec, results: dict[str, Any]) -> BlackBox:
+        """A plain classifier, trained or loaded, and what explains it."""
+        assert spec.rationale != "rationalist"
+        self.teacher_objective = ObjectiveSpec()
+        if spec.run is not None:
+            run = self._teacher_run(spec.run)
+            self.preprocessor = run.teacher_preprocessor
+            classifier = run.black_box()
+            teacher = black_box(classifier, spec.rationale, self.recipe.rationale_ratio)
+            classifier.to(self._device(self.recipe.student.train))
+            predictions = evaluate_classifier(classifier, self._loader(self.data.test))
+            results["teacher"] = {"run": spec.run, **_test(predictions, self.data.label_names)}
+        else:
+            built = build_classifier(spec, self.recipe, len(self.data.label_names))
+            assert isinstance(built.model, Classifier)
+            # An explainer that this network cannot have is refused before it is trained.
+            teacher = black_box(built.model, spec.rationale, self.recipe.rationale_ratio)
+            self._adopt("teacher", built.weights, built.preprocessor)
+            results["teacher"] = self._fit_classifier(
+                built.model, "teacher", spec.train, spec.objective
+            )
+        results["teacher"]["rationale"] = spec.rationale
+        return teacher
+
+    def _learn_mixture(self, teacher: BlackBox, practising: Rationalist) -> dict[str, Any]:
+        """Learns the head weights of ``teacher`` with a student that is thrown away; the report."""
+        explainer = teacher.selector
+        assert isinstance(explainer, HeadMixture)
+        assert self.recipe.teacher is not None
+        spec, report_file = self.recipe.teacher.scaffold, self.output / "reports" / "explainer.json"
+        if not (self.output / HEADS_FILE).is_file() or not report_file.is_file():
+            folder = (self.output / HEADS_FILE).parent
+            train = self.recipe.student.train
+            met = Teacher(teacher.to(self._device(train)), practising)
+            practice = Practice(practising, explainer.weights.requires_grad_(True))
+            length = len(self._epoch_loader(train, 0))
+            phases = scaffold_phases(practice, met, self.recipe, steps_per_epoch=length)
+            report = self._fit(
+                practice,
+                phases,
+                train,
+                folder.name,
+                lambda model: simulability(
+                    model.student, met, self._loader(self.data.dev, self.teacher_preprocessor)
+                ),
+            )
+            make_accelerator(train, self.device).wait_for_everyone()
+            if self.is_main:
+                found = {
+                    "head_weights": [round(w, 6) for w in explainer.weights().tolist()],
+                    "simulability": report.history,
+                    "scaffold": spec.model_dump(),
+                }
+                write_json(report_file, found)
+                save_heads(self.output, explainer)
+                for file in (folder / "last.safetensors", folder / "best" / "model.safetensors"):
+                    file.unlink(missing_ok=True)
+            make_accelerator(train, self.device).wait_for_everyone()
+        load_heads(self.output, explainer)
+        explainer.weights.requires_grad_(False)
+        found = json.loads(report_file.read_text(encoding="utf-8"))
+        return {"head_weights": found["head_weights"], "simulability": found["simulability"]}
+
     @torch.no_grad()
     def _add_transfer(self, spec: TransferSpec, teacher: Rationalist) -> dict[str, Any]:
         """Adds the transfer set to the training split, labelled by the teacher's answers from the
@@ -321,11 +413,10 @@ class _Trainer:
         found = load_transfer(self.recipe, spec, self.data)
         device = self._device(self.recipe.student.train)
         teacher.to(device).eval()
-        predictor = teacher.predictor
         answers = np.zeros(len(found.examples), dtype=np.int64)
         for raw in self._loader(found.examples):
-            view = predictor.encoder.view(move_batch(raw, device).inputs)
-            logits = predictor(view.content, view.position, view.selectable)
+            view = teacher.predictor.encoder.view(move_batch(raw, device).inputs)
+            logits = teacher.classify_whole(view)
             answers[raw.index.numpy()] = logits.argmax(dim=1).cpu().numpy()
         labels = np.concatenate([self.data.train.labels, answers])
         self.training = JoinedSplit("train", [self.data.train, found.examples], labels)
@@ -374,10 +465,20 @@ class _Trainer:
         augment = self.recipe.data.augment
         return self.recipe.modality == "image" and (augment.flip or augment.crop_padding > 0)
 
-    def _fit_classifier(self, model: Classifier) -> dict[str, Any]:
-        train = self.recipe.student.train
+    def _fit_classifier(
+        self, model: Classifier, role: str, train: TrainSpec, objective: ObjectiveSpec
+    ) -> dict[str, Any]:
         # As many steps as a rationalist's predictor gets, warm-up included.
         epochs = train.classifier_epochs or train.epochs + train.warmup.predictor_epochs
+
+        def dev(candidate: nn.Module) -> DevResult:
+            assert isinstance(candidate, Classifier)
+            result = evaluate_classifier(candidate, self._loader(self.data.dev))
+            criterion = None
+            if objective.form.dev_selection == "re_loss":
+                criterion = classification_loss(result, batch_size=train.batch_size)
+            return DevResult(result.accuracy, result.loss, criterion)
+
         phase = Phase(
             "classify",
             ClassifyObjective(model),
@@ -385,18 +486,9 @@ class _Trainer:
             {model.predictor: Rates.first_of(train)},
             select=True,
         )
-        report = self._fit(model, [phase], train, "student", self._dev_classifier)
+        report = self._fit(model, [phase], train, role, dev)
         predictions = evaluate_classifier(model, self._loader(self.data.test))
         return {**_summary(report), **_test(predictions, self.data.label_names)}
-
-    def _dev_classifier(self, model: nn.Module) -> DevResult:
-        assert isinstance(model, Classifier)
-        result = evaluate_classifier(model, self._loader(self.data.dev))
-        criterion = None
-        if self.recipe.objective.form.dev_selection == "re_loss":
-            size = self.recipe.student.train.batch_size
-            criterion = classification_loss(result, batch_size=size)
-        return DevResult(result.accuracy, result.loss, criterion)
 
     def _fit_rationalist(
         self,
@@ -555,7 +647,7 @@ class _Trainer:
             learned = ValueRegression(model, model, warmup.explain)
         else:
             both = targets if source == "teacher_and_own" else None
-            judge = teacher if source == "teacher_gradient" else None
+            judge = teacher if source in {"teacher_gradient", "teacher_attribution"} else None
             learned = AttributionWarmup(model, self._attributions(model, judge, train), both)
         title = f"selector warm-up ({source.replace('_', ' ')})"
         rate = warmup.selector_learning_rate
@@ -573,6 +665,8 @@ class _Trainer:
             explained = batch.labels if by_label else None
             with make_accelerator(train, self.device).autocast():
                 if judge is not None:
+                    if train.warmup.selector == "teacher_attribution":
+                        return judge.attribution(batch, explained).float()
                     return judge.mask_gradient(batch, explained).float()
                 view = model.predictor.encoder.view(batch.inputs)
                 return attribute(model.predictor, view, explained).float()
@@ -590,7 +684,9 @@ class _Trainer:
     @property
     def _teacher_knows_subsets(self) -> bool:
         spec = self.recipe.teacher
-        return spec is not None and spec.train.warmup.predictor_epochs > 0
+        if spec is None:
+            return False
+        return spec.is_black_box or spec.train.warmup.predictor_epochs > 0
 
     def _device(self, train: TrainSpec) -> torch.device:
         return make_accelerator(train, self.device).device
@@ -652,6 +748,14 @@ class _Trainer:
             "rationale_exact": same_mask / count,
             "rationale_jaccard": jaccard / count,
         }
+
+
+def learns_rationales(recipe: Recipe) -> bool:
+    """Whether a student learns anything of its teacher but its answers."""
+    warmup = recipe.student.train.warmup
+    return recipe.objective.lambda_rationale > 0 or (
+        warmup.selector.startswith("teacher") and warmup.selector_epochs > 0
+    )
 
 
 def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rekd_edge.distill import attribution
+from rekd_edge.distill.explainer import Explainer
 from rekd_edge.distill.targets import TeacherTargets, rationale_and_answer
 from rekd_edge.distill.transfer import (
     Quantity,
@@ -30,7 +31,7 @@ from rekd_edge.types import Batch
 
 
 class Teacher:
-    """A frozen rationalist and the student that learns from it.
+    """A frozen rationalist (or black box) and the student that learns from it.
 
     ``masking`` is how the teacher was trained to see a rationale, and how it is shown one. No
     ``nn.Module``: what an objective holds of it is neither trained nor saved.
@@ -49,7 +50,7 @@ class Teacher:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.student = student
-        self.full_input = full_input
+        self.full_input = full_input or model.answers_from_whole_input
         """Whether targets hold the predictor's answer from the whole input."""
 
     @torch.no_grad()
@@ -58,7 +59,7 @@ class Teacher:
         its prediction from its own rationale, or from the whole input."""
         if self.full_input:
             scores = self.model.selector(self._inputs(batch))
-            logits = self._full_answer(batch)
+            logits = self.whole_answer(batch)
         else:
             scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
         mine = self._student_view(batch)
@@ -67,11 +68,13 @@ class Teacher:
         threshold = selection_threshold(score, mine.selectable, keep)
         return TeacherTargets(score - threshold, keep, logits)
 
-    def _full_answer(self, batch: Batch) -> Tensor:
-        view = self._view(batch)
+    @torch.no_grad()
+    def whole_answer(self, batch: Batch) -> Tensor:
+        """The teacher's logits from the whole input, ``[batch, class]``."""
+        view = self.view(batch)
         if self.masking == "zero":
             return self.model.classify_zeroed(view, view.selectable.float())
-        return self.model.classify_masked(view, view.selectable)
+        return self.model.classify_whole(view)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
@@ -81,8 +84,11 @@ class Teacher:
 
     @torch.no_grad()
     def classify_subset(self, batch: Batch, keep: Tensor) -> Tensor:
-        """The teacher's logits from a subset of the student's tokens, bool ``[batch, token]``."""
-        theirs = self._view(batch)
+        """The teacher's logits from a subset of the student's tokens, bool ``[batch, token]``; a
+        black box was never trained on subsets and answers from the whole input."""
+        if self.model.answers_from_whole_input:
+            return self.whole_answer(batch)
+        theirs = self.view(batch)
         return self.model.classify_subset(theirs, self._carried_subset(keep, batch, theirs))
 
     @torch.no_grad()
@@ -90,7 +96,7 @@ class Teacher:
         """The teacher's logits from a subset of the student's tokens, shown as :attr:`masking`
         says; float ``[batch, token]``, and ``[batch, prefix]`` for ``[CLS]``. Tokens beyond the
         batch (counted padding) have no influence."""
-        theirs, mine = self._view(batch), self._student_view(batch)
+        theirs, mine = self.view(batch), self._student_view(batch)
         carried = self._carried_subset(keep[:, : mine.content.shape[1]] > 0.5, batch, theirs)
         if self.masking == "zero":
             return self.model.classify_zeroed(theirs, carried.to(keep.dtype), prefix_keep)
@@ -99,14 +105,32 @@ class Teacher:
     def mask_gradient(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
         """First-order effect of removing each of the student's tokens on the teacher's answer;
         extensive, ``[batch, token]``. ``explained`` as in :func:`attribution.mask_gradient`."""
-        theirs = self._view(batch)
-        effect = attribution.mask_gradient(self.model.predictor, theirs, explained)
+        theirs = self.view(batch)
+        whole = self.model.whole(theirs)
+        effect = attribution.mask_gradient(self.model.predictor, theirs, explained, whole)
         return self._to_student(effect, batch, theirs, self._student_view(batch), "extensive")
+
+    def attribution(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
+        """What the teacher says of the student's tokens, ``[batch, token]``: the scores of a black
+        box's explainer, or :meth:`mask_gradient`."""
+        explainer = self.model.selector
+        if not isinstance(explainer, Explainer):
+            return self.mask_gradient(batch, explained)
+        effect = self.carried_effect(explainer.effect(self.view(batch), explained), batch)
+        return explainer.score(effect, self._student_view(batch).selectable)
+
+    def carried_effect(self, effect: Tensor, batch: Batch) -> Tensor:
+        """What the teacher's tokens contribute, shared out among the student's;
+        ``[batch, token]`` each."""
+        return self._to_student(
+            effect, batch, self.view(batch), self._student_view(batch), "extensive"
+        )
 
     def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
         return batch.inputs if batch.teacher is None else batch.teacher.inputs
 
-    def _view(self, batch: Batch) -> TokenView:
+    def view(self, batch: Batch) -> TokenView:
+        """The batch as the teacher reads it."""
         return self.model.predictor.encoder.view(self._inputs(batch))
 
     def _student_view(self, batch: Batch) -> TokenView:
