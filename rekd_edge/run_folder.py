@@ -5,8 +5,8 @@ RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
     teacher/best/model.safetensors   student/best/model.safetensors
     teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
     teacher|student/judge/model.safetensors   the predictor after its random subsets, if it had any
-    explainer/{heads.safetensors, log.jsonl}   the mixture of a black box's heads, where it is learned
-    plain/  extract/   runs of their own, where `rekd-edge compare` trained them
+    explainer/{heads.safetensors, log.jsonl}   the mixture of a black box's heads, if it is learned
+    plain/  extract/  answers/   runs of their own, where `rekd-edge compare` trained them
 """
 
 from __future__ import annotations
@@ -41,6 +41,18 @@ RUN_FILE = "run.json"
 LABELS_FILE = "labels.json"
 PREPROCESSOR_FOLDER = "preprocessor"
 TEACHER_PREPROCESSOR_FOLDER = "teacher_preprocessor"
+ANSWERS_FOLDER = "answers"
+"""The student of the teacher's answers alone (`rekd-edge compare --simulability`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulability:
+    """Shares (0..1) of the test examples in which a student answers as its teacher, after training
+    with the teacher's rationales and from its answers alone; None where there is no such student.
+    """
+
+    with_rationales: float | None
+    without_rationales: float | None
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,20 @@ class Run:
         """A JSON report of this run by name, e.g. ``fuse``; None where there is none."""
         file = self.path / "reports" / f"{name}.json"
         return _read_json(file) if file.is_file() else None
+
+    def simulability(self) -> Simulability | None:
+        """What this run and the run in :data:`ANSWERS_FOLDER` reported; None without a teacher."""
+        found = self.report("distill") or {}
+        if "agreement_with_teacher" not in found:
+            return None
+        own = float(found["agreement_with_teacher"]["label_agreement"])
+        if not found.get("simulability", {}).get("with_rationales", True):
+            return Simulability(None, own)
+        beside = self.path / ANSWERS_FOLDER
+        if not (beside / RUN_FILE).is_file():
+            return Simulability(own, None)
+        other = open_run(beside).simulability()
+        return Simulability(own, None if other is None else other.without_rationales)
 
     def _rationalist(self, spec: RationalistSpec, role: str) -> Rationalist:
         built: Built = build_rationalist(spec, self.recipe, len(self.label_names))

@@ -129,7 +129,13 @@ class ScaffoldObjective(nn.Module):
             simulated, explained = self._inner(first, explanation)
             inner = simulated + self.spec.beta * explained
             trained = {n: p for n, p in self.answer.named_parameters() if p.requires_grad}
-            ahead = self._one_step(trained, inner, explained)
+            ahead = after_one_step(
+                trained,
+                inner,
+                explained,
+                rate=self.spec.inner_learning_rate,
+                beta=self.spec.beta,
+            )
             logits, _ = functional_call(
                 self.answer, {name: value for name, (value, _) in ahead.items()}, (second.inputs,)
             )
@@ -168,31 +174,27 @@ class ScaffoldObjective(nn.Module):
             teacher, logits, temperature=self.temperature
         )
 
-    def _one_step(
-        self, trained: Mapping[str, nn.Parameter], inner: Tensor, explained: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Each parameter after one step of gradient descent, as a function of the head weights,
-        and its gradient. Only the explanation loss depends on the weights, so that alone is
-        differentiated twice."""
-        parameters = list(trained.values())
-        inner_gradients = torch.autograd.grad(
-            inner, parameters, retain_graph=True, allow_unused=True
-        )
-        explained_gradients = torch.autograd.grad(
-            explained, parameters, create_graph=True, allow_unused=True
-        )
-        rate, beta = self.spec.inner_learning_rate, self.spec.beta
-        ahead: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for (name, parameter), whole, part in zip(
-            trained.items(), inner_gradients, explained_gradients, strict=True
-        ):
-            value = parameter.detach()
-            if whole is not None:
-                value = value - rate * whole
-            if part is not None:
-                value = value - rate * beta * (part - part.detach())
-            ahead[name] = value, whole
-        return ahead
+
+def after_one_step(
+    parameters: Mapping[str, Tensor], inner: Tensor, explained: Tensor, *, rate: float, beta: float
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Each parameter after one step of gradient descent on ``inner``, and its gradient.
+
+    The step is a function of what ``explained`` depends on. ``inner`` contains ``beta`` times that
+    and nothing else that depends on it, so that alone is differentiated twice.
+    """
+    values = list(parameters.values())
+    gradients = torch.autograd.grad(inner, values, retain_graph=True, allow_unused=True)
+    parts = torch.autograd.grad(explained, values, create_graph=True, allow_unused=True)
+    ahead: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for name, value, gradient, part in zip(parameters, values, gradients, parts, strict=True):
+        moved = value.detach()
+        if gradient is not None:
+            moved = moved - rate * gradient
+        if part is not None:
+            moved = moved - rate * beta * (part - part.detach())
+        ahead[name] = moved, gradient
+    return ahead
 
 
 def explanation_kl(explanation: Tensor, scores: Scores) -> Tensor:

@@ -376,9 +376,9 @@ def _without_selector(schema: dict[str, Any]) -> None:
 
 
 class TeacherSpec(RationalistSpec):
-    """The teacher: trained first, or loaded from a finished run. A plain black box (`rationale`) has
-    no selector: `selector`, `objective` and `train.warmup.selector` are not read and can be left
-    out."""
+    """The teacher: trained first, or loaded from a finished run. A plain black box (`rationale`)
+    has no selector: `selector`, `objective` and `train.warmup.selector` are not read and can be
+    left out."""
 
     model_config = ConfigDict(json_schema_extra=_without_selector)
 
@@ -388,10 +388,10 @@ class TeacherSpec(RationalistSpec):
     """Where the teacher's rationales come from. `rationalist`: its own selector. The others take a
     plain classifier (`predictor`; as in `task: classify`) that answers from the whole input, and
     explain it: `attention` of what is pooled in the last block, mean over heads;
-    `gradient_x_input`: gradient of the class margin times embedding; `mask_gradient`: the derivative
-    of that margin with respect to each token's attention weight; `scaffold`: a sparse mixture of
-    all attention heads, learned so that a student simulates the teacher better. Attention needs a
-    transformer."""
+    `gradient_x_input`: gradient of the class margin times embedding; `mask_gradient`: the
+    derivative of that margin with respect to each token's attention weight; `scaffold`: a sparse
+    mixture of all attention heads, learned so that a student simulates the teacher better.
+    Attention needs a transformer."""
     scaffold: ScaffoldSpec = ScaffoldSpec()
     run: str | None = None
     """A finished run folder whose teacher is loaded instead of training one; for a black box one of
