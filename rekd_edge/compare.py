@@ -59,6 +59,14 @@ class Comparison:
         values = self.accuracies[row]
         return statistics.stdev(values) if len(values) > 1 else None
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """What the rows of :data:`ROWS` are called."""
+        teacher = self.runs[0].recipe.teacher
+        if teacher is not None and teacher.is_black_box:
+            return TITLES | {"teacher": "teacher, a plain classifier"}
+        return TITLES
+
     def simulability_means(self) -> list[tuple[float, str]]:
         """Means over seeds of what was measured, and how those students learned."""
         shares = {

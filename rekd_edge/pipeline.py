@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import statistics
 import time
@@ -315,6 +314,11 @@ class _Trainer:
             self.preprocessor = run.teacher_preprocessor
             results["teacher"] = {"run": spec.run}
             teacher = run.teacher_or_student()
+            if teacher.answers_from_whole_input:
+                raise UsageError(
+                    f"the teacher of {spec.run} is a plain classifier, not a rationalist",
+                    hint="say how it is explained, for instance teacher.rationale: mask_gradient",
+                )
             self.teacher_objective = run.teacher_objective()
             teacher.to(make_accelerator(self.recipe.student.train, self.device).device)
             results["teacher"] |= self._evaluate(teacher, self.teacher_objective)
@@ -372,14 +376,16 @@ class _Trainer:
         explainer = teacher.selector
         assert isinstance(explainer, HeadMixture)
         assert self.recipe.teacher is not None
-        spec, report_file = self.recipe.teacher.scaffold, self.output / "reports" / "explainer.json"
-        if not (self.output / HEADS_FILE).is_file() or not report_file.is_file():
-            folder = (self.output / HEADS_FILE).parent
-            train = self.recipe.student.train
-            met = Teacher(teacher.to(self._device(train)), practising)
+        spec, train = self.recipe.teacher.scaffold, self.recipe.student.train
+        accelerator, folder = (
+            make_accelerator(train, self.device),
+            (self.output / HEADS_FILE).parent,
+        )
+        if not (self.output / HEADS_FILE).is_file():
+            met = Teacher(teacher.to(accelerator.device), practising)
             practice = Practice(practising, explainer.weights.requires_grad_(True))
-            length = len(self._epoch_loader(train, 0))
-            phases = scaffold_phases(practice, met, self.recipe, steps_per_epoch=length)
+            batches = max(1, len(self._epoch_loader(train, 0)) // accelerator.num_processes)
+            phases = scaffold_phases(practice, met, self.recipe, batches_per_epoch=batches)
             report = self._fit(
                 practice,
                 phases,
@@ -389,22 +395,21 @@ class _Trainer:
                     model.student, met, self._loader(self.data.dev, self.teacher_preprocessor)
                 ),
             )
-            make_accelerator(train, self.device).wait_for_everyone()
+            accelerator.wait_for_everyone()
             if self.is_main:
                 found = {
                     "head_weights": [round(w, 6) for w in explainer.weights().tolist()],
                     "simulability": report.history,
                     "scaffold": spec.model_dump(),
                 }
-                write_json(report_file, found)
-                save_heads(self.output, explainer)
-                for file in (folder / "last.safetensors", folder / "best" / "model.safetensors"):
-                    file.unlink(missing_ok=True)
-            make_accelerator(train, self.device).wait_for_everyone()
+                write_json(self.output / "reports" / "explainer.json", found)
+                save_heads(self.output, explainer)  # last: it says that the others are there
+            accelerator.wait_for_everyone()
+        if self.is_main:
+            for file in (folder / "last.safetensors", folder / "best" / "model.safetensors"):
+                file.unlink(missing_ok=True)
         load_heads(self.output, explainer)
-        explainer.weights.requires_grad_(False)
-        found = json.loads(report_file.read_text(encoding="utf-8"))
-        return {"head_weights": found["head_weights"], "simulability": found["simulability"]}
+        return open_run(self.output).report("explainer") or {}
 
     @torch.no_grad()
     def _add_transfer(self, spec: TransferSpec, teacher: Rationalist) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def show(out: Console, comparison: Comparison, summary: dict[str, Any]) -> None:
     """The table of a comparison."""
     from rich.table import Table
 
-    from rekd_edge.compare import ANSWERS_TITLE, ROWS, TITLES
+    from rekd_edge.compare import ANSWERS_TITLE, ROWS
 
     latency = summary.get("latency_ratio", {})
     shown = {"plain_student": "plain", "rekd_student": "gathered"}
@@ -151,7 +151,9 @@ def show(out: Console, comparison: Comparison, summary: dict[str, Any]) -> None:
             f" ± {spread:.3f}" if spread is not None else ""
         )
         timed = latency.get(shown.get(row, ""))
-        table.add_row(TITLES[row], accuracy, f"{timed:.2f}x" if timed is not None else "")
+        table.add_row(
+            comparison.titles[row], accuracy, f"{timed:.2f}x" if timed is not None else ""
+        )
     if comparison.answers_alone:
         alone = comparison.answers_alone
         spread = f" ± {statistics.stdev(alone):.3f}" if len(alone) > 1 else ""

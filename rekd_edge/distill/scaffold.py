@@ -52,7 +52,7 @@ class Practice(nn.Module):
 
 
 def scaffold_phases(
-    practice: Practice, teacher: Teacher, recipe: Recipe, *, steps_per_epoch: int
+    practice: Practice, teacher: Teacher, recipe: Recipe, *, batches_per_epoch: int
 ) -> list[Phase]:
     """The predictor practises on random subsets, then student and head weights take turns."""
     assert recipe.teacher is not None
@@ -60,7 +60,7 @@ def scaffold_phases(
     student = practice.student
     rate = train.warmup.selector_learning_rate or train.learning_rate
     # The loop counts optimizer steps, and so do the recipe's keys.
-    per_epoch = math.ceil(steps_per_epoch / train.gradient_accumulation)
+    per_epoch = math.ceil(batches_per_epoch / train.gradient_accumulation)
     phases = [
         Phase(
             "scaffold: learning to teach",

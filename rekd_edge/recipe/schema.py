@@ -393,6 +393,7 @@ class TeacherSpec(RationalistSpec):
     mixture of all attention heads, learned so that a student simulates the teacher better.
     Attention needs a transformer."""
     scaffold: ScaffoldSpec = ScaffoldSpec()
+    """How the mixture of `rationale: scaffold` is learned."""
     run: str | None = None
     """A finished run folder whose teacher is loaded instead of training one; for a black box one of
     `task: classify`, or one whose teacher is a black box."""

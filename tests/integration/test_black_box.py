@@ -148,15 +148,15 @@ def test_rows_share_a_black_box_and_a_rationalist_is_none(tmp_path: Path) -> Non
     first, second = run.report("distill") or {}, again.report("distill") or {}
     assert first["teacher"]["test"] == second["teacher"]["test"]
     assert first["student"]["test"] == second["student"]["test"]
-    # A student of a black box teaches another as a rationalist; a plain classifier does not.
-    with pytest.raises(UsageError, match="plain classifier, not a rationalist") as refused:
-        train_run(
-            load_recipe("smoke/text", [LITTLE, f"teacher.run={folder}"]),
-            tmp_path / "refused",
-            device="cpu",
-        )
-    assert refused.value.hint is not None
-    assert "teacher.rationale" in refused.value.hint
+    for place in (folder, run.path):
+        with pytest.raises(UsageError, match="plain classifier, not a rationalist") as refused:
+            train_run(
+                load_recipe("smoke/text", [LITTLE, f"teacher.run={place}"]),
+                tmp_path / f"refused-{Path(place).name}",
+                device="cpu",
+            )
+        assert refused.value.hint is not None
+        assert "teacher.rationale" in refused.value.hint
 
 
 def test_compare_shows_what_the_rationales_add(tmp_path: Path) -> None:

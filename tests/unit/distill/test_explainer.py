@@ -110,7 +110,11 @@ def test_gradient_x_input_is_gradient_times_word_embedding() -> None:
     embedded: list[Tensor] = []
     assert isinstance(model.predictor.encoder, BertEncoder)
     words = model.predictor.encoder.backbone.embeddings.word_embeddings
-    handle = words.register_forward_hook(lambda _, __, out: embedded.append(out))
+
+    def keep(_: nn.Module, __: object, out: Tensor) -> None:
+        embedded.append(out)
+
+    handle = words.register_forward_hook(keep)
     margin = class_margin(model(batch.inputs), batch.labels).sum()
     handle.remove()
     content = next(e for e in embedded if e.shape[1] == view.content.shape[1])
