@@ -377,8 +377,8 @@ def _without_selector(schema: dict[str, Any]) -> None:
 
 class TeacherSpec(RationalistSpec):
     """The teacher: trained first, or loaded from a finished run. A plain black box (`rationale`)
-    has no selector: `selector`, `objective` and `train.warmup.selector` are not read and can be
-    left out."""
+    has no selector: `selector` can be left out, and neither that nor `train.warmup.selector` is
+    read; of `objective` only `dev_selection` is."""
 
     model_config = ConfigDict(json_schema_extra=_without_selector)
 
