@@ -79,8 +79,8 @@ def test_a_scaffolded_student_becomes_a_checked_bundle(scaffolded: Run) -> None:
     assert quality.simulability.without_rationales is None
 
 
-# After the teacher's 4 steps: in the first phase that learns the mixture, in the midst of the second
-# after a checkpoint, and in the student.
+# After the teacher's 4 steps: in the first phase that learns the mixture, in the second after a
+# checkpoint, and in the student.
 @pytest.mark.parametrize("steps", [5, 8, 12])
 def test_a_resumed_mixture_is_that_of_an_uninterrupted_run(
     scaffolded: Run, tmp_path: Path, steps: int
