@@ -273,12 +273,8 @@ class _Trainer:
             student, "student", recipe.student, recipe.objective, teacher
         )
         if teacher is not None:
-            agreement = self._agreement(Teacher(teacher, student))
-            results["agreement_with_teacher"] = agreement
-            results["simulability"] = {
-                "agreement": agreement["label_agreement"],
-                "with_rationales": learns_rationales(recipe),
-            }
+            results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
+            results["simulability"] = simulability_of(results["agreement_with_teacher"], recipe)
         student.cpu()
         if with_fuse_report:
             self._report_fuse(student)
@@ -671,7 +667,7 @@ class _Trainer:
             with make_accelerator(train, self.device).autocast():
                 if judge is not None:
                     if train.warmup.selector == "teacher_attribution":
-                        return judge.attribution(batch, explained).float()
+                        return judge.attribute(batch, explained).float()
                     return judge.mask_gradient(batch, explained).float()
                 view = model.predictor.encoder.view(batch.inputs)
                 return attribute(model.predictor, view, explained).float()
@@ -755,12 +751,14 @@ class _Trainer:
         }
 
 
-def learns_rationales(recipe: Recipe) -> bool:
-    """Whether a student learns anything of its teacher but its answers."""
+def simulability_of(agreement: Mapping[str, float], recipe: Recipe) -> dict[str, Any]:
+    """How often the student answers as its teacher, and whether it learned anything but answers."""
     warmup = recipe.student.train.warmup
-    return recipe.objective.lambda_rationale > 0 or (
-        warmup.selector.startswith("teacher") and warmup.selector_epochs > 0
-    )
+    warmed_up = warmup.selector.startswith("teacher") and warmup.selector_epochs > 0
+    return {
+        "agreement": agreement["label_agreement"],
+        "with_rationales": warmed_up or recipe.objective.lambda_rationale > 0,
+    }
 
 
 def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:

@@ -33,7 +33,7 @@ from rekd_edge.distill.objectives import (
     select_exactly_k,
 )
 from rekd_edge.distill.teacher import Teacher
-from rekd_edge.models.encoder import excluding
+from rekd_edge.models.encoder import TokenView, excluding
 from rekd_edge.models.rationalist import Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec, Recipe, ScaffoldSpec
 from rekd_edge.types import Batch, TeacherSide
@@ -158,9 +158,11 @@ class ScaffoldObjective(nn.Module):
         teacher = self._teacher[0]
         explainer = teacher.model.selector
         assert isinstance(explainer, HeadMixture)
-        view = teacher.view(batch)
-        mixed = explainer.mix(explainer.logits(view), weights, view.selectable)
-        return teacher.carried_effect(mixed, batch)
+
+        def mixed(view: TokenView) -> Tensor:
+            return explainer.mix(explainer.logits(view), weights, view.selectable)
+
+        return teacher.carried(mixed, batch)
 
     def _inner(self, batch: Batch, explanation: Tensor) -> tuple[Tensor, Tensor]:
         """T^2 KL_Y and the explanation loss of a batch."""

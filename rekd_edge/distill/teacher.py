@@ -8,7 +8,7 @@ carrying is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class Teacher:
     @torch.no_grad()
     def whole_answer(self, batch: Batch) -> Tensor:
         """The teacher's logits from the whole input, ``[batch, class]``."""
-        view = self.view(batch)
+        view = self._view(batch)
         if self.masking == "zero":
             return self.model.classify_zeroed(view, view.selectable.float())
         return self.model.classify_whole(view)
@@ -88,7 +88,7 @@ class Teacher:
         black box was never trained on subsets and answers from the whole input."""
         if self.model.answers_from_whole_input:
             return self.whole_answer(batch)
-        theirs = self.view(batch)
+        theirs = self._view(batch)
         return self.model.classify_subset(theirs, self._carried_subset(keep, batch, theirs))
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class Teacher:
         """The teacher's logits from a subset of the student's tokens, shown as :attr:`masking`
         says; float ``[batch, token]``, and ``[batch, prefix]`` for ``[CLS]``. Tokens beyond the
         batch (counted padding) have no influence."""
-        theirs, mine = self.view(batch), self._student_view(batch)
+        theirs, mine = self._view(batch), self._student_view(batch)
         carried = self._carried_subset(keep[:, : mine.content.shape[1]] > 0.5, batch, theirs)
         if self.masking == "zero":
             return self.model.classify_zeroed(theirs, carried.to(keep.dtype), prefix_keep)
@@ -105,32 +105,31 @@ class Teacher:
     def mask_gradient(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
         """First-order effect of removing each of the student's tokens on the teacher's answer;
         extensive, ``[batch, token]``. ``explained`` as in :func:`attribution.mask_gradient`."""
-        theirs = self.view(batch)
+        theirs = self._view(batch)
         whole = self.model.whole(theirs)
         effect = attribution.mask_gradient(self.model.predictor, theirs, explained, whole)
         return self._to_student(effect, batch, theirs, self._student_view(batch), "extensive")
 
-    def attribution(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
+    def attribute(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
         """What the teacher says of the student's tokens, ``[batch, token]``: the scores of a black
         box's explainer, or :meth:`mask_gradient`."""
         explainer = self.model.selector
         if not isinstance(explainer, Explainer):
             return self.mask_gradient(batch, explained)
-        effect = self.carried_effect(explainer.effect(self.view(batch), explained), batch)
+        effect = self.carried(lambda theirs: explainer.effect(theirs, explained), batch)
         return explainer.score(effect, self._student_view(batch).selectable)
 
-    def carried_effect(self, effect: Tensor, batch: Batch) -> Tensor:
-        """What the teacher's tokens contribute, shared out among the student's;
+    def carried(self, effect: Callable[[TokenView], Tensor], batch: Batch) -> Tensor:
+        """What ``effect`` finds the teacher's tokens to contribute, shared out among the student's;
         ``[batch, token]`` each."""
-        return self._to_student(
-            effect, batch, self.view(batch), self._student_view(batch), "extensive"
-        )
+        theirs = self._view(batch)
+        mine = self._student_view(batch)
+        return self._to_student(effect(theirs), batch, theirs, mine, "extensive")
 
     def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
         return batch.inputs if batch.teacher is None else batch.teacher.inputs
 
-    def view(self, batch: Batch) -> TokenView:
-        """The batch as the teacher reads it."""
+    def _view(self, batch: Batch) -> TokenView:
         return self.model.predictor.encoder.view(self._inputs(batch))
 
     def _student_view(self, batch: Batch) -> TokenView:

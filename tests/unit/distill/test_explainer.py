@@ -167,8 +167,8 @@ def test_a_black_box_answers_from_everything_and_keeps_the_best_of_its_explanati
     view = model.predictor.encoder.view(batch.inputs)
     scores = teacher.model.selector(batch.inputs).score
     assert torch.equal(targets.keep, keep_top_k(scores, view.selectable, torch.tensor([3, 2])))
-    by_label = teacher.attribution(batch, batch.labels)
-    other = teacher.attribution(batch, torch.tensor([0, 1]))
+    by_label = teacher.attribute(batch, batch.labels)
+    other = teacher.attribute(batch, torch.tensor([0, 1]))
     assert torch.isfinite(by_label).all()
     assert torch.equal(by_label, other) == (rationale in {"attention", "scaffold"})
 
@@ -188,7 +188,7 @@ def test_attention_is_conserved_on_other_patches() -> None:
     side = TeacherSide({"pixel_values": images[64]})
     index = torch.arange(2)
     met, batch = Teacher(teacher, coarse), Batch({"pixel_values": images[48]}, index, index, side)
-    effect = met.carried_effect(teacher.selector.effect(met.view(batch)), batch)
+    effect = met.carried(teacher.selector.effect, batch)
     assert effect.shape == (2, 9)
     assert effect.sum(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
 
