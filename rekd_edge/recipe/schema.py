@@ -371,8 +371,10 @@ class ScaffoldSpec(Spec):
     """Weight of the explanation loss beside T^2 * KL_Y in that step."""
 
 
-def _without_selector(schema: dict[str, Any]) -> None:
+def _selector_may_miss(schema: dict[str, Any]) -> None:
     schema["required"].remove("selector")
+    selector = schema["properties"]["selector"]
+    schema["properties"]["selector"] = {"anyOf": [selector, {"type": "null"}]}
 
 
 class TeacherSpec(RationalistSpec):
@@ -380,7 +382,7 @@ class TeacherSpec(RationalistSpec):
     has no selector: `selector` can be left out, and neither that nor `train.warmup.selector` is
     read; of `objective` only `dev_selection` is."""
 
-    model_config = ConfigDict(json_schema_extra=_without_selector)
+    model_config = ConfigDict(json_schema_extra=_selector_may_miss)
 
     rationale: Literal[
         "rationalist", "attention", "gradient_x_input", "mask_gradient", "scaffold"
