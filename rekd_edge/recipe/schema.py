@@ -364,9 +364,9 @@ class ScaffoldSpec(Spec):
     """Steps of both levels: one of the student, one of the mixture."""
     learning_rate: float = Field(default=0.01, gt=0)
     """Learning rate of the head weights."""
-    inner_learning_rate: float = Field(default=0.1, gt=0)
-    """Rate of the one step of gradient descent that is differentiated. It scales the gradient of
-    the head weights, which AdamW scales again."""
+    inner_learning_rate: float = Field(default=0.01, gt=0)
+    """Rate of the one step of gradient descent that is differentiated. AdamW makes up for a small
+    one; a large one harms the student and tells little of the explanation."""
     beta: float = Field(default=1.0, gt=0)
     """Weight of the explanation loss beside T^2 * KL_Y in that step."""
 

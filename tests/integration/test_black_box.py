@@ -20,7 +20,7 @@ from rekd_edge.recipe.schema import Recipe
 from rekd_edge.run_folder import Run, open_run
 
 LITTLE = "data.limit={train: 32, dev: 16, test: 16}"
-SCAFFOLD = "teacher.scaffold={steps: 3, warmup_steps: 2}"
+SCAFFOLD = "teacher.scaffold={steps: 3, warmup_steps: 2, inner_learning_rate: 0.1}"
 
 
 class InterruptAfter(Silent):
