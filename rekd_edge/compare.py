@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from rekd_edge.distill.loop import ProgressListener
 from rekd_edge.errors import UsageError
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.pipeline import train_run
-from rekd_edge.recipe.schema import RationalistSpec, Recipe
-from rekd_edge.run_folder import RUN_FILE, Run, open_run
+from rekd_edge.recipe.schema import RationalistSpec, Recipe, ScaffoldSpec
+from rekd_edge.run_folder import ANSWERS_FOLDER, RUN_FILE, Run, Simulability, open_run
 
 SUMMARY_FILE = "summary.json"
 ROWS = ("teacher", "plain_student", "extract_student", "rekd_student")
@@ -28,6 +28,7 @@ TITLES = {
     "extract_student": "student without teacher",
     "rekd_student": "REKD student",
 }
+ANSWERS_TITLE = "student of the teacher's answers alone"
 
 
 class TitledListener(ProgressListener, Protocol):
@@ -44,6 +45,9 @@ class Comparison:
     accuracies: dict[str, list[float]]
     examples: dict[str, int]
     agreement: list[dict[str, float]]
+    simulability: list[Simulability]
+    answers_alone: list[float]
+    """Test accuracies of the students of the teacher's answers alone; empty: not asked for."""
     wall_s: float
     runs: tuple[Run, ...]
 
@@ -54,6 +58,26 @@ class Comparison:
         """Sample standard deviation over seeds; None for a single seed."""
         values = self.accuracies[row]
         return statistics.stdev(values) if len(values) > 1 else None
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What the rows of :data:`ROWS` are called."""
+        teacher = self.runs[0].recipe.teacher
+        if teacher is not None and teacher.is_black_box:
+            return TITLES | {"teacher": "teacher, a plain classifier"}
+        return TITLES
+
+    def simulability_means(self) -> list[tuple[float, str]]:
+        """Means over seeds of what was measured, and how those students learned."""
+        shares = {
+            "with rationales": [one.with_rationales for one in self.simulability],
+            "without rationales": [one.without_rationales for one in self.simulability],
+        }
+        return [
+            (statistics.fmean(found), learned)
+            for learned, every in shares.items()
+            if (found := [share for share in every if share is not None])
+        ]
 
     def gain(self) -> list[float]:
         """REKD student minus student without teacher, for each seed."""
@@ -75,6 +99,8 @@ class Comparison:
             "accuracy_per_seed": self.accuracies,
             "rekd_minus_extract_per_seed": self.gain(),
             "agreement_with_teacher": self.agreement,
+            "simulability": [asdict(one) for one in self.simulability],
+            "answers_alone_accuracy": self.answers_alone,
             "fuse": [run.report("fuse") for run in self.runs],
             "train_wall_s": round(self.wall_s, 1),
             "versions": package_versions(),
@@ -89,12 +115,14 @@ def compare(
     seeds: Sequence[int],
     device: str = "auto",
     listener: TitledListener | None = None,
+    simulability: bool = False,
 ) -> Comparison:
     """Trains the four models of ``recipe`` for each seed and writes ``output/summary.json``.
 
     The distill run of a seed lies in ``output/seed-S``; the plain and the teacherless student in
-    its folders ``plain`` and ``extract``. A finished run is not trained again, an interrupted one
-    is resumed.
+    its folders ``plain`` and ``extract``. With ``simulability`` a fifth learns from the teacher's
+    answers alone, in ``answers``: what the rationales add is the difference. A finished run is not
+    trained again, an interrupted one is resumed.
 
     Raises:
         UsageError: the recipe has no teacher, or no seed is given.
@@ -109,6 +137,8 @@ def compare(
     started = time.monotonic()
     accuracies: dict[str, list[float]] = {row: [] for row in ROWS}
     agreement: list[dict[str, float]] = []
+    simulated: list[Simulability] = []
+    answers_alone: list[float] = []
     runs: list[Run] = []
     for seed in seeds:
         folder = output / f"seed-{seed}"
@@ -129,6 +159,17 @@ def compare(
         for row, task in (("extract_student", "extract"), ("plain_student", "classify")):
             accuracies[row].append(_accuracy(found[task].report("distill") or {}, "student"))
         agreement.append(distilled["agreement_with_teacher"])
+        if simulability:
+            variant = learning_answers_alone(found["distill"].recipe, folder)
+            if listener is not None:
+                listener.retitle(f"seed {seed}, answers alone")
+            control = finished_run(
+                variant, folder / ANSWERS_FOLDER, device, listener, with_fuse_report=False
+            )
+            answers_alone.append(_accuracy(control.report("distill") or {}, "student"))
+        one = found["distill"].simulability()
+        assert one is not None
+        simulated.append(one)
         runs.append(found["distill"])
     test = (runs[0].report("distill") or {})["student"]["test"]
     comparison = Comparison(
@@ -136,6 +177,8 @@ def compare(
         accuracies,
         {"test": test["examples"]},
         agreement,
+        simulated,
+        answers_alone,
         time.monotonic() - started,
         tuple(runs),
     )
@@ -167,6 +210,27 @@ def finished_run(
     )
 
 
+def learning_answers_alone(recipe: Recipe, run: Path) -> Recipe:
+    """``recipe`` for a student of the teacher of ``run`` that learns nothing of its rationales: no
+    KL_R, and a selector that starts from the student's own mask gradients."""
+    assert recipe.teacher is not None
+    changes: dict[str, Any] = {"run": str(run.absolute()), "image_size": None}
+    if recipe.teacher.is_black_box:  # its explainer has no part; this one needs no learning
+        changes |= {"rationale": "mask_gradient", "scaffold": ScaffoldSpec()}
+    train = recipe.student.train
+    warmup = train.warmup
+    if warmup.selector.startswith("teacher"):
+        warmup = warmup.model_copy(update={"selector": "mask_gradient"})
+    train = train.model_copy(update={"warmup": warmup})
+    return recipe.model_copy(
+        update={
+            "teacher": recipe.teacher.model_copy(update=changes),
+            "student": recipe.student.model_copy(update={"train": train}),
+            "objective": recipe.objective.model_copy(update={"lambda_rationale": 0.0}),
+        }
+    )
+
+
 def with_shared_teacher(
     recipe: Recipe,
     output: Path,
@@ -189,7 +253,7 @@ def with_shared_teacher(
         update={
             "name": "teacher",
             "description": "",
-            "task": "extract",
+            "task": "classify" if teacher.is_black_box else "extract",
             "data": data,
             "transfer": None,
             "teacher": None,

@@ -31,7 +31,7 @@ from rekd_edge.evaluate.stability import Overlap, mean_overlap, overlap
 from rekd_edge.models.build import same_tokens
 from rekd_edge.models.encoder import patch_grid
 from rekd_edge.models.rationalist import Predictor, Rationalist
-from rekd_edge.run_folder import Run
+from rekd_edge.run_folder import Run, Simulability
 
 SplitName = Literal["train", "dev", "test"]
 EVALUATION_BATCH = 64
@@ -85,6 +85,8 @@ class QualityReport:
     gold: tuple[GoldAgreement, ...]
     probe: ProbeResult
     stability: Stability
+    simulability: Simulability | None = None
+    """Of the test split, whatever ``split`` is."""
     notes: tuple[str, ...] = ()
     wall_s: float = 0.0
     schema_version: int = field(default=1)
@@ -166,6 +168,7 @@ def evaluate_run(
         gold=gold,
         probe=probe,
         stability=stability,
+        simulability=run.simulability(),
         notes=tuple(notes),
         wall_s=round(time.monotonic() - started, 1),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
 import time
@@ -29,6 +30,14 @@ from rekd_edge.distill.attribution import (
 )
 from rekd_edge.distill.checkpoint import load_model, write_json
 from rekd_edge.distill.compiled import wanted
+from rekd_edge.distill.explainer import (
+    HEADS_FILE,
+    BlackBox,
+    HeadMixture,
+    black_box,
+    load_heads,
+    save_heads,
+)
 from rekd_edge.distill.loop import (
     BatchLoader,
     DevResult,
@@ -50,6 +59,7 @@ from rekd_edge.distill.objectives import (
     RationaleWarmup,
     ValueRegression,
 )
+from rekd_edge.distill.scaffold import Practice, scaffold_phases, simulability
 from rekd_edge.distill.targets import CachedTargets, TargetSource, rationale_and_answer
 from rekd_edge.distill.teacher import Teacher
 from rekd_edge.errors import UsageError
@@ -80,6 +90,7 @@ from rekd_edge.recipe.schema import (
     ObjectiveSpec,
     RationalistSpec,
     Recipe,
+    TeacherSpec,
     TrainSpec,
     TransferSpec,
 )
@@ -120,7 +131,8 @@ def plan_run(recipe: Recipe) -> RunPlan:
     parameters: dict[str, int] = {}
     weights: dict[str, dict[str, str | None]] = {}
     for role, spec in _roles(recipe):
-        build = build_classifier if recipe.task == "classify" else build_rationalist
+        plain = isinstance(spec, TeacherSpec) and spec.is_black_box
+        build = build_classifier if plain or recipe.task == "classify" else build_rationalist
         built = build(spec, recipe, classes)
         parameters[role] = sum(p.numel() for p in built.model.parameters())
         weights |= {f"{role}.{name}": source for name, source in built.weights.items()}
@@ -253,7 +265,9 @@ class _Trainer:
             built = build_classifier(recipe.student, recipe, classes)
             self._adopt("student", built.weights, built.preprocessor)
             assert isinstance(built.model, Classifier)
-            results["student"] = self._fit_classifier(built.model)
+            results["student"] = self._fit_classifier(
+                built.model, "student", recipe.student.train, recipe.objective
+            )
             return results
         teacher = None
         if recipe.task == "distill":
@@ -265,11 +279,15 @@ class _Trainer:
         self._adopt("student", built.weights, built.preprocessor)
         student = built.model
         assert isinstance(student, Rationalist)
+        if isinstance(teacher, BlackBox) and isinstance(teacher.selector, HeadMixture):
+            practising = copy.deepcopy(student)
+            results["teacher"]["explainer"] = self._learn_mixture(teacher, practising)
         results["student"] = self._fit_rationalist(
             student, "student", recipe.student, recipe.objective, teacher
         )
         if teacher is not None:
             results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
+            results["simulability"] = simulability_of(results["agreement_with_teacher"], recipe)
         if with_fuse_report:
             self._report_fuse(student)
         student.cpu()
@@ -298,23 +316,18 @@ class _Trainer:
     def _teacher(self, results: dict[str, Any]) -> Rationalist:
         spec = self.recipe.teacher
         assert spec is not None
+        if spec.is_black_box:
+            return self._black_box(spec, results)
         if spec.run is not None:
-            run = open_run(Path(spec.run))
-            if run.label_names != self.data.label_names:
-                raise UsageError(
-                    f"the teacher of {spec.run} knows the labels {', '.join(run.label_names)}; "
-                    f"this recipe's data have {', '.join(self.data.label_names)}",
-                    hint="train a teacher on this recipe's data",
-                )
-            if run.recipe.modality != self.recipe.modality:
-                raise UsageError(
-                    f"the teacher of {spec.run} reads {run.recipe.modality}; this recipe's data "
-                    f"are {self.recipe.modality}",
-                    hint="name a run of the recipe's modality",
-                )
+            run = self._teacher_run(spec.run)
             self.preprocessor = run.teacher_preprocessor
             results["teacher"] = {"run": spec.run}
             teacher = run.teacher_or_student()
+            if teacher.answers_from_whole_input:
+                raise UsageError(
+                    f"the teacher of {spec.run} is a plain classifier, not a rationalist",
+                    hint="say how it is explained, for instance teacher.rationale: mask_gradient",
+                )
             self.teacher_objective = run.teacher_objective()
             teacher.to(make_accelerator(self.recipe.student.train, self.device).device)
             results["teacher"] |= self._evaluate(teacher, self.teacher_objective)
@@ -327,6 +340,86 @@ class _Trainer:
         results["teacher"] = self._fit_rationalist(teacher, "teacher", spec, spec.objective, None)
         return teacher
 
+    def _teacher_run(self, path: str) -> Run:
+        run = open_run(Path(path))
+        if run.label_names != self.data.label_names:
+            raise UsageError(
+                f"the teacher of {path} knows the labels {', '.join(run.label_names)}; "
+                f"this recipe's data have {', '.join(self.data.label_names)}",
+                hint="train a teacher on this recipe's data",
+            )
+        if run.recipe.modality != self.recipe.modality:
+            raise UsageError(
+                f"the teacher of {path} reads {run.recipe.modality}; this recipe's data "
+                f"are {self.recipe.modality}",
+                hint="name a run of the recipe's modality",
+            )
+        return run
+
+    def _black_box(self, spec: TeacherSpec, results: dict[str, Any]) -> BlackBox:
+        """A plain classifier, trained or loaded, and what explains it."""
+        assert spec.rationale != "rationalist"
+        self.teacher_objective = ObjectiveSpec()
+        if spec.run is not None:
+            run = self._teacher_run(spec.run)
+            self.preprocessor = run.teacher_preprocessor
+            classifier = run.black_box()
+            teacher = black_box(classifier, spec.rationale, self.recipe.rationale_ratio)
+            classifier.to(self._device(self.recipe.student.train))
+            predictions = evaluate_classifier(classifier, self._loader(self.data.test))
+            results["teacher"] = {"run": spec.run, **_test(predictions, self.data.label_names)}
+        else:
+            built = build_classifier(spec, self.recipe, len(self.data.label_names))
+            assert isinstance(built.model, Classifier)
+            # An explainer that this network cannot have is refused before it is trained.
+            teacher = black_box(built.model, spec.rationale, self.recipe.rationale_ratio)
+            self._adopt("teacher", built.weights, built.preprocessor)
+            results["teacher"] = self._fit_classifier(
+                built.model, "teacher", spec.train, spec.objective
+            )
+        results["teacher"]["rationale"] = spec.rationale
+        return teacher
+
+    def _learn_mixture(self, teacher: BlackBox, practising: Rationalist) -> dict[str, Any]:
+        """Learns the head weights of ``teacher`` with a student that is thrown away; the report."""
+        explainer = teacher.selector
+        assert isinstance(explainer, HeadMixture)
+        assert self.recipe.teacher is not None
+        spec, train = self.recipe.teacher.scaffold, self.recipe.student.train
+        accelerator, folder = (
+            make_accelerator(train, self.device),
+            (self.output / HEADS_FILE).parent,
+        )
+        if not (self.output / HEADS_FILE).is_file():
+            met = Teacher(teacher.to(accelerator.device), practising)
+            practice = Practice(practising, explainer.weights.requires_grad_(True))
+            batches = max(1, len(self._epoch_loader(train, 0)) // accelerator.num_processes)
+            phases = scaffold_phases(practice, met, self.recipe, batches_per_epoch=batches)
+            report = self._fit(
+                practice,
+                phases,
+                train,
+                folder.name,
+                lambda model: simulability(
+                    model.student, met, self._loader(self.data.dev, self.teacher_preprocessor)
+                ),
+            )
+            accelerator.wait_for_everyone()
+            if self.is_main:
+                found = {
+                    "head_weights": [round(w, 6) for w in explainer.weights().tolist()],
+                    "simulability": report.history,
+                    "scaffold": spec.model_dump(),
+                }
+                write_json(self.output / "reports" / "explainer.json", found)
+                save_heads(self.output, explainer)  # last: it says that the others are there
+            accelerator.wait_for_everyone()
+        if self.is_main:
+            for file in (folder / "last.safetensors", folder / "best" / "model.safetensors"):
+                file.unlink(missing_ok=True)
+        load_heads(self.output, explainer)
+        return open_run(self.output).report("explainer") or {}
+
     @torch.no_grad()
     def _add_transfer(self, spec: TransferSpec, teacher: Rationalist) -> dict[str, Any]:
         """Adds the transfer set to the training split, labelled by the teacher's answers from the
@@ -334,11 +427,10 @@ class _Trainer:
         found = load_transfer(self.recipe, spec, self.data)
         device = self._device(self.recipe.student.train)
         teacher.to(device).eval()
-        predictor = teacher.predictor
         answers = np.zeros(len(found.examples), dtype=np.int64)
         for raw in self._loader(found.examples):
-            view = predictor.encoder.view(move_batch(raw, device).inputs)
-            logits = predictor(view.content, view.position, view.selectable)
+            view = teacher.predictor.encoder.view(move_batch(raw, device).inputs)
+            logits = teacher.classify_whole(view)
             answers[raw.index.numpy()] = logits.argmax(dim=1).cpu().numpy()
         labels = np.concatenate([self.data.train.labels, answers])
         self.training = JoinedSplit("train", [self.data.train, found.examples], labels)
@@ -416,10 +508,20 @@ class _Trainer:
         augment = self.recipe.data.augment
         return self.recipe.modality == "image" and (augment.flip or augment.crop_padding > 0)
 
-    def _fit_classifier(self, model: Classifier) -> dict[str, Any]:
-        train = self.recipe.student.train
+    def _fit_classifier(
+        self, model: Classifier, role: str, train: TrainSpec, objective: ObjectiveSpec
+    ) -> dict[str, Any]:
         # As many steps as a rationalist's predictor gets, warm-up included.
         epochs = train.classifier_epochs or train.epochs + train.warmup.predictor_epochs
+
+        def dev(candidate: nn.Module) -> DevResult:
+            assert isinstance(candidate, Classifier)
+            result = evaluate_classifier(candidate, self._loader(self.data.dev))
+            criterion = None
+            if objective.form.dev_selection == "re_loss":
+                criterion = classification_loss(result, batch_size=train.batch_size)
+            return DevResult(result.accuracy, result.loss, criterion)
+
         phase = Phase(
             "classify",
             ClassifyObjective(model),
@@ -428,18 +530,9 @@ class _Trainer:
             select=True,
             varying_tokens=self.recipe.modality == "text",
         )
-        report = self._fit(model, [phase], train, "student", self._dev_classifier)
+        report = self._fit(model, [phase], train, role, dev)
         predictions = evaluate_classifier(model, self._loader(self.data.test))
         return {**_summary(report), **_test(predictions, self.data.label_names)}
-
-    def _dev_classifier(self, model: nn.Module) -> DevResult:
-        assert isinstance(model, Classifier)
-        result = evaluate_classifier(model, self._loader(self.data.dev))
-        criterion = None
-        if self.recipe.objective.form.dev_selection == "re_loss":
-            size = self.recipe.student.train.batch_size
-            criterion = classification_loss(result, batch_size=size)
-        return DevResult(result.accuracy, result.loss, criterion)
 
     def _fit_rationalist(
         self,
@@ -654,7 +747,7 @@ class _Trainer:
             learned = ValueRegression(model, model, warmup.explain)
         else:
             both = targets if source == "teacher_and_own" else None
-            judge = teacher if source == "teacher_gradient" else None
+            judge = teacher if source in {"teacher_gradient", "teacher_attribution"} else None
             learned = AttributionWarmup(model, self._attributions(model, judge, train), both)
         title = f"selector warm-up ({source.replace('_', ' ')})"
         rate = warmup.selector_learning_rate
@@ -678,6 +771,8 @@ class _Trainer:
             explained = batch.labels if by_label else None
             with make_accelerator(train, self.device).autocast():
                 if judge is not None:
+                    if train.warmup.selector == "teacher_attribution":
+                        return judge.attribute(batch, explained).float()
                     return judge.mask_gradient(batch, explained).float()
                 view = model.predictor.encoder.view(batch.inputs)
                 return attribute(model.predictor, view, explained).float()
@@ -695,7 +790,9 @@ class _Trainer:
     @property
     def _teacher_knows_subsets(self) -> bool:
         spec = self.recipe.teacher
-        return spec is not None and spec.train.warmup.predictor_epochs > 0
+        if spec is None:
+            return False
+        return spec.is_black_box or spec.train.warmup.predictor_epochs > 0
 
     def _device(self, train: TrainSpec) -> torch.device:
         return make_accelerator(train, self.device).device
@@ -759,6 +856,16 @@ class _Trainer:
             "rationale_exact": same_mask / count,
             "rationale_jaccard": jaccard / count,
         }
+
+
+def simulability_of(agreement: Mapping[str, float], recipe: Recipe) -> dict[str, Any]:
+    """How often the student answers as its teacher, and whether it learned anything but answers."""
+    warmup = recipe.student.train.warmup
+    warmed_up = warmup.selector.startswith("teacher") and warmup.selector_epochs > 0
+    return {
+        "agreement": agreement["label_agreement"],
+        "with_rationales": warmed_up or recipe.objective.lambda_rationale > 0,
+    }
 
 
 def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:

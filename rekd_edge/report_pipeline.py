@@ -307,6 +307,9 @@ def _teacher(run: Run, name: str, known: dict[str, str], notes: list[str]) -> _M
         model = run.teacher()
         if model is None:
             return None
+        if model.answers_from_whole_input:
+            notes.append(f"{name} was not run: it is a plain classifier without rationales to show")
+            return None
         fused = fuse(
             model,
             label_names=run.label_names,

@@ -166,7 +166,8 @@ def _stages(subject: Subject) -> Iterator[Stage]:
     )
     if recipe.task == "distill":
         yield _teacher_stage(run)
-    yield Stage("student", "Student", _trained_facts(run, "student"))
+    learned = (*_trained_facts(run, "student"), *_simulability(run))
+    yield Stage("student", "Student", learned)
     found = run.report("fuse")
     fused: Facts = (("largest difference of logits", "not measured"),)
     if found is not None:
@@ -182,6 +183,18 @@ def _stages(subject: Subject) -> Iterator[Stage]:
         )
     note = "" if found else "The run has no fuse report (reports/fuse.json)."
     yield Stage("fused", "Fused: deterministic, reads the rationale alone", fused, note)
+
+
+def _simulability(run: Run) -> Facts:
+    found = run.simulability()
+    if found is None:
+        return ()
+    shares = (
+        (found.with_rationales, "trained with the teacher's rationales"),
+        (found.without_rationales, "trained on the teacher's answers alone"),
+    )
+    said = [f"{share:.1%} {how}" for share, how in shares if share is not None]
+    return (("simulability (test answers as the teacher's)", "; ".join(said)),)
 
 
 def _teacher_stage(run: Run) -> Stage:

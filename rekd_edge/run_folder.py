@@ -5,7 +5,8 @@ RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
     teacher/best/model.safetensors   student/best/model.safetensors
     teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
     teacher|student/judge/model.safetensors   the predictor after its random subsets, if it had any
-    plain/  extract/   runs of their own, where `rekd-edge compare` trained them
+    explainer/{heads.safetensors, log.jsonl}   the mixture of a black box's heads, if it is learned
+    plain/  extract/  answers/   runs of their own, where `rekd-edge compare` trained them
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor, load_preprocessor
 from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
+from rekd_edge.distill.explainer import HeadMixture, black_box, load_heads
 from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse
 from rekd_edge.fuse.fused import masked_form, plain_form
@@ -45,6 +47,18 @@ RUN_FILE = "run.json"
 LABELS_FILE = "labels.json"
 PREPROCESSOR_FOLDER = "preprocessor"
 TEACHER_PREPROCESSOR_FOLDER = "teacher_preprocessor"
+ANSWERS_FOLDER = "answers"
+"""The student of the teacher's answers alone (`rekd-edge compare --simulability`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulability:
+    """Shares (0..1) of the test examples in which a student answers as its teacher, after training
+    with the teacher's rationales and from its answers alone; None where there is no such student.
+    """
+
+    with_rationales: float | None
+    without_rationales: float | None
 
 
 @dataclass(frozen=True)
@@ -94,17 +108,43 @@ class Run:
         if self.recipe.task == "classify":
             raise UsageError(
                 f"{self.path} holds a plain classifier, not a rationalist",
-                hint="train with task: distill or task: extract",
+                hint="train with task: distill or task: extract; a plain classifier can teach with "
+                "teacher.rationale: mask_gradient",
             )
         return self._rationalist(self.recipe.student, "student")
 
     def teacher(self) -> Rationalist | None:
-        """The teacher rationalist, or None for a run without one."""
+        """The teacher rationalist, or the black box that took its place; None for a run without
+        one."""
         if self.recipe.task != "distill" or self.recipe.teacher is None:
             return None
+        rationale = self.recipe.teacher.rationale
+        if rationale != "rationalist":
+            teacher = black_box(self.black_box(), rationale, self.recipe.rationale_ratio)
+            if isinstance(teacher.selector, HeadMixture):
+                load_heads(self.path, teacher.selector)
+            return teacher.eval()
         if self.recipe.teacher.run is not None:
             return open_run(Path(self.recipe.teacher.run)).teacher_or_student()
         return self._rationalist(self.recipe.teacher, "teacher")
+
+    def black_box(self) -> Classifier:
+        """The plain classifier that this run trained, as a student or as a teacher.
+
+        Raises:
+            UsageError: the run's teacher (or its student, without one) is a rationalist.
+        """
+        if self.recipe.task == "classify":
+            return self.classifier()
+        spec = self.recipe.teacher if self.recipe.task == "distill" else None
+        if spec is None or not spec.is_black_box:
+            raise UsageError(
+                f"{self.path} holds a rationalist, not a plain classifier",
+                hint="name a run of task: classify, or set teacher.rationale: rationalist",
+            )
+        if spec.run is not None:
+            return open_run(Path(spec.run)).black_box()
+        return self._classifier(spec, "teacher")
 
     def teacher_or_student(self) -> Rationalist:
         """What another recipe gets that names this run as its teacher: this run's teacher, or
@@ -159,10 +199,7 @@ class Run:
 
     def classifier(self) -> Classifier:
         """The plain classifier of a run of task `classify`."""
-        built = build_classifier(self.recipe.student, self.recipe, len(self.label_names))
-        assert isinstance(built.model, Classifier)
-        load_model(self._weights("student"), built.model)
-        return built.model
+        return self._classifier(self.recipe.student, "student")
 
     def plain(self) -> PlainClassifier | None:
         """The plain classifier trained beside this run (`RUN/plain`), or None."""
@@ -182,11 +219,31 @@ class Run:
         file = self.path / "reports" / f"{name}.json"
         return _read_json(file) if file.is_file() else None
 
+    def simulability(self) -> Simulability | None:
+        """What this run and the run in :data:`ANSWERS_FOLDER` reported; None without a teacher."""
+        found = self.report("distill") or {}
+        if "agreement_with_teacher" not in found:
+            return None
+        own = float(found["agreement_with_teacher"]["label_agreement"])
+        if not found.get("simulability", {}).get("with_rationales", True):
+            return Simulability(None, own)
+        beside = self.path / ANSWERS_FOLDER
+        if not (beside / RUN_FILE).is_file():
+            return Simulability(own, None)
+        other = open_run(beside).simulability()
+        return Simulability(own, None if other is None else other.without_rationales)
+
     def _rationalist(self, spec: RationalistSpec, role: str) -> Rationalist:
         built: Built = build_rationalist(spec, self.recipe, len(self.label_names))
         assert isinstance(built.model, Rationalist)
         load_model(self._weights(role), built.model)
         return built.model.eval()
+
+    def _classifier(self, spec: RationalistSpec, role: str) -> Classifier:
+        built = build_classifier(spec, self.recipe, len(self.label_names))
+        assert isinstance(built.model, Classifier)
+        load_model(self._weights(role), built.model)
+        return built.model
 
     def _weights(self, role: str) -> Path:
         return self.path / role / "best" / "model.safetensors"

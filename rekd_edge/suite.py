@@ -168,7 +168,9 @@ def _report_on(run: Run, suite: SuiteSpec, output: Path, device: str) -> None:
     if "quality" in wanted and run.report(JUDGED) is None:
         judge = open_run(output / str(suite.judge) / f"seed-{run.recipe.seed}")
         teacher = judge.recipe.teacher
-        against = [] if teacher is None or teacher.run is None else [open_run(Path(teacher.run))]
+        against = []
+        if teacher is not None and teacher.run is not None and not teacher.is_black_box:
+            against.append(open_run(Path(teacher.run)))
         found = evaluate_run(
             run,
             against=against,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,13 @@ def compare(
             "--export", help="Also export, check and time the first seed's student as a bundle."
         ),
     ] = False,
+    simulability: Annotated[
+        bool,
+        typer.Option(
+            "--simulability",
+            help="Also train a student of the teacher's answers alone, without its rationales.",
+        ),
+    ] = False,
     target: Annotated[str, typer.Option(help="Export target.")] = "onnx",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_path: JsonOption = None,
@@ -55,7 +63,12 @@ def compare(
     loaded = load_recipe(find_recipe(recipe), list(overrides or []))
     with TrainingProgress() as progress:
         comparison = run_comparison(
-            loaded, output, seeds=parse_seeds(seeds), device=device, listener=progress
+            loaded,
+            output,
+            seeds=parse_seeds(seeds),
+            device=device,
+            listener=progress,
+            simulability=simulability,
         )
     summary = comparison.to_json()
     if export:
@@ -119,7 +132,7 @@ def show(out: Console, comparison: Comparison, summary: dict[str, Any]) -> None:
     """The table of a comparison."""
     from rich.table import Table
 
-    from rekd_edge.compare import ROWS, TITLES
+    from rekd_edge.compare import ANSWERS_TITLE, ROWS
 
     latency = summary.get("latency_ratio", {})
     shown = {"plain_student": "plain", "rekd_student": "gathered"}
@@ -138,10 +151,18 @@ def show(out: Console, comparison: Comparison, summary: dict[str, Any]) -> None:
             f" ± {spread:.3f}" if spread is not None else ""
         )
         timed = latency.get(shown.get(row, ""))
-        table.add_row(TITLES[row], accuracy, f"{timed:.2f}x" if timed is not None else "")
+        table.add_row(
+            comparison.titles[row], accuracy, f"{timed:.2f}x" if timed is not None else ""
+        )
+    if comparison.answers_alone:
+        alone = comparison.answers_alone
+        spread = f" ± {statistics.stdev(alone):.3f}" if len(alone) > 1 else ""
+        table.add_row(ANSWERS_TITLE, f"{statistics.fmean(alone):.3f}{spread}", "")
     if "masked" in latency:
         table.add_row("published masking, same selector", "", f"{latency['masked']:.2f}x")
     out.print(table)
+    for share, learned in comparison.simulability_means():
+        out.print(f"simulability, {learned}: {share:.3f} of the test answers are the teacher's")
     gain = comparison.gain()
     out.print(
         f"REKD minus no teacher: {sum(gain) / len(gain) * 100:+.1f} points"

@@ -95,6 +95,13 @@ def _show_run(out: Console, run: Run) -> None:
         if test is not None:
             table.add_row(role, f"{test['accuracy']:.3f}", str(test["examples"]))
     out.print(table)
+    simulated = run.simulability()
+    if simulated is not None:
+        share, learned = simulated.with_rationales, "its rationales and answers"
+        if share is None:
+            share, learned = simulated.without_rationales, "its answers alone"
+        found = f"simulability: {share:.3f} of the test answers are the teacher's"
+        out.print(f"{found}; learned from {learned}")
     for warning in distill.get("warnings", []):
         seen = f"steps {warning['step']} to {warning['last_step']} of {warning['phase']}"
         out.print(f"[yellow]warning[/] {warning['role']}, {seen}: {warning['message']}")

@@ -86,6 +86,14 @@ def show(out: Console, report: QualityReport) -> None:
         title_justify="left",
     )
     table.add_row("accuracy", f"{report.accuracy:.3f}", "")
+    simulated = report.simulability
+    if simulated is not None:
+        for name, share in (
+            ("simulability, test split", simulated.with_rationales),
+            ("simulability, from the teacher's answers alone", simulated.without_rationales),
+        ):
+            if share is not None:
+                table.add_row(name, f"{share:.3f}", "answers as the teacher's")
     scores = report.faithfulness.scores
     if scores is not None:
         at_random = "random rationale "

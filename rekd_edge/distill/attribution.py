@@ -28,21 +28,49 @@ def class_margin(logits: Tensor, explained: Tensor) -> Tensor:
     return own - others
 
 
-def mask_gradient(predictor: Predictor, view: TokenView, explained: Tensor | None = None) -> Tensor:
+def mask_gradient(
+    predictor: Predictor,
+    view: TokenView,
+    explained: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
     """d margin / d key weight of each token at the full input; float ``[batch, token]``.
 
     The key weight of a token is the factor with which every attention (and the pooling) counts
     it, so this is the first-order effect of removing the token: one forward and one backward
     pass an example, whatever its length. ``explained`` int64 ``[batch]``; None takes the
-    predicted class.
+    predicted class. ``present`` bool ``[batch, token]`` is the full input; None: ``selectable``.
     """
     with torch.enable_grad():
-        weight = view.selectable.to(torch.float32).requires_grad_(True)
+        whole = view.selectable if present is None else present
+        weight = whole.to(torch.float32).requires_grad_(True)
         logits = predictor(view.content, view.position, weight)
-        target = logits.detach().argmax(dim=1) if explained is None else explained
-        total = class_margin(logits, target).sum()
-        (gradient,) = torch.autograd.grad(total, weight)
-    return gradient * view.selectable
+        return _margin_gradient(logits, weight, explained) * view.selectable
+
+
+def gradient_x_input(
+    predictor: Predictor,
+    view: TokenView,
+    explained: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
+    """Sum over channels of (d margin / d e) * e, where e is what stands for the token itself: its
+    word embedding, patch embedding, or (convolutional networks) pixels; float ``[batch, token]``.
+
+    e enters the network times a scale of 1, and the derivative with respect to that scale is this
+    sum. Arguments as in :func:`mask_gradient`.
+    """
+    with torch.enable_grad():
+        whole = view.selectable if present is None else present
+        scale = torch.ones_like(whole, dtype=torch.float32).requires_grad_(True)
+        logits = predictor(view.content, view.position, whole, scale)
+        return _margin_gradient(logits, scale, explained) * view.selectable
+
+
+def _margin_gradient(logits: Tensor, factor: Tensor, explained: Tensor | None) -> Tensor:
+    target = logits.detach().argmax(dim=1) if explained is None else explained
+    (gradient,) = torch.autograd.grad(class_margin(logits, target).sum(), factor)
+    return gradient
 
 
 @torch.no_grad()

@@ -9,13 +9,15 @@ carrying is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 
 from rekd_edge.distill import attribution
+from rekd_edge.distill.explainer import Explainer
 from rekd_edge.distill.targets import TeacherTargets, rationale_and_answer
 from rekd_edge.distill.transfer import (
     Quantity,
@@ -24,7 +26,7 @@ from rekd_edge.distill.transfer import (
     carry_by_span,
     covered_by_span,
 )
-from rekd_edge.models.encoder import PatchGrid, TokenView, key_mask
+from rekd_edge.models.encoder import PatchGrid, TokenView
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.recipe.form import Masking
 from rekd_edge.selection import keep_top_k, selection_threshold
@@ -36,11 +38,11 @@ _Given = ParamSpec("_Given")
 def _answering(
     method: Callable[Concatenate[Teacher, _Given], Tensor],
 ) -> Callable[Concatenate[Teacher, _Given], Tensor]:
-    """The method in inference mode; its answer is an ordinary tensor, as losses need it."""
+    """The method without gradients; its answer is an ordinary tensor, as losses need it."""
 
     @wraps(method)
     def answer(self: Teacher, /, *given: _Given.args, **named: _Given.kwargs) -> Tensor:
-        with torch.inference_mode():
+        with self._resting():
             found = method(self, *given, **named)
         return found.clone()
 
@@ -48,7 +50,7 @@ def _answering(
 
 
 class Teacher:
-    """A frozen rationalist and the student that learns from it.
+    """A frozen rationalist (or black box) and the student that learns from it.
 
     ``masking`` is how the teacher was trained to see a rationale, and how it is shown one. No
     ``nn.Module``: what an objective holds of it is neither trained nor saved.
@@ -67,20 +69,24 @@ class Teacher:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.student = student
-        self.full_input = full_input
+        self.full_input = full_input or model.answers_from_whole_input
         """Whether targets hold the predictor's answer from the whole input."""
 
     def targets(self, batch: Batch) -> TeacherTargets:
         """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
         its prediction from its own rationale, or from the whole input."""
-        with torch.inference_mode():
+        with self._resting():
             margin, keep, logits = self._targets(batch)
         return TeacherTargets(margin.clone(), keep.clone(), logits.clone())
+
+    def _resting(self) -> AbstractContextManager[Any]:
+        """Inference mode, but for what explains itself by gradients."""
+        return torch.no_grad() if self.model.answers_from_whole_input else torch.inference_mode()
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         if self.full_input:
             scores = self.model.selector(self._inputs(batch))
-            logits = self._full_answer(batch)
+            logits = self.whole_answer(batch)
         else:
             scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
         mine = self._student_view(batch)
@@ -89,11 +95,13 @@ class Teacher:
         threshold = selection_threshold(score, mine.selectable, keep)
         return score - threshold, keep, logits
 
-    def _full_answer(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def whole_answer(self, batch: Batch) -> Tensor:
+        """The teacher's logits from the whole input, ``[batch, class]``."""
         view = self._view(batch)
         if self.masking == "zero":
             return self.model.classify_zeroed(view, view.selectable.float())
-        return self.model.predictor(view.content, view.position, key_mask(view, view.selectable))
+        return self.model.classify_whole(view)
 
     @_answering
     def score(self, batch: Batch) -> Tensor:
@@ -104,7 +112,10 @@ class Teacher:
     @_answering
     def classify_subset(self, batch: Batch, keep: Tensor, slots: int | None = None) -> Tensor:
         """The teacher's logits from a subset of the student's tokens, bool ``[batch, token]``;
-        ``slots`` as in :meth:`Rationalist.classify_subset`, counted in the student's tokens."""
+        ``slots`` as in :meth:`Rationalist.classify_subset`, counted in the student's tokens. A
+        black box was never trained on subsets and answers from the whole input."""
+        if self.model.answers_from_whole_input:
+            return self.whole_answer(batch)
         theirs = self._view(batch)
         grids = self._grids()
         known = slots if grids is not None and grids[0] == grids[1] else None
@@ -125,8 +136,25 @@ class Teacher:
         """First-order effect of removing each of the student's tokens on the teacher's answer;
         extensive, ``[batch, token]``. ``explained`` as in :func:`attribution.mask_gradient`."""
         theirs = self._view(batch)
-        effect = attribution.mask_gradient(self.model.predictor, theirs, explained)
+        whole = self.model.whole(theirs)
+        effect = attribution.mask_gradient(self.model.predictor, theirs, explained, whole)
         return self._to_student(effect, batch, theirs, self._student_view(batch), "extensive")
+
+    def attribute(self, batch: Batch, explained: Tensor | None = None) -> Tensor:
+        """What the teacher says of the student's tokens, ``[batch, token]``: the scores of a black
+        box's explainer, or :meth:`mask_gradient`."""
+        explainer = self.model.selector
+        if not isinstance(explainer, Explainer):
+            return self.mask_gradient(batch, explained)
+        effect = self.carried(lambda theirs: explainer.effect(theirs, explained), batch)
+        return explainer.score(effect, self._student_view(batch).selectable)
+
+    def carried(self, effect: Callable[[TokenView], Tensor], batch: Batch) -> Tensor:
+        """What ``effect`` finds the teacher's tokens to contribute, shared out among the student's;
+        ``[batch, token]`` each."""
+        theirs = self._view(batch)
+        mine = self._student_view(batch)
+        return self._to_student(effect(theirs), batch, theirs, mine, "extensive")
 
     def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
         return batch.inputs if batch.teacher is None else batch.teacher.inputs

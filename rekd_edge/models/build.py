@@ -170,6 +170,7 @@ def _as_seen_by(spec: RationalistSpec, recipe: Recipe) -> Recipe:
 
 def build_classifier(spec: RationalistSpec, recipe: Recipe, num_classes: int) -> Built:
     """The predictor's backbone as a plain classifier."""
+    recipe = _as_seen_by(spec, recipe)
     predictor, opened = _predictor(spec.predictor, recipe, num_classes)
     weights = {"predictor": _provenance(opened)}
     return Built(Classifier(predictor), _preprocessor(opened, recipe), weights)

@@ -12,7 +12,7 @@ The submodules stay those of transformers and timm: weights load and save under 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -254,6 +254,13 @@ class Encoder(TokenReader):
         """All blocks, or the first ``depth``, and the final norm; ``key_weight`` as in
         :meth:`forward`."""
 
+    @abstractmethod
+    def queries_and_keys(
+        self, tokens: Tensor, key_weight: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What each block's attention compares, block by block: queries and keys
+        ``[batch, head, token, channel]``; arguments as in :meth:`run_blocks`."""
+
     def token_features(self, view: TokenView) -> Tensor:
         hidden = self(view.content, view.position, key_mask(view, view.attended))
         return hidden[:, self.num_prefix_tokens :]
@@ -350,6 +357,15 @@ class BertEncoder(Encoder):
             tokens = self.run_block(layer, tokens, key_weight)
         return tokens
 
+    def queries_and_keys(
+        self, tokens: Tensor, key_weight: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for layer in self.backbone.encoder.layer:
+            attention: Any = layer.attention
+            query, key, _ = query_key_value(attention.self, tokens)
+            yield query, key
+            tokens = self.run_block(layer, tokens, key_weight)
+
     @staticmethod
     def run_block(layer: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
         """One transformers ``BertLayer`` on ``[batch, token, channel]``."""
@@ -422,19 +438,33 @@ class VitEncoder(PatchGrid, Encoder):
     ) -> Tensor:
         tokens = self.backbone.norm_pre(tokens)
         for block in self.backbone.blocks[:depth]:
-            attended = self._attention(block.attn, block.norm1(tokens), key_weight)
-            tokens = tokens + block.drop_path1(block.ls1(attended))
-            tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+            tokens = self._run_block(block, tokens, key_weight)
         return self.backbone.norm(tokens)
 
+    def queries_and_keys(
+        self, tokens: Tensor, key_weight: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        tokens = self.backbone.norm_pre(tokens)
+        for block in self.backbone.blocks:
+            query, key, _ = self._query_key_value(block.attn, block.norm1(tokens))
+            yield query, key
+            tokens = self._run_block(block, tokens, key_weight)
+
+    @classmethod
+    def _run_block(cls, block: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
+        attended = cls._attention(block.attn, block.norm1(tokens), key_weight)
+        tokens = tokens + block.drop_path1(block.ls1(attended))
+        return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
     @staticmethod
-    def _attention(attention: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
-        heads = attention.num_heads
-        query, key, value = split_heads(attention.qkv(tokens), heads)
+    def _query_key_value(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = split_heads(attention.qkv(tokens), attention.num_heads)
+        return attention.q_norm(query), attention.k_norm(key), value
+
+    @classmethod
+    def _attention(cls, attention: Any, tokens: Tensor, key_weight: Tensor | None) -> Tensor:
         attended = _attend(
-            attention.q_norm(query),
-            attention.k_norm(key),
-            value,
+            *cls._query_key_value(attention, tokens),
             key_weight,
             attention.attn_drop.p if attention.training else 0.0,
             deployed=hasattr(attention, "deployed"),

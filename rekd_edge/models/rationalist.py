@@ -162,6 +162,9 @@ class Predictor(nn.Module):
 class Rationalist(nn.Module):
     """Selector and predictor with a fixed share of tokens to keep."""
 
+    answers_from_whole_input: bool = False
+    """Whether what is kept has no part in its answer (a plain classifier as a teacher)."""
+
     def __init__(self, selector: Selector, predictor: Predictor, rationale_ratio: float) -> None:
         super().__init__()
         self.selector = selector
@@ -176,6 +179,14 @@ class Rationalist(nn.Module):
     def keep(self, scores: Scores) -> Tensor:
         """The deterministic rationale, bool ``[batch, token]``."""
         return keep_top_k(scores.score, scores.view.selectable, self.budget(scores.view))
+
+    def whole(self, view: TokenView) -> Tensor:
+        """What it reads of a whole input, bool ``[batch, token]``."""
+        return view.selectable
+
+    def classify_whole(self, view: TokenView) -> Tensor:
+        """Logits from the whole input."""
+        return self.predictor(view.content, view.position, key_mask(view, self.whole(view)))
 
     def classify_masked(self, view: TokenView, key_weight: Tensor) -> Tensor:
         """Logits from tokens with non-zero ``key_weight`` ``[batch, token]``, by key exclusion."""

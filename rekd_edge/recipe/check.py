@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 
+from rekd_edge.recipe.black_box import black_box_problems
 from rekd_edge.recipe.form import form_problems
 from rekd_edge.recipe.methods import method_problems
 from rekd_edge.recipe.schema import (
@@ -53,6 +54,7 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
         ("student",), recipe.student, recipe.modality, recipe.data.image_size
     )
     yield from _objective_problems(("objective",), recipe.objective, recipe)
+    yield from black_box_problems(recipe)
 
 
 def _objective_problems(

@@ -8,7 +8,7 @@ that recipes can be checked on any machine.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -319,15 +319,17 @@ class WarmupSpec(Spec):
         "teacher",
         "teacher_and_own",
         "teacher_gradient",
+        "teacher_attribution",
     ] = "none"
     """What the selector learns first. `mask_gradient`: the derivative of the predictor's answer
     with respect to each token's attention weight (one backward pass an example); `occlusion`: the
     drop of that answer when the token is removed (one forward pass a token); `value_regression`:
     Shapley values by regression on the predictor's answers from random subsets (FastSHAP);
     `teacher`: the teacher's rationale; `teacher_gradient`: mask gradients of the teacher's
-    predictor; `teacher_and_own`: the sum of the teacher's scores and the own predictor's mask
-    gradients, both normalised. Without a teacher, as in `task: extract`, the last three mean
-    `mask_gradient`."""
+    predictor; `teacher_attribution`: what explains the teacher, of the explained class where it
+    tells classes apart (`teacher.rationale`; of a rationalist its mask gradients);
+    `teacher_and_own`: the sum of the teacher's scores and the own predictor's mask gradients, both
+    normalised. Without a teacher, as in `task: extract`, the last four mean `mask_gradient`."""
     explain: Literal["label", "prediction"] = "label"
     """Whose evidence attributions look for: that of the training label, or that of the class
     which the predictor itself predicts on the full input."""
@@ -391,14 +393,70 @@ class RationalistSpec(Spec):
     train: TrainSpec = TrainSpec()
 
 
-class TeacherSpec(RationalistSpec):
-    """The teacher rationalist: trained first, or loaded from a finished run."""
+class ScaffoldSpec(Spec):
+    """How `teacher.rationale: scaffold` learns its mixture of attention heads, from a student that
+    practises and is thrown away (SMaT, Fernandes et al. 2022; docs/black-box.md)."""
 
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps in which that student's predictor learns the teacher's answers from random subsets."""
+    steps: int = Field(default=100, ge=1)
+    """Steps of both levels: one of the student, one of the mixture."""
+    learning_rate: float = Field(default=0.01, gt=0)
+    """Learning rate of the head weights."""
+    inner_learning_rate: float = Field(default=0.01, gt=0)
+    """Rate of the one step of gradient descent that is differentiated. AdamW makes up for a small
+    one; a large one harms the student and tells little of the explanation."""
+    beta: float = Field(default=1.0, gt=0)
+    """Weight of the explanation loss beside T^2 * KL_Y in that step."""
+
+
+def _selector_may_miss(schema: dict[str, Any]) -> None:
+    schema["required"].remove("selector")
+    selector = schema["properties"]["selector"]
+    schema["properties"]["selector"] = {"anyOf": [selector, {"type": "null"}]}
+
+
+class TeacherSpec(RationalistSpec):
+    """The teacher: trained first, or loaded from a finished run. A plain black box (`rationale`)
+    has no selector: `selector` can be left out, and neither that nor `train.warmup.selector` is
+    read; of `objective` only `dev_selection` is."""
+
+    model_config = ConfigDict(json_schema_extra=_selector_may_miss)
+
+    rationale: Literal[
+        "rationalist", "attention", "gradient_x_input", "mask_gradient", "scaffold"
+    ] = "rationalist"
+    """Where the teacher's rationales come from. `rationalist`: its own selector. The others take a
+    plain classifier (`predictor`; as in `task: classify`) that answers from the whole input, and
+    explain it: `attention` of what is pooled in the last block, mean over heads;
+    `gradient_x_input`: gradient of the class margin times embedding; `mask_gradient`: the
+    derivative of that margin with respect to each token's attention weight; `scaffold`: a sparse
+    mixture of all attention heads, learned so that a student simulates the teacher better.
+    Attention needs a transformer."""
+    scaffold: ScaffoldSpec = ScaffoldSpec()
+    """How the mixture of `rationale: scaffold` is learned."""
     run: str | None = None
-    """A finished run folder whose teacher is loaded instead of training one."""
+    """A finished run folder whose teacher is loaded instead of training one; for a black box one of
+    `task: classify`, or one whose teacher is a black box."""
     image_size: int | None = Field(default=None, ge=16)
     """Images: side in pixels of what a teacher trained here sees; null takes `data.image_size`."""
     objective: ObjectiveSpec = ObjectiveSpec(alpha=1.0)
+
+    @property
+    def is_black_box(self) -> bool:
+        return self.rationale != "rationalist"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stand_in_selector(cls, values: Any) -> Any:
+        """A black box needs no selector; its predictor's weights stand where one is asked for."""
+        if not isinstance(values, dict) or values.get("selector") is not None:
+            return values
+        predictor = values.get("predictor")
+        if values.get("rationale", "rationalist") == "rationalist" or not predictor:
+            return values
+        weights = predictor.get("weights") if isinstance(predictor, dict) else predictor.weights
+        return values if weights is None else {**values, "selector": {"weights": weights}}
 
 
 class Recipe(Spec):

@@ -7,6 +7,7 @@ from rekd_edge.selection.budget import budget_fraction, rationale_budget, slot_c
 from rekd_edge.selection.draws import hard_kuma, hard_kuma_kept_chance, scored_draw
 from rekd_edge.selection.estimators import Estimator, select_top_k, soft_selection
 from rekd_edge.selection.gumbel import bernoulli_straight_through, gumbel_noise
+from rekd_edge.selection.sparsemax import sparsemax
 from rekd_edge.selection.topk import (
     LOWEST_SCORE,
     gather_slots,
@@ -41,5 +42,6 @@ __all__ = [
     "selection_threshold",
     "slot_count",
     "soft_selection",
+    "sparsemax",
     "straight_through_top_k",
 ]
