@@ -393,7 +393,7 @@ class _Trainer:
         if not (self.output / HEADS_FILE).is_file():
             met = Teacher(teacher.to(accelerator.device), practising)
             practice = Practice(practising, explainer.weights.requires_grad_(True))
-            batches = max(1, len(self._epoch_loader(train, 0)) // accelerator.num_processes)
+            batches = max(1, len(self._epochs(train)(0)) // accelerator.num_processes)
             phases = scaffold_phases(practice, met, self.recipe, batches_per_epoch=batches)
             report = self._fit(
                 practice,
