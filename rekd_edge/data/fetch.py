@@ -13,7 +13,7 @@ package's build system for metadata, which runs code of exactly the pinned bytes
 from __future__ import annotations
 
 import errno
-import importlib.util
+import importlib.metadata
 import logging
 import os
 import shutil
@@ -163,7 +163,7 @@ def _require_space(archive: PinnedArchive, folder: Path) -> None:
 
 
 def _pip_command(archive: PinnedArchive) -> list[str]:
-    if importlib.util.find_spec("pip") is not None:
+    if any(importlib.metadata.distributions(name="pip")):
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):
         found = shutil.which(name)

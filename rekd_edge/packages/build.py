@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -142,6 +143,10 @@ def package_for(model: DeployModel, wanted: MadeOf) -> StoredPackage:
 
 def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
     import torch
+
+    # torch's compiler imports setuptools, which fails where Python's own distutils came before it.
+    if "distutils" in sys.modules and "setuptools" not in sys.modules:
+        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
     held = copy.deepcopy(model).to(wanted.device).eval()
     inputs = tuple(tensor.to(wanted.device) for tensor in held.example_inputs(batch=2))

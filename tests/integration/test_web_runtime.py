@@ -206,14 +206,14 @@ def bundle_answers(bundle: Path, inputs: list[str]) -> list[dict[str, Any]]:
     runtime = load_runtime()
     model = runtime.Rationalist.load(bundle, threads=1)
     logits: list[list[float]] = []
-    run = model._run
+    run = model.run_encoded
 
-    def recorded(*words: Any, **named: Any) -> Any:
-        answer = run(*words, **named)
-        logits.append(answer.logits.tolist())
-        return answer
+    def recorded(encoded: Any) -> Any:
+        answers = run(encoded)
+        logits.extend(answer.logits.tolist() for answer in answers)
+        return answers
 
-    model._run = recorded
+    model.run_encoded = recorded
     predictions = [prediction.to_json() for prediction in model.predict(inputs)]
     return [row | {"logits": found} for row, found in zip(predictions, logits, strict=True)]
 

@@ -97,14 +97,15 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
     model = open_runtime(folder).Rationalist.load(folder, threads=1)
     feeds: list[dict[str, np.ndarray]] = []
     answers: list[Any] = []
-    answer = model._run
+    answer = model.run_encoded
 
-    def record(given: dict[str, np.ndarray], *, tokens: int) -> Any:
-        feeds.append(given)
-        answers.append(answer(given, tokens=tokens))
-        return answers[-1]
+    def record(given: list[Any]) -> Any:
+        found = answer(given)
+        feeds.extend(one.arrays for one in given)
+        answers.extend(found)
+        return found
 
-    model._run = record
+    model.run_encoded = record
     modality = model.config.modality
     inputs = CASES["texts" if modality == "text" else "images"]
     assert len(inputs) >= 100

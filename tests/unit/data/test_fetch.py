@@ -144,7 +144,7 @@ def test_unreachable_registry_is_a_backend_error(
 
 def test_missing_tools_are_named(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module.shutil, "which", lambda name: None)
-    monkeypatch.setattr(fetch_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch_module.importlib.metadata, "distributions", lambda name: ())
     with pytest.raises(BackendError, match="there is no pip") as caught:
         fetch(VADER_SENTIMENT)
     assert "ensurepip" in str(caught.value)
