@@ -281,12 +281,22 @@ class _Trainer:
         assert isinstance(student, Rationalist)
         if isinstance(teacher, BlackBox) and isinstance(teacher.selector, HeadMixture):
             practising = copy.deepcopy(student)
+            set_label_shares(practising, self._label_counts())
             results["teacher"]["explainer"] = self._learn_mixture(teacher, practising)
+            torch.manual_seed(recipe.seed)  # the same, learned just now or before
         results["student"] = self._fit_rationalist(
             student, "student", recipe.student, recipe.objective, teacher
         )
         if teacher is not None:
-            results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
+            assert self.teacher_objective is not None
+            results["agreement_with_teacher"] = self._agreement(
+                Teacher(
+                    teacher,
+                    student,
+                    self.teacher_objective.form.masking,
+                    full_input=recipe.objective.form.teacher_prediction == "full_input",
+                )
+            )
             results["simulability"] = simulability_of(results["agreement_with_teacher"], recipe)
         if with_fuse_report:
             self._report_fuse(student)

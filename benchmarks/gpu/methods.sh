@@ -10,6 +10,10 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 limit_s="${LIMIT_S:-570}"
 output="${OUTPUT:-runs/gpu}"
+if [ "$limit_s" -lt 90 ]; then
+  echo "error: LIMIT_S $limit_s is too little for any of it; 90 at least" >&2
+  exit 2
+fi
 read -ra suites <<<"${SUITES:-methods methods-snippets methods-images}"
 for suite in "${suites[@]}"; do
   left="$((limit_s - SECONDS))"

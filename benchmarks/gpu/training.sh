@@ -23,6 +23,11 @@ done
 quick=()
 [ -z "${QUICK:-}" ] || quick=(--quick)
 
+if [ "$limit_s" -lt 90 ]; then
+  echo "error: LIMIT_S $limit_s is too little for any of it; 90 at least" >&2
+  exit 2
+fi
+
 # speed NAME RECIPE OPTION...: the table, unless an earlier call has it.
 speed() {
   local name="$1" of="$2"

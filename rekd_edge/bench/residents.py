@@ -144,6 +144,14 @@ class TorchResident(Resident):
         }
 
 
+@contextmanager
+def _said_by_runtime() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BackendError(f"onnxruntime failed: {first_line(error)}") from error
+
+
 class OnnxResident(Resident):
     """An open session with bound inputs and outputs. Its work is on a stream of its own, and done
     when ``launch`` returns."""
@@ -159,6 +167,10 @@ class OnnxResident(Resident):
         self._binding: Any = None
 
     def place(self, inputs: Inputs) -> None:
+        with _said_by_runtime():
+            self._place(inputs)
+
+    def _place(self, inputs: Inputs) -> None:
         arrays = {name: np.ascontiguousarray(inputs[name]) for name in self._inputs}
         same = self._held.keys() == arrays.keys() and all(
             tuple(self._held[name].shape()) == array.shape for name, array in arrays.items()
@@ -188,7 +200,8 @@ class OnnxResident(Resident):
             self._binding.bind_ortvalue_output(name, value)
 
     def launch(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        with _said_by_runtime():
+            self._session.run_with_iobinding(self._binding)
 
     def fetch(self) -> dict[str, np.ndarray]:
         found = zip(self._outputs, self._answers, strict=True)

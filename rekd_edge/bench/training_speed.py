@@ -199,6 +199,12 @@ def measure_speed(
     """
     if recipe.task != "distill" or recipe.teacher is None:
         raise UsageError("only recipes of task distill have a teacher in the loop")
+    if recipe.teacher.is_black_box or recipe.objective.method != "rekd":
+        raise UsageError(
+            "the training speed of objective.method: rekd with a rationalist teacher is measured, "
+            "not that of other methods or of black boxes",
+            hint="--set objective.method=rekd, or a recipe whose teacher.rationale is rationalist",
+        )
     settings = ladder(recipe, device, plan)
     began = time.monotonic()
 

@@ -127,8 +127,9 @@ class HeadMixture(_DistributionExplainer):
     @staticmethod
     def mix(logits: Tensor, weights: Tensor, selectable: Tensor) -> Tensor:
         """The distribution ``[batch, token]`` under ``weights`` ``[head]``; differentiable."""
-        mixed = torch.einsum("h,bht->bt", weights, logits)
-        return (mixed + excluding(selectable)).softmax(dim=1) * selectable
+        with torch.autocast(logits.device.type, enabled=False):
+            mixed = torch.einsum("h,bht->bt", weights.float(), logits.float())
+            return (mixed + excluding(selectable)).softmax(dim=1) * selectable
 
     def effect(self, view: TokenView, explained: Tensor | None = None) -> Tensor:
         return self.mix(self.logits(view), self.weights(), view.selectable)

@@ -456,8 +456,10 @@ class _Run:
             if self.monitor is not None and watched:
                 self.monitor.track(self.model, terms)
             if self.train.gradient_clip is not None:
+                # Accelerate's own clipping would divide fp16's gradients once for each group.
+                self.accelerator.unscale_gradients(optimizer)
                 for group in optimizer.param_groups:
-                    self.accelerator.clip_grad_norm_(group["params"], self.train.gradient_clip)
+                    nn.utils.clip_grad_norm_(group["params"], self.train.gradient_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return {name: term.detach() for name, term in terms.items()}

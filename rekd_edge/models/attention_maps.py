@@ -57,9 +57,11 @@ def pooled_attention(
     for query, key in encoder.queries_and_keys(tokens, attended):
         if last_block:
             blocks.clear()
-        values = query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
-        if form == "probability":
-            values = (values + excluding(attended)[:, None, None, :]).softmax(dim=-1)
-        received = torch.einsum("bq,bhqk->bhk", pooled, values)
+        # Shares of a hundred tokens would tie in a lower precision.
+        with torch.autocast(tokens.device.type, enabled=False):
+            values = query.float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
+            if form == "probability":
+                values = (values + excluding(attended)[:, None, None, :]).softmax(dim=-1)
+            received = torch.einsum("bq,bhqk->bhk", pooled, values)
         blocks.append(received[..., prefix:] * view.attended.unsqueeze(1))
     return torch.cat(blocks, dim=1)

@@ -371,10 +371,11 @@ class TrainSpec(Spec):
     means float32 throughout; products of a CUDA device that round to TF32 are asked for by name."""
     compile: bool | Literal["auto", "graphs"] = "auto"
     """torch.compile of the backbones in training steps (docs/training-speed.md); `graphs` replays
-    them as CUDA graphs too where shapes are constant. `auto`: on CUDA devices with a compiler."""
+    them as CUDA graphs too where shapes are constant. `auto`: on CUDA devices with a compiler.
+    Joint phases of another `objective.method` than `rekd` are not compiled."""
     gather: bool | Literal["auto"] = "auto"
-    """exactly_k, `masking: exclude`: joint training's backward pass through kept tokens alone; the
-    same gradients up to rounding (ADR 29). `auto`: on CUDA devices."""
+    """`method: rekd`, exactly_k, `masking: exclude`: joint training's backward pass through kept
+    tokens alone; the same gradients up to rounding (ADR 29). `auto`: on CUDA devices."""
     channels_last: bool | Literal["auto"] = "auto"
     """Convolutional backbones compute with channels last. `auto`: on CUDA devices."""
     warmup: WarmupSpec = WarmupSpec()

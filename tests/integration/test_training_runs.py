@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from rekd_edge.data.preprocess import TextPreprocessor
+from rekd_edge.distill import objectives
 from rekd_edge.distill.loop import DevResult, DivergedError
 from rekd_edge.distill.monitor import TrainingWarning
 from rekd_edge.errors import IntegrityError, UsageError
+from rekd_edge.models.kept import classify_kept
 from rekd_edge.pipeline import plan_run, train_run
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.recipe.schema import Recipe
@@ -214,15 +216,24 @@ def test_texts_cannot_be_prepared_on_the_device(tmp_path: Path) -> None:
         train_run(smoke("data.augment.where=device"), tmp_path / "run", device="cpu")
 
 
-def test_training_through_kept_tokens_alone_ends_where_the_other_does(tmp_path: Path) -> None:
+def test_training_through_kept_tokens_alone_ends_where_the_other_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = {}
+    gathered: list[int] = []
+
+    def counted(predictor: Any, view: Any, keep: Any, slots: int) -> Any:
+        gathered.append(slots)
+        return classify_kept(predictor, view, keep, slots)
+
+    monkeypatch.setattr(objectives, "classify_kept", counted)
     for gather in ("false", "true"):
         path = tmp_path / gather
         recipe = smoke("task=extract", f"student.train.gather={gather}")
         train_run(recipe, path, device="cpu", with_fuse_report=False)
         last = load_file(path / "student" / "last.safetensors")
         ends[gather] = {name: value for name, value in last.items() if name.startswith("model.")}
-    assert any(not torch.equal(ends["true"][n], ends["false"][n]) for n in ends["true"])
+        assert bool(gathered) == (gather == "true")
     for name, value in ends["false"].items():
         torch.testing.assert_close(ends["true"][name], value, rtol=0, atol=2e-3)
 
