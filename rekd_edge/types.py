@@ -28,6 +28,21 @@ OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
 (``[CLS]`` is token 0) and never selected; for images the token axis is the patch grid, row by
 row, without class or register tokens."""
 
+PAIR_OUTPUTS = ("answer_mask", "case")
+"""What a pair of students answers besides (rekd_edge/fuse/pair.py): bool ``[batch, token]``, int64
+``[batch]``."""
+CUT_NAMES = ("rationale_index", "rationale_valid")
+"""Inner values at which the predictor can be cut off: int64 and bool, ``[batch, slot]``."""
+EXCHANGE_NAMES = (
+    "exchange_needed",
+    "own_logits",
+    "partner_logits",
+    "own_logits_shown",
+    "partner_logits_shown",
+)
+"""Inner values of a pair: a bool, True where two students of a batch disagree; then what each
+answers, float ``[batch, class]``: from its own rationale, and from the other's."""
+
 
 def input_names(modality: Modality) -> tuple[str, ...]:
     return TEXT_INPUTS if modality == "text" else IMAGE_INPUTS

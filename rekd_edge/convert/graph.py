@@ -16,9 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rekd_edge.convert.io_spec import data_inputs
 from rekd_edge.errors import GateError
+from rekd_edge.types import CUT_NAMES, PAIR_OUTPUTS
 
-CUT_NAMES = ("rationale_index", "rationale_valid")
-"""Inner values at which the predictor can be cut off: int64 and bool, ``[batch, slot]``."""
 CUT_DTYPES = {"rationale_index": TensorProto.INT64, "rationale_valid": TensorProto.BOOL}
 
 
@@ -79,11 +78,11 @@ def fold_transposed_weights(model: onnx.ModelProto) -> int:
 def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
     yield graph
     for node in graph.node:
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             yield from _graphs(inner)
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+def subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
@@ -94,7 +93,7 @@ def _subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
 def node_inputs(node: onnx.NodeProto) -> list[str]:
     """Values that a node reads, those that its subgraphs take from outside included."""
     names = [name for name in node.input if name]
-    for inner in _subgraphs(node):
+    for inner in subgraphs(node):
         made = {value.name for value in inner.input} | {t.name for t in inner.initializer}
         for child in inner.node:
             names += [name for name in node_inputs(child) if name not in made]
@@ -152,9 +151,10 @@ def beyond_cut(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
 
 
 def before_cut(graph: onnx.GraphProto) -> set[int]:
-    """Positions in ``graph.node`` of all nodes that the cut and the outputs beside ``logits``
-    need."""
-    others = [output.name for output in graph.output if output.name != "logits"]
+    """Positions in ``graph.node`` of all nodes that the cut and the outputs that do not come from
+    the predictor need."""
+    beyond = ("logits", *PAIR_OUTPUTS)
+    others = [output.name for output in graph.output if output.name not in beyond]
     return _needed(graph, [*CUT_NAMES, *others])[0]
 
 

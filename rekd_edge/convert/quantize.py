@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rekd_edge.convert.graph import CUT_NAMES, before_cut, beyond_cut, producers
+from rekd_edge.convert.branch import defer_exchange, hoist_exchange
+from rekd_edge.convert.graph import before_cut, beyond_cut, producers
 from rekd_edge.convert.half import to_half, weights_in_fp32
 from rekd_edge.convert.to_onnx import write_model
 from rekd_edge.convert.types import Lower, Part
 from rekd_edge.errors import BackendError, GateError, UsageError
+from rekd_edge.types import CUT_NAMES
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -85,6 +87,7 @@ def quantize(
     if precision == "int8-static" and not calibration:
         raise UsageError("int8-static needs calibration data", hint="export from a run with data")
     model = onnx.load(str(source))
+    deferred = hoist_exchange(model)
     _name_nodes(model)
     kinds = {kind for counts in matrix_products(model).values() for kind in counts}
     if kinds != {"fp32"}:
@@ -119,6 +122,8 @@ def quantize(
     found = matrix_products(result)
     _require(found, precision.partition("-")[0], parts)
     _describe(result, model, precision, parts, target)
+    if deferred:
+        defer_exchange(result)
     write_model(result, path)
     return found
 
