@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from rekd_edge.convert.branch import defer_exchange, hoist_exchange
 from rekd_edge.convert.graph import before_cut, beyond_cut, producers
@@ -111,6 +112,7 @@ def quantize(
     else:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             made = Path(folder) / "model.onnx"
+            _turn_shared(model)
             _untie(model, set(_weighted(model, within)))
             with _quiet():
                 if precision == "int8-dynamic":
@@ -201,6 +203,32 @@ def _untie(model: onnx.ModelProto, quantized: set[str]) -> None:
                     tensors[own].name = own
                     model.graph.initializer.append(tensors[own])
                 node.input[position] = own
+
+
+def _turn_shared(model: onnx.ModelProto) -> None:
+    """Stores weights that several ``Gemm`` transpose as they are multiplied: the quantizer turns
+    them round once for each."""
+    turned = Counter(node.input[1] for node in model.graph.node if _is_transposing(node))
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        name = node.input[1] if _is_transposing(node) else ""
+        if turned[name] < 2 or name not in tensors:
+            continue
+        own = f"{name}_turned"
+        if own not in tensors:
+            weight = numpy_helper.to_array(tensors[name])
+            tensors[own] = numpy_helper.from_array(np.ascontiguousarray(weight.T), own)
+            model.graph.initializer.append(tensors[own])
+        node.input[1] = own
+        next(item for item in node.attribute if item.name == "transB").i = 0
+    used = {name for node in model.graph.node for name in node.input}
+    for name in turned:
+        if name in tensors and name not in used:
+            model.graph.initializer.remove(tensors[name])
+
+
+def _is_transposing(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
 
 
 def _dynamic(model: onnx.ModelProto, path: Path, nodes: list[str]) -> None:
