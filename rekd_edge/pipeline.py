@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
 import time
@@ -58,10 +59,11 @@ from rekd_edge.evaluate import (
     evaluate_rationalist,
     rationale_extraction_loss,
 )
+from rekd_edge.evaluate.pair import evaluate_pair
 from rekd_edge.fuse import fuse, fuse_report
 from rekd_edge.fuse.report import SAMPLED_DRAWS
 from rekd_edge.machine import hardware, package_versions
-from rekd_edge.models.build import build_classifier, build_rationalist, same_tokens
+from rekd_edge.models.build import Built, build_classifier, build_rationalist, same_tokens
 from rekd_edge.models.candidates import ALL_CONTENT, Positions
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
@@ -86,6 +88,8 @@ from rekd_edge.types import Batch
 EVALUATION_BATCH = 64
 MONITORED_EXAMPLES = 512
 """Most development examples that the monitor looks at, evenly spread over the split."""
+PARTNER_SEED = 1000
+"""Added to the recipe's seed for the second student of an ensemble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,8 @@ def plan_run(recipe: Recipe) -> RunPlan:
 
 def _roles(recipe: Recipe) -> list[tuple[str, RationalistSpec]]:
     roles: list[tuple[str, RationalistSpec]] = [("student", recipe.student)]
+    if recipe.task != "classify" and recipe.ensemble is not None:
+        roles.append(("partner", recipe.ensemble.partner))
     if recipe.task == "distill" and recipe.teacher is not None:
         if recipe.teacher.run is None:
             roles.insert(0, ("teacher", recipe.teacher))
@@ -252,15 +258,56 @@ class _Trainer:
         self._adopt("student", built.weights, built.preprocessor)
         student = built.model
         assert isinstance(student, Rationalist)
+        beside = self._build_partner()
         results["student"] = self._fit_rationalist(
             student, "student", recipe.student, recipe.objective, teacher
         )
         if teacher is not None:
             results["agreement_with_teacher"] = self._agreement(Teacher(teacher, student))
+        if beside is not None:
+            results |= self._fit_partner(beside, student, teacher)
         student.cpu()
         if with_fuse_report:
             self._report_fuse(student)
         return results
+
+    def _build_partner(self) -> Built | None:
+        """The second student of an ensemble, before anything is trained that it could not join."""
+        ensemble = self.recipe.ensemble
+        if ensemble is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed + PARTNER_SEED)
+            built = build_rationalist(ensemble.partner, self.recipe, len(self.data.label_names))
+        assert self.preprocessor is not None
+        if not same_tokens(self.preprocessor, built.preprocessor):
+            raise UsageError(
+                "the two students of the ensemble read their input as other tokens",
+                hint="take backbones of one tokenizer for student and ensemble.partner",
+            )
+        self.weights["partner"] = dict(built.weights)
+        return built
+
+    def _fit_partner(
+        self, built: Built, student: Rationalist, teacher: Rationalist | None
+    ) -> dict[str, Any]:
+        """Trains the partner as the student was, and evaluates the two together."""
+        ensemble = self.recipe.ensemble
+        assert ensemble is not None
+        partner = built.model
+        assert isinstance(partner, Rationalist)
+        other = copy.copy(self)
+        other.recipe = self.recipe.model_copy(
+            update={"student": ensemble.partner, "seed": self.recipe.seed + PARTNER_SEED}
+        )
+        objective = self.recipe.objective
+        trained = other._fit_rationalist(partner, "partner", ensemble.partner, objective, teacher)
+        splits = {"dev": self.data.dev, "test": self.data.test}
+        pair = {
+            name: evaluate_pair(student, partner, self._loader(split)).to_json()
+            for name, split in splits.items()
+        }
+        return {"partner": trained, "pair": pair}
 
     def _report_fuse(self, student: Rationalist) -> None:
         assert self.preprocessor is not None

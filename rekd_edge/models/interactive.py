@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,3 +44,28 @@ def exchange(own: Tensor, partner: Tensor, own_shown: Tensor, partner_shown: Ten
     case = torch.where(undecided, 3, torch.where(first_convinces, 1, 2))
     case = torch.where(agree, 0, case)
     return Verdict(torch.where(by_first.unsqueeze(1), own, partner), case, by_first)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseCount:
+    """One of :data:`CASES` over a split: its ``share`` of all examples and the ``accuracy`` of the
+    answers in it (0..1), None where it did not happen."""
+
+    name: str
+    examples: int
+    share: float
+    accuracy: float | None
+
+
+def count_cases(case: np.ndarray, right: np.ndarray) -> tuple[CaseCount, ...]:
+    """``case`` int64 ``[example]``, ``right`` bool ``[example]``: whether the pair's answer is."""
+    total = max(len(case), 1)
+    found = [(name, case == number) for number, name in enumerate(CASES)]
+    return tuple(
+        CaseCount(name, int(at.sum()), float(at.sum()) / total, _mean(right[at]))
+        for name, at in found
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None

@@ -52,6 +52,12 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
         ("student",), recipe.student, recipe.modality, recipe.data.image_size
     )
     yield from _objective_problems(("objective",), recipe.objective, recipe)
+    if recipe.ensemble is not None:
+        place = ("ensemble", "partner")
+        partner = recipe.ensemble.partner
+        yield from _rationalist_problems(place, partner, recipe.modality, recipe.data.image_size)
+        if recipe.objective.form.select_special and partner.selector.kind != "blocks":
+            yield (*place, "selector", "kind"), "must be 'blocks' where select_special is true"
 
 
 def _objective_problems(
