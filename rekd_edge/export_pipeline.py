@@ -222,7 +222,7 @@ def export_bundle(
     require_free(output, force=force)
     if tune:
         require_tunable(spec)
-    recovery = recovery_of(spec, recover)
+    recovery = recovery_of(spec, recover, run)
     fused = run.fused()
     with workplace(output) as work:
         file = work / "model.onnx"
@@ -365,12 +365,21 @@ def make_engines(
     )
 
 
-def recovery_of(target: TargetSpec, wanted: bool | None) -> RecoverySpec | None:
-    """How a file of ``target`` is recovered; ``wanted`` None leaves it to the target.
+def recovery_of(target: TargetSpec, wanted: bool | None, run: Run) -> RecoverySpec | None:
+    """How a file of ``target`` is recovered; ``wanted`` None leaves it to the target. A pair of
+    students is not: what is trained in int8 is one student against its own fp32 answers.
 
-    Raises :class:`UsageError` where it is wanted and the target is not int8.
+    Raises :class:`UsageError` where it is wanted and the target is not int8, or the run's students
+    answer as a pair.
     """
     if wanted is False:
+        return None
+    if run.recipe.ensemble is not None:
+        if wanted:
+            raise UsageError(
+                f"--recover trains one student, and {run.path} holds an ensemble",
+                hint="leave it out, or train with ensemble: null",
+            )
         return None
     if wanted and not target.precision.startswith("int8"):
         raise UsageError(

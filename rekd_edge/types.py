@@ -87,12 +87,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What every runner answers, as numpy arrays in the layout of :data:`OUTPUTS`."""
+    """What every runner answers, as numpy arrays in the layout of :data:`OUTPUTS`; the last two are
+    those of :data:`PAIR_OUTPUTS`, None where one student answers alone."""
 
     logits: np.ndarray
     rationale_mask: np.ndarray
     selection_score: np.ndarray
     selection_margin: np.ndarray
+    answer_mask: np.ndarray | None = None
+    case: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from rekd_edge.selection import (
 )
 from rekd_edge.types import (
     CUT_NAMES,
+    OUTPUTS,
     AxisSpec,
     IoSpec,
     Modality,
@@ -197,8 +198,9 @@ class FusedRationalist(_SelectingModel):
     folds: tuple[Fold, ...] = ()
     """What :func:`fuse` folded."""
 
+    output_names: tuple[str, ...] = OUTPUTS
     hidden_names: tuple[str, ...] = CUT_NAMES
-    """What :meth:`forward` answers after the outputs of :meth:`io_spec`."""
+    """What :meth:`forward` answers: first ``output_names``, those of :meth:`io_spec`."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = self.named_inputs(inputs)

@@ -11,7 +11,7 @@ from rekd_edge.errors import UsageError
 from rekd_edge.fuse.fused import FusedRationalist, frozen
 from rekd_edge.models.encoder import PatchGrid
 from rekd_edge.models.interactive import exchange
-from rekd_edge.types import EXCHANGE_NAMES, AxisSpec, IoSpec, TensorSpec
+from rekd_edge.types import EXCHANGE_NAMES, PAIR_OUTPUTS, AxisSpec, IoSpec, TensorSpec
 
 
 class FusedPair(FusedRationalist):
@@ -30,6 +30,7 @@ class FusedPair(FusedRationalist):
     where a batch needs them (:mod:`rekd_edge.convert.branch`).
     """
 
+    output_names = (*FusedRationalist.output_names, *PAIR_OUTPUTS)
     hidden_names = (*FusedRationalist.hidden_names, *EXCHANGE_NAMES)
 
     def __init__(self, first: FusedRationalist, partner: FusedRationalist) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from rekd_edge.errors import BackendError, UsageError
-from rekd_edge.types import OUTPUTS, Outputs
+from rekd_edge.types import OUTPUTS, PAIR_OUTPUTS, Outputs
 
 
 class RunError(BackendError):
@@ -33,6 +33,7 @@ class FileRunner(ABC):
         self.threads = threads
         self._session: Any = None
         self._wanted: tuple[str, ...] | None = None
+        self._answered: tuple[str, ...] | None = None
 
     @abstractmethod
     def __enter__(self) -> Self: ...
@@ -43,7 +44,7 @@ class FileRunner(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._session = self._wanted = None
+        self._session = self._wanted = self._answered = None
 
     @property
     @abstractmethod
@@ -65,8 +66,11 @@ class FileRunner(ABC):
         """The outputs in order; may raise whatever the runtime raises."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
-        """All of :data:`~rekd_edge.types.OUTPUTS` for one batch."""
-        return Outputs(**self.run_named(inputs, OUTPUTS))
+        """All of :data:`~rekd_edge.types.OUTPUTS` for one batch, and those of a pair."""
+        if self._answered is None:
+            has = set(self.output_names)
+            self._answered = (*OUTPUTS, *(name for name in PAIR_OUTPUTS if name in has))
+        return Outputs(**self.run_named(inputs, self._answered))
 
     def run_named(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
