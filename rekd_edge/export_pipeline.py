@@ -36,6 +36,7 @@ from rekd_edge.bundle import (
     open_bundle,
     write_bundle,
 )
+from rekd_edge.bundle.card import is_pair
 from rekd_edge.calibrate.answers import answers_of
 from rekd_edge.calibrate.fit import FEWEST_EXAMPLES, calibrate
 from rekd_edge.calibrate.report import CalibrationReport, report_of
@@ -76,7 +77,7 @@ from rekd_edge.engines.spec import BuildRecipe, build_recipe
 from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine
 from rekd_edge.engines.verify import check_engine
 from rekd_edge.errors import GateError, IntegrityError, UsageError
-from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
+from rekd_edge.fuse import FusedPair, FusedRationalist, PlainClassifier
 from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.recipe import dump_recipe
@@ -108,6 +109,7 @@ RECOVERABLE = frozenset(
 """Metrics that training can mend."""
 TWINS = ("plain", "masked")
 STUDENT_WEIGHTS = Path("student") / "best" / "model.safetensors"
+PARTNER_WEIGHTS = Path("partner") / "best" / "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -712,7 +714,8 @@ def export_twins(
 ) -> dict[str, Path]:
     """Writes ``RUN/onnx/plain.onnx`` and ``masked.onnx``: the plain classifier of the student's
     predictor backbone on all tokens, and the published two-pass form; for a target of lower
-    precision the plain classifier in that precision too. For latency comparison; they are not
+    precision the plain classifier in that precision too; of a pair, ``student.onnx``, the first
+    student alone. For latency comparison; they are not
     checked and not shipped."""
     from rekd_edge.fuse.fused import masked_form
 
@@ -728,10 +731,12 @@ def export_twins(
     folder = run.path / TWINS_FOLDER
     folder.mkdir(exist_ok=True)
     student = student_sha256(run)
-    models: dict[str, tuple[PlainClassifier | MaskedRationalist, str]] = {
+    models: dict[str, tuple[DeployModel, str]] = {
         "plain": (plain, "trained" if trained else "the student predictor's weights"),
         "masked": (masked_form(fused), "the student's weights"),
     }
+    if isinstance(fused, FusedPair):
+        models["student"] = (fused.alone(), "the student's weights")
     in_fp32 = spec.model_copy(update={"precision": "fp32"})
     written: dict[str, Path] = {}
     for name, (model, weights) in models.items():
@@ -747,6 +752,8 @@ def export_twins(
 def _existing_twins(run: Run, bundle: Bundle) -> dict[str, Path]:
     """The twins on disk, if all are there and belong to the bundle's student."""
     names = [*TWINS]
+    if is_pair(bundle.config):
+        names.append("student")
     if bundle.config.precision != "fp32":
         names.append(f"plain-{bundle.config.precision}")
     found = {name: run.path / TWINS_FOLDER / f"{name}.onnx" for name in names}
@@ -897,7 +904,9 @@ def _positional_logits(model: PlainClassifier) -> Any:
 def artefact_metadata(run: Run, fused: FusedRationalist) -> dict[str, str]:
     """What the file says about itself, under ``rekd_edge.`` keys."""
     numerator, denominator = fused.rationale_ratio_fraction
-    return {
+    partner = run.path / PARTNER_WEIGHTS
+    second = {"partner_sha256": file_sha256(partner)} if isinstance(fused, FusedPair) else {}
+    return second | {
         "recipe": run.recipe.name,
         "modality": fused.modality,
         "labels": label_metadata(fused.label_names),

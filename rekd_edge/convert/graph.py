@@ -7,6 +7,7 @@ predictor alone, with a rationale that the caller holds.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -73,6 +74,28 @@ def fold_transposed_weights(model: onnx.ModelProto) -> int:
         if name not in used and name in weights:
             graph.initializer.remove(weights.pop(name))
     return len(folded)
+
+
+def merge_equal_weights(model: onnx.ModelProto) -> int:
+    """Stores equal initializers once; how many went. The exporter turns a weight round anew for
+    each product that uses it."""
+    graph = model.graph
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    same: dict[str, str] = {}
+    for tensor in graph.initializer:
+        content = numpy_helper.to_array(tensor).tobytes()
+        key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).digest())
+        kept = first.setdefault(key, tensor.name)
+        if kept != tensor.name:
+            same[tensor.name] = kept
+    for inner in _graphs(graph):
+        for node in inner.node:
+            for position, name in enumerate(node.input):
+                node.input[position] = same.get(name, name)
+    left = [tensor for tensor in graph.initializer if tensor.name not in same]
+    del graph.initializer[:]
+    graph.initializer.extend(left)
+    return len(same)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:

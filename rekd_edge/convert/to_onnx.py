@@ -28,13 +28,14 @@ from rekd_edge.convert.branch import defer_exchange
 from rekd_edge.convert.graph import (
     fold_transposed_weights,
     hide_outputs,
+    merge_equal_weights,
     require_cut,
     strip_provenance,
 )
 from rekd_edge.convert.io_spec import declare_axes, validate_io
 from rekd_edge.convert.targets import TargetSpec
 from rekd_edge.errors import BackendError, GateError, UsageError
-from rekd_edge.types import CUT_NAMES, AxisSpec, IoSpec, TensorSpec
+from rekd_edge.types import CUT_NAMES, EXCHANGE_NAMES, AxisSpec, IoSpec, TensorSpec
 
 MAX_BYTES = 1_900_000_000
 """Largest weights written into one file; protobuf ends at 2 GB."""
@@ -108,6 +109,8 @@ def convert_to_onnx(
         hide_outputs(proto, hidden)
     strip_provenance(proto)
     fold_transposed_weights(proto)
+    if set(EXCHANGE_NAMES) <= set(hidden):
+        merge_equal_weights(proto)
     validate_io(proto, io_spec)
     declare_axes(proto, io_spec)
     _validate_versions(proto, target)

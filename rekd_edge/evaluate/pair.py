@@ -15,7 +15,9 @@ from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.selection import gather_slots
 from rekd_edge.types import Batch
 
-PUBLISHED = "published (Dai 2023): IMDB .81 and .81 alone, .83 together; 20 Newsgroups .55, .54, .58"
+PUBLISHED = (
+    "published (Dai 2023): IMDB .81 and .81 alone, .83 together; 20 Newsgroups .55, .54, .58"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,7 @@ class PairReport:
 
     def to_json(self) -> dict[str, Any]:
         cases = {case.count.name: case.to_json() for case in self.cases}
-        plain = {
-            name: getattr(self, name)
-            for name in self.__slots__
-            if name != "cases"
-        }
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "cases"}
         return {**plain, "gain_points": round(self.gain, 3), "cases": cases}
 
 

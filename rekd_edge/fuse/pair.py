@@ -46,6 +46,19 @@ class FusedPair(FusedRationalist):
         self.reads_pixels = first.reads_pixels
         self.folds = first.folds + partner.folds
 
+    def alone(self) -> FusedRationalist:
+        """The first student without its partner."""
+        model = FusedRationalist(
+            self.selector,
+            self.predictor,
+            rationale_ratio=self.rationale_ratio,
+            rationale_ratio_fraction=self.rationale_ratio_fraction,
+            label_names=self.label_names,
+            max_length=self.max_length,
+        )
+        model.reads_pixels = self.reads_pixels
+        return frozen(model)
+
     def io_spec(self) -> IoSpec:
         alone = super().io_spec()
         mask = next(tensor for tensor in alone.outputs if tensor.name == "rationale_mask")

@@ -146,9 +146,7 @@ def tiny_text_onnx(
 
 
 @pytest.fixture(scope="session")
-def tiny_pair_onnx(
-    tiny_pair: FusedPair, tmp_path_factory: pytest.TempPathFactory
-) -> OnnxArtefact:
+def tiny_pair_onnx(tiny_pair: FusedPair, tmp_path_factory: pytest.TempPathFactory) -> OnnxArtefact:
     from rekd_edge.convert import convert_to_onnx, load_target
 
     path: Path = tmp_path_factory.mktemp("tiny-pair") / "model.onnx"
