@@ -53,8 +53,8 @@ def _head(manifest: BundleManifest, config: BundleConfig) -> str:
 def _title(manifest: BundleManifest, config: BundleConfig) -> str:
     what, unit, _ = _UNITS[config.modality]
     answers = (
-        f"a selector keeps {config.rationale_ratio:.0%} of the {unit}, and a predictor answers from "
-        "those alone"
+        f"a selector keeps {config.rationale_ratio:.0%} of the {unit}, and a predictor answers "
+        "from those alone"
     )
     if is_pair(config):
         answers = (

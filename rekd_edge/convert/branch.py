@@ -119,7 +119,7 @@ def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """``nodes`` become those of the graph, each after what it reads and otherwise in their order."""
+    """``nodes`` become those of the graph, each after what it reads, otherwise in their order."""
     waiting = {name for node in nodes for name in node.output}
     ordered: list[onnx.NodeProto] = []
     left = list(nodes)
