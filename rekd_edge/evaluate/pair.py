@@ -15,9 +15,7 @@ from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.selection import gather_slots
 from rekd_edge.types import Batch
 
-PUBLISHED = (
-    "published (Dai 2023): IMDB .81 and .81 alone, .83 together; 20 Newsgroups .55, .54, .58"
-)
+PUBLISHED = "Published (Dai 2023): IMDB .81, .81 alone, .83 together; 20 Newsgroups .55, .54, .58"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ only the partner's does; both or neither do, and the more confident of the two a
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``logits`` float ``[batch, class]`` of the student that answers, always from its own rationale;
+    """``logits`` float ``[batch, class]`` of the student that answers, from its own rationale;
     ``case`` int64 ``[batch]`` counts :data:`CASES`; ``by_first`` bool ``[batch]`` is whose they
     are."""
 
