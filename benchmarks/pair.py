@@ -1,13 +1,12 @@
-"""What a pair of students costs: where the two agree, where they disagree, and beside one student of
-twice the size.
+"""What a pair of students costs: where they agree, where not, and beside one of twice the size.
 
-    python benchmarks/pair.py PAIR_RUN --double DOUBLE_RUN --output benchmarks/results/interactive-latency
+    python benchmarks/pair.py PAIR_RUN --double DOUBLE_RUN --output benchmarks/results/interactive
 
-PAIR_RUN and DOUBLE_RUN are run folders over the same data, for instance those of
-benchmarks/suites/interactive.yaml (rows `pair` and `double`, one seed). Queries are single examples of
-the test split in ONNX Runtime, one thread; the files take turns. `agree` and `disagree` are measured
-apart, so that one query's path is known; `share` says how often each is taken. Writes OUTPUT.json and
-OUTPUT.md.
+PAIR_RUN and DOUBLE_RUN are run folders over the same data, for instance those of the suite
+benchmarks/suites/interactive.yaml (rows `pair` and `double`, one seed). Queries are single examples
+of the test split in ONNX Runtime, one thread; the files take turns. Where the two agree and where
+they do not is measured apart, so that each query's path is known. Writes OUTPUT-latency.json and
+OUTPUT-latency.md.
 """
 
 from __future__ import annotations
@@ -109,8 +108,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines += [
         "",
         f"Median of one query, one thread, ONNX Runtime, {machine['processor']}. The two students "
-        f"disagree on {shares} of {results[0]['examples']} test examples; *expected* weighs the two "
-        "medians by that share.",
+        f"disagree on {shares} of {results[0]['examples']} test examples; *expected* weighs the "
+        "two medians by that share.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -127,8 +126,9 @@ def main() -> None:
     pair, double = open_run(options.pair), open_run(options.double)
     results = [measure(pair, double, target, settings) for target in options.targets.split(",")]
     document = {"results": results, "hardware": hardware(), "versions": package_versions()}
-    write_json(options.output.with_suffix(".json"), document)
-    options.output.with_suffix(".md").write_text(table(results), encoding="utf-8")
+    name = options.output.with_name(f"{options.output.name}-latency.json")
+    write_json(name, document)
+    name.with_suffix(".md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
 
