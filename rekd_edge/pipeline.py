@@ -65,6 +65,7 @@ from rekd_edge.fuse.report import SAMPLED_DRAWS
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import Built, build_classifier, build_rationalist, same_tokens
 from rekd_edge.models.candidates import ALL_CONTENT, Positions
+from rekd_edge.models.encoder import patch_grid
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
 from rekd_edge.recipe.schema import (
@@ -258,7 +259,7 @@ class _Trainer:
         self._adopt("student", built.weights, built.preprocessor)
         student = built.model
         assert isinstance(student, Rationalist)
-        beside = self._build_partner()
+        beside = self._build_partner(student)
         results["student"] = self._fit_rationalist(
             student, "student", recipe.student, recipe.objective, teacher
         )
@@ -271,7 +272,7 @@ class _Trainer:
             self._report_fuse(student)
         return results
 
-    def _build_partner(self) -> Built | None:
+    def _build_partner(self, student: Rationalist) -> Built | None:
         """The second student of an ensemble, before anything is trained that it could not join."""
         ensemble = self.recipe.ensemble
         if ensemble is None:
@@ -284,6 +285,14 @@ class _Trainer:
             raise UsageError(
                 "the two students of the ensemble read their input as other tokens",
                 hint="take backbones of one tokenizer for student and ensemble.partner",
+            )
+        assert isinstance(built.model, Rationalist)
+        mine, theirs = (patch_grid(m.predictor.encoder) for m in (student, built.model))
+        if mine != theirs:
+            raise UsageError(
+                f"the student sees {mine} patches and its partner {theirs}: neither could read the "
+                "other's rationale",
+                hint="take backbones of one patch size for student and ensemble.partner",
             )
         self.weights["partner"] = dict(built.weights)
         return built

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ class Outputs:
     selection_margin: np.ndarray
     answer_mask: np.ndarray | None = None
     case: np.ndarray | None = None
+
+
+def alone(outputs: Outputs) -> Outputs:
+    """Without what only a pair answers."""
+    return replace(outputs, answer_mask=None, case=None)
 
 
 @dataclass(frozen=True, slots=True)

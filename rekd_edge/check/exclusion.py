@@ -186,9 +186,12 @@ class _Walk:
     def _sources(self, kind: str, name: str, node: onnx.NodeProto) -> list[tuple[str, str]]:
         if node.op_type == "If":
             # Either branch may be taken, and which of them is something that the answer shows.
+            branches = list(subgraphs(node))
+            if [len(branch.output) for branch in branches] != [len(node.output)] * 2:
+                raise GraphError(f"the branches of {node.name!r} do not answer what it answers")
             position = list(node.output).index(name)
-            branches = [branch.output[position].name for branch in subgraphs(node)]
-            return [("value", node.input[0]), *((kind, made) for made in branches)]
+            ends = [branch.output[position].name for branch in branches]
+            return [("value", node.input[0]), *((kind, end) for end in ends)]
         if kind == "shape":
             return self._shape_sources(node)
         if node.op_type in {"Shape", "Size"}:

@@ -11,6 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from rekd_edge.check import check_artefact, load_gates
@@ -86,6 +88,25 @@ def test_a_runtime_runs_the_exchange_only_where_it_is_needed(
     assert nodes_run(agreeing) == set()
     assert len(nodes_run(disputed[:1])) > 20
     assert nodes_run(np.append(agreeing[:5], disputed[0])) == nodes_run(disputed)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.lists(st.integers(0, 199), min_size=2, max_size=8))
+def test_an_answer_of_the_file_does_not_depend_on_its_neighbours(
+    tiny_pair: FusedPair, tiny_pair_onnx: OnnxArtefact, rows: list[int]
+) -> None:
+    """Alone, an example runs the branch or not; in a batch, one that disagrees runs it for all."""
+    feeds, case = feeds_by_case(tiny_pair)
+    with OnnxRunner(tiny_pair_onnx.path, threads=1) as runner:
+        together = runner.run({name: value[rows] for name, value in feeds.items()})
+        for place, row in enumerate(rows):
+            alone = runner.run({name: value[row : row + 1] for name, value in feeds.items()})
+            np.testing.assert_allclose(together.logits[place], alone.logits[0], atol=1e-5)
+            for name in ("rationale_mask", "answer_mask", "case"):
+                mine, theirs = getattr(together, name)[place], getattr(alone, name)[0]
+                np.testing.assert_array_equal(mine, theirs)
+            assert alone.case is not None
+            assert alone.case[0] == case[row]
 
 
 def test_the_file_answers_as_the_model_and_holds_the_default_gates(
