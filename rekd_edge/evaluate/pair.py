@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rekd_edge.models.interactive import CaseCount, count_cases, exchange
+from rekd_edge.models.interactive import CaseCount, count_cases, exchange, share_right
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.selection import gather_slots
 from rekd_edge.types import Batch
@@ -79,8 +78,8 @@ def evaluate_pair(
     cases = tuple(
         PairCase(
             count,
-            _mean(right["student"][case == number]),
-            _mean(right["partner"][case == number]),
+            share_right(right["student"][case == number]),
+            share_right(right["partner"][case == number]),
             int(by_first[case == number].sum()),
         )
         for number, count in enumerate(count_cases(case, right["pair"]))
@@ -120,7 +119,3 @@ def _both(
         "same_rationale": (keeps[0] == keeps[1]).all(dim=1),
         "overlap": both / either.clamp_min(1),
     }
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None

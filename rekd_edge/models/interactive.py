@@ -62,10 +62,11 @@ def count_cases(case: np.ndarray, right: np.ndarray) -> tuple[CaseCount, ...]:
     total = max(len(case), 1)
     found = [(name, case == number) for number, name in enumerate(CASES)]
     return tuple(
-        CaseCount(name, int(at.sum()), float(at.sum()) / total, _mean(right[at]))
+        CaseCount(name, int(at.sum()), float(at.sum()) / total, share_right(right[at]))
         for name, at in found
     )
 
 
-def _mean(values: np.ndarray) -> float | None:
+def share_right(values: np.ndarray) -> float | None:
+    """Of bool ``[example]``; None without any."""
     return float(values.mean()) if len(values) else None
