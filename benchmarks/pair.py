@@ -115,7 +115,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("pair", type=Path)
     parser.add_argument("--double", type=Path, required=True)
     parser.add_argument("--targets", default="onnx,onnx-int8")

@@ -93,7 +93,8 @@ class QualityReport:
     schema_version: int = field(default=1)
 
     def to_json(self) -> dict[str, Any]:
-        content = asdict(self) | {"pair": None if self.pair is None else self.pair.to_json()}
+        content: dict[str, Any] = asdict(self)
+        content["pair"] = None if self.pair is None else self.pair.to_json()
         if self.faithfulness.scores is not None:
             content["faithfulness"]["scores"]["by_share"] = [
                 {"share": share, "comprehensiveness": c, "sufficiency": s}

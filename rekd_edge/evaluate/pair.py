@@ -63,7 +63,8 @@ def evaluate_pair(
     student: Rationalist, partner: Rationalist, loader: Iterable[Batch]
 ) -> PairReport:
     """Both students in evaluation mode over ``loader``, as they would be deployed together."""
-    student.eval(), partner.eval()
+    student.eval()
+    partner.eval()
     device = next(student.parameters()).device
     partner.to(device)
     parts: list[dict[str, Tensor]] = []

@@ -220,7 +220,7 @@ def test_taking_the_exchange_out_and_putting_it_back_changes_nothing(
 
 
 def run(model: bytes, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return onnxruntime.InferenceSession(model).run(None, feeds)
+    return [np.asarray(v) for v in onnxruntime.InferenceSession(model).run(None, feeds)]
 
 
 def test_a_student_alone_has_nothing_to_defer(tiny_text_onnx: OnnxArtefact) -> None:

@@ -31,11 +31,8 @@ def published(y1: int, y2: int, y1_shown: int, y2_shown: int, surer: bool) -> tu
 
 
 def test_every_combination_of_labels_is_decided_as_published() -> None:
-    rows = [
-        (*labels, surer)
-        for labels in itertools.product(range(CLASSES), repeat=4)
-        for surer in (True, False)
-    ]
+    labels = range(CLASSES)
+    rows = list(itertools.product(labels, labels, labels, labels, (True, False)))
     y1, y2, y1_shown, y2_shown, surer = (list(column) for column in zip(*rows, strict=True))
     high = torch.tensor([2.0 if first else 1.0 for first in surer])
     own, partner = logits(y1, high), logits(y2, 3.0 - high)
