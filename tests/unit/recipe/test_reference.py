@@ -22,7 +22,7 @@ def test_the_committed_reference_is_current() -> None:
         "| `teacher` | [Teacher](#teacher) or null | `null` |",
         "| `flip` | true or false | `false` |",
         "| `weights` | list of text | required |",
-        "| `precision` | `no`, `auto`, `bf16`, `fp16` | `no` |",
+        "| `precision` | `no`, `auto`, `tf32`, `bf16`, `fp16` | `no` |",
     ],
 )
 def test_rows(line: str) -> None:
