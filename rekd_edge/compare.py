@@ -150,6 +150,8 @@ def compare(
             ("classify", folder / "plain"),
         ):
             variant = recipe.model_copy(update={"task": task, "seed": seed})
+            if task != "distill":  # each of these answers alone
+                variant = variant.model_copy(update={"ensemble": None})
             if listener is not None:
                 listener.retitle(f"seed {seed}, {task}")
             found[task] = finished_run(variant, place, device, listener)
@@ -227,6 +229,7 @@ def learning_answers_alone(recipe: Recipe, run: Path) -> Recipe:
             "teacher": recipe.teacher.model_copy(update=changes),
             "student": recipe.student.model_copy(update={"train": train}),
             "objective": recipe.objective.model_copy(update={"lambda_rationale": 0.0}),
+            "ensemble": None,
         }
     )
 
@@ -259,6 +262,7 @@ def with_shared_teacher(
             "teacher": None,
             "student": RationalistSpec(**fields),
             "objective": teacher.objective,
+            "ensemble": None,
         }
     )
     digest = hashlib.sha256(
@@ -273,7 +277,7 @@ def with_shared_teacher(
 
 def forget_checkpoints(run: Run) -> None:
     """Removes what a finished run would have been resumed from."""
-    for role in ("teacher", "student"):
+    for role in ("teacher", "student", "partner"):
         (run.path / role / "last.safetensors").unlink(missing_ok=True)
 
 

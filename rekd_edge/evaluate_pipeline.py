@@ -24,6 +24,7 @@ from rekd_edge.evaluate.gold import (
     split_spans,
     text_gold,
 )
+from rekd_edge.evaluate.pair import PairReport, evaluate_pair
 from rekd_edge.evaluate.probe import ProbeResult, probe_masks
 from rekd_edge.evaluate.quality import AOPC_SHARES, Faithfulness, judge_rationales
 from rekd_edge.evaluate.rationales import Rationales, collect_rationales
@@ -87,12 +88,15 @@ class QualityReport:
     stability: Stability
     simulability: Simulability | None = None
     """Of the test split, whatever ``split`` is."""
+    pair: PairReport | None = None
+    """The student beside its partner, where the run has one; everything else is the student's."""
     notes: tuple[str, ...] = ()
     wall_s: float = 0.0
     schema_version: int = field(default=1)
 
     def to_json(self) -> dict[str, Any]:
-        content = asdict(self)
+        content: dict[str, Any] = asdict(self)
+        content["pair"] = None if self.pair is None else self.pair.to_json()
         if self.faithfulness.scores is not None:
             content["faithfulness"]["scores"]["by_share"] = [
                 {"share": share, "comprehensiveness": c, "sufficiency": s}
@@ -133,7 +137,7 @@ def evaluate_run(
     where = _device(device)
     for one in (run, *against):
         _require_finished(one)
-    student = run.student().to(where)
+    student, partner = run.student().to(where), run.partner()
     seen = {run.path.resolve()}
     for other in against:
         if other.path.resolve() in seen:
@@ -169,6 +173,7 @@ def evaluate_run(
         probe=probe,
         stability=stability,
         simulability=run.simulability(),
+        pair=None if partner is None else evaluate_pair(student, partner, _loader(run, examples)),
         notes=tuple(notes),
         wall_s=round(time.monotonic() - started, 1),
     )

@@ -37,6 +37,7 @@ from rekd_edge.bundle import (
     open_bundle,
     write_bundle,
 )
+from rekd_edge.bundle.card import is_pair
 from rekd_edge.calibrate.answers import answers_of
 from rekd_edge.calibrate.fit import FEWEST_EXAMPLES, calibrate
 from rekd_edge.calibrate.report import CalibrationReport, report_of
@@ -77,7 +78,7 @@ from rekd_edge.engines.spec import BuildRecipe, build_recipe, profiles_of
 from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine
 from rekd_edge.engines.verify import check_engine
 from rekd_edge.errors import GateError, IntegrityError, UsageError
-from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier
+from rekd_edge.fuse import FusedPair, FusedRationalist, PlainClassifier
 from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.packages.backend import find_compiler
@@ -116,6 +117,7 @@ RECOVERABLE = frozenset(
 """Metrics that training can mend."""
 TWINS = ("plain", "masked")
 STUDENT_WEIGHTS = Path("student") / "best" / "model.safetensors"
+PARTNER_WEIGHTS = Path("partner") / "best" / "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +232,13 @@ def export_bundle(
     require_provider(spec.execution_provider)
     require_engines(spec)
     if spec.package is not None:
+        require_packable(run, spec)
         find_compiler(spec.package)
     gate_set = load_gates(gates or spec.gates)
     require_free(output, force=force)
     if tune:
         require_tunable(spec)
-    recovery = recovery_of(spec, recover)
+    recovery = recovery_of(spec, recover, run)
     fused = run.fused()
     with workplace(output) as work:
         file = work / "model.onnx"
@@ -391,6 +394,17 @@ def make_engines(
     )
 
 
+def require_packable(run: Run, target: TargetSpec) -> None:
+    """Raises :class:`UsageError` for a pair of students: exclusion of a package is measured from
+    outside (docs/adr/0028), where a pair shows what either student kept, not which of them did."""
+    if run.recipe.ensemble is not None:
+        raise UsageError(
+            f"{target.name!r} compiles one student, and {run.path} holds an ensemble: from outside "
+            "a package nobody can check which of the two students kept what",
+            hint="export with --target onnx or openvino, or train with ensemble: null",
+        )
+
+
 def make_package(
     run: Run,
     fused: FusedRationalist,
@@ -433,12 +447,21 @@ def make_package(
         raise
 
 
-def recovery_of(target: TargetSpec, wanted: bool | None) -> RecoverySpec | None:
-    """How a file of ``target`` is recovered; ``wanted`` None leaves it to the target.
+def recovery_of(target: TargetSpec, wanted: bool | None, run: Run) -> RecoverySpec | None:
+    """How a file of ``target`` is recovered; ``wanted`` None leaves it to the target. A pair of
+    students is not: what is trained in int8 is one student against its own fp32 answers.
 
-    Raises :class:`UsageError` where it is wanted and the target is not int8.
+    Raises :class:`UsageError` where it is wanted and the target is not int8, or the run's students
+    answer as a pair.
     """
     if wanted is False:
+        return None
+    if run.recipe.ensemble is not None:
+        if wanted:
+            raise UsageError(
+                f"--recover trains one student, and {run.path} holds an ensemble",
+                hint="leave it out, or train with ensemble: null",
+            )
         return None
     if wanted and not target.precision.startswith("int8"):
         raise UsageError(
@@ -811,7 +834,8 @@ def export_twins(
 ) -> dict[str, Path]:
     """Writes ``RUN/onnx/plain.onnx`` and ``masked.onnx``: the plain classifier of the student's
     predictor backbone on all tokens, and the published two-pass form; for a target of lower
-    precision the plain classifier in that precision too. For latency comparison; they are not
+    precision the plain classifier in that precision too; of a pair, ``student.onnx``, the first
+    student alone. For latency comparison; they are not
     checked and not shipped."""
     from rekd_edge.fuse.fused import masked_form
 
@@ -827,10 +851,12 @@ def export_twins(
     folder = run.path / TWINS_FOLDER
     folder.mkdir(exist_ok=True)
     student = student_sha256(run)
-    models: dict[str, tuple[PlainClassifier | MaskedRationalist, str]] = {
+    models: dict[str, tuple[DeployModel, str]] = {
         "plain": (plain, "trained" if trained else "the student predictor's weights"),
         "masked": (masked_form(fused), "the student's weights"),
     }
+    if isinstance(fused, FusedPair):
+        models["student"] = (fused.alone(), "the student's weights")
     in_fp32 = spec.model_copy(update={"precision": "fp32"})
     written: dict[str, Path] = {}
     for name, (model, weights) in models.items():
@@ -846,6 +872,8 @@ def export_twins(
 def _existing_twins(run: Run, bundle: Bundle) -> dict[str, Path]:
     """The twins on disk, if all are there and belong to the bundle's student."""
     names = [*TWINS]
+    if is_pair(bundle.config):
+        names.append("student")
     if bundle.config.precision != "fp32":
         names.append(f"plain-{bundle.config.precision}")
     found = {name: run.path / TWINS_FOLDER / f"{name}.onnx" for name in names}
@@ -996,7 +1024,9 @@ def _positional_logits(model: PlainClassifier) -> Any:
 def artefact_metadata(run: Run, fused: FusedRationalist) -> dict[str, str]:
     """What the file says about itself, under ``rekd_edge.`` keys."""
     numerator, denominator = fused.rationale_ratio_fraction
-    return {
+    partner = run.path / PARTNER_WEIGHTS
+    second = {"partner_sha256": file_sha256(partner)} if isinstance(fused, FusedPair) else {}
+    return second | {
         "recipe": run.recipe.name,
         "modality": fused.modality,
         "labels": label_metadata(fused.label_names),

@@ -56,7 +56,7 @@ from rekd_edge.resources import benchmarks_dir
 from rekd_edge.run_folder import Run, open_run
 from rekd_edge.runners import OnnxRunner, TorchRunner
 from rekd_edge.suite import row_run
-from rekd_edge.types import OUTPUTS, Outputs
+from rekd_edge.types import OUTPUTS, Outputs, alone
 
 RESULT_FILE = "latency.json"
 TABLE_FILE = "latency.md"
@@ -396,7 +396,7 @@ class _Table:
                 right.append((logits.argmax(axis=1) == batch.labels) & finite)
                 if selecting:
                     own = self._own_answers(candidate.run, run)[position]
-                    parts.append(differences(own, Outputs(**found)))
+                    parts.append(differences(alone(own), Outputs(**found)))
         every = np.concatenate(right)
         exact = jaccard = None
         if parts:

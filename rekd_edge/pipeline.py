@@ -71,18 +71,20 @@ from rekd_edge.evaluate import (
     evaluate_rationalist,
     rationale_extraction_loss,
 )
+from rekd_edge.evaluate.pair import evaluate_pair
 from rekd_edge.fuse import fuse, fuse_report
 from rekd_edge.fuse.report import SAMPLED_DRAWS
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.methods import Method, Parts, PatchNoise, WordNoise, build_method
 from rekd_edge.models.build import (
+    Built,
     build_classifier,
     build_rationalist,
     build_selector,
     same_tokens,
 )
 from rekd_edge.models.candidates import ALL_CONTENT, Positions
-from rekd_edge.models.encoder import BertEncoder
+from rekd_edge.models.encoder import BertEncoder, patch_grid
 from rekd_edge.models.intervention import set_label_shares
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.recipe import dump_recipe, load_recipe
@@ -108,6 +110,8 @@ from rekd_edge.types import Batch
 EVALUATION_BATCH = 64
 MONITORED_EXAMPLES = 512
 """Most development examples that the monitor looks at, evenly spread over the split."""
+PARTNER_SEED = 1000
+"""Added to the recipe's seed for the second student of an ensemble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ def plan_run(recipe: Recipe) -> RunPlan:
 
 def _roles(recipe: Recipe) -> list[tuple[str, RationalistSpec]]:
     roles: list[tuple[str, RationalistSpec]] = [("student", recipe.student)]
+    if recipe.task != "classify" and recipe.ensemble is not None:
+        roles.append(("partner", recipe.ensemble.partner))
     if recipe.task == "distill" and recipe.teacher is not None:
         if recipe.teacher.run is None:
             roles.insert(0, ("teacher", recipe.teacher))
@@ -279,6 +285,7 @@ class _Trainer:
         self._adopt("student", built.weights, built.preprocessor)
         student = built.model
         assert isinstance(student, Rationalist)
+        beside = self._build_partner(student)
         if isinstance(teacher, BlackBox) and isinstance(teacher.selector, HeadMixture):
             practising = copy.deepcopy(student)
             set_label_shares(practising, self._label_counts())
@@ -298,10 +305,58 @@ class _Trainer:
                 )
             )
             results["simulability"] = simulability_of(results["agreement_with_teacher"], recipe)
+        if beside is not None:
+            results |= self._fit_partner(beside, student, teacher)
         if with_fuse_report:
             self._report_fuse(student)
         student.cpu()
         return results
+
+    def _build_partner(self, student: Rationalist) -> Built | None:
+        """The second student of an ensemble, before anything is trained that it could not join."""
+        ensemble = self.recipe.ensemble
+        if ensemble is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed + PARTNER_SEED)
+            built = build_rationalist(ensemble.partner, self.recipe, len(self.data.label_names))
+        assert self.preprocessor is not None
+        if not same_tokens(self.preprocessor, built.preprocessor):
+            raise UsageError(
+                "the two students of the ensemble read their input as other tokens",
+                hint="take backbones of one tokenizer for student and ensemble.partner",
+            )
+        assert isinstance(built.model, Rationalist)
+        mine, theirs = (patch_grid(m.predictor.encoder) for m in (student, built.model))
+        if mine != theirs:
+            raise UsageError(
+                f"the student sees {mine} patches and its partner {theirs}: neither could read the "
+                "other's rationale",
+                hint="take backbones of one patch size for student and ensemble.partner",
+            )
+        self.weights["partner"] = dict(built.weights)
+        return built
+
+    def _fit_partner(
+        self, built: Built, student: Rationalist, teacher: Rationalist | None
+    ) -> dict[str, Any]:
+        """Trains the partner as the student was, and evaluates the two together."""
+        ensemble = self.recipe.ensemble
+        assert ensemble is not None
+        partner = built.model
+        assert isinstance(partner, Rationalist)
+        other = copy.copy(self)
+        other.recipe = self.recipe.model_copy(
+            update={"student": ensemble.partner, "seed": self.recipe.seed + PARTNER_SEED}
+        )
+        objective = self.recipe.objective
+        trained = other._fit_rationalist(partner, "partner", ensemble.partner, objective, teacher)
+        splits = {"dev": self.data.dev, "test": self.data.test}
+        pair = {
+            name: evaluate_pair(student, partner, self._loader(split)).to_json()
+            for name, split in splits.items()
+        }
+        return {"partner": trained, "pair": pair}
 
     def _report_fuse(self, student: Rationalist) -> None:
         assert self.preprocessor is not None

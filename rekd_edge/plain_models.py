@@ -5,7 +5,8 @@
     DIR/selector/       the same, and head.safetensors where the plain model has no such head
 
 Each folder is opened again and compared with the trained module before DIR gets its name. A part
-that no plain model can hold is left out, with the reason (docs/interop.md, docs/adr/0026).
+that no plain model can hold is left out, with the reason (docs/interop.md, docs/adr/0026). One role
+is written at a time: of two students that answer together, the student or the partner.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from rekd_edge.models.rationalist import (
 from rekd_edge.models.selectors import LowResolutionSelector, SharedSelector
 from rekd_edge.run_folder import Run
 
-Role = Literal["student", "teacher"]
+Role = Literal["student", "partner", "teacher"]
 PartName = Literal["selector", "predictor"]
 TOLERANCE = 1e-4
 """Largest difference between a part and its plain model, relative to the largest answer or 1."""
@@ -132,6 +133,11 @@ def _trained(run: Run, role: Role) -> tuple[Selector | None, Predictor, Preproce
         if teacher is None:
             raise UsageError(f"{run.path} has no teacher", hint="leave --role out")
         return teacher.selector, teacher.predictor, run.teacher_preprocessor
+    if role == "partner":
+        partner = run.partner()
+        if partner is None:
+            raise UsageError(f"{run.path} has no partner", hint="leave --role out")
+        return partner.selector, partner.predictor, run.preprocessor
     if run.recipe.task == "classify":
         return None, run.classifier().eval().predictor, run.preprocessor
     student = run.student()

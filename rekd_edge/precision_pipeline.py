@@ -157,7 +157,7 @@ def export_fastest(
             )
             recovered = None
             is_int8 = spec.precision.startswith("int8")
-            recovery = recovery_of(spec, recover) if is_int8 else None
+            recovery = recovery_of(spec, recover, run) if is_int8 else None
             if recovery is not None and is_recoverable(checks[name]):
                 checks[name], recovered = recover_file(
                     run,

@@ -53,6 +53,7 @@ from rekd_edge.report_sources import (
     fronts_of,
     kind_of,
     lineage_of,
+    pairs_of,
     trainings_of,
     without_folders,
 )
@@ -194,6 +195,7 @@ def build_report(
         checks=tuple(checks_of(name, bundle) for name, bundle in bundles),
         groups=groups,
         notes=tuple(notes),
+        pairs=tuple(pair for subject in subjects for pair in pairs_of(subject)),
     )
     progress("writing the page")
     page, shown = fit_page(content, max_bytes=int(max_size_mb * 1e6))

@@ -20,6 +20,7 @@ from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.check.gates import METRICS
 from rekd_edge.convert import file_sha256
 from rekd_edge.errors import IntegrityError, RekdEdgeError, UsageError
+from rekd_edge.evaluate.pair import PUBLISHED
 from rekd_edge.pareto import on_front
 from rekd_edge.report.content import (
     Bench,
@@ -29,6 +30,8 @@ from rekd_edge.report.content import (
     FrontPoint,
     GateLine,
     Lineage,
+    Pair,
+    PairCase,
     Stage,
     StoredCalibration,
     Timing,
@@ -275,11 +278,23 @@ def _file_stage(name: str, bundle: Bundle) -> Stage:
     )
 
 
+def pairs_of(subject: Subject) -> Iterator[Pair]:
+    """What the run's two students did together, where it has two."""
+    run = subject.run
+    found = None if run is None else (run.report("distill") or {}).get("pair")
+    if found is not None:
+        stated = found["test"]
+        cases = tuple(PairCase(**case) for case in stated["cases"].values())
+        numbers = ("examples", "accuracy", "student", "partner", "averaged", "rationale_jaccard")
+        known = {name: stated[name] for name in numbers}
+        yield Pair(title=subject.title("pair"), cases=cases, published=PUBLISHED, **known)
+
+
 def trainings_of(subject: Subject) -> Iterator[Training]:
     run = subject.run
     if run is None:
         return
-    logs: list[tuple[str, Run, str]] = [("student", run, "student")]
+    logs: list[tuple[str, Run, str]] = [("student", run, "student"), ("partner", run, "partner")]
     if run.recipe.task == "distill":
         with contextlib.suppress(RekdEdgeError):  # the lineage says why
             logs.insert(0, ("teacher", *_teacher_home(run)))

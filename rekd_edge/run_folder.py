@@ -3,7 +3,8 @@
 RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
     teacher_preprocessor/   where the teacher reads its input otherwise than the student
     teacher/best/model.safetensors   student/best/model.safetensors
-    teacher|student/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
+    partner/best/model.safetensors   the second student of an ensemble
+    teacher|student|partner/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
     teacher|student/judge/model.safetensors   the predictor after its random subsets, if it had any
     explainer/{heads.safetensors, log.jsonl}   the mixture of a black box's heads, if it is learned
     plain/  extract/  answers/   runs of their own, where `rekd-edge compare` trained them
@@ -24,7 +25,7 @@ from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
 from rekd_edge.distill.explainer import HeadMixture, black_box, load_heads
 from rekd_edge.errors import IntegrityError, UsageError
-from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse
+from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse, fuse_pair
 from rekd_edge.fuse.fused import masked_form, plain_form
 from rekd_edge.models.build import (
     Built,
@@ -184,10 +185,22 @@ class Run:
         load_model(file, built.model.predictor)
         return built.model.predictor.eval()
 
+    def partner(self) -> Rationalist | None:
+        """The second student of an ensemble, or None for a run without one."""
+        if self.recipe.task == "classify" or self.recipe.ensemble is None:
+            return None
+        return self._rationalist(self.recipe.ensemble.partner, "partner")
+
     def fused(self) -> FusedRationalist:
-        """The student as it is exported."""
+        """What is exported: the student, or the pair that it makes with its partner."""
+        partner = self.partner()
+        student = self.fused_alone(self.student())
+        return student if partner is None else fuse_pair(student, self.fused_alone(partner))
+
+    def fused_alone(self, model: Rationalist) -> FusedRationalist:
+        """A rationalist of this run by itself, as it is exported."""
         return fuse(
-            self.student(),
+            model,
             label_names=self.label_names,
             max_length=self.max_length,
             pixel_scale=self.preprocessor.pixel_scale,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -29,6 +29,21 @@ OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
 ``[batch, token]``, float32 ``[batch]``. Prefix tokens are part of the token axis of text
 (``[CLS]`` is token 0) and never selected; for images the token axis is the patch grid, row by
 row, without class or register tokens."""
+
+PAIR_OUTPUTS = ("answer_mask", "case")
+"""What a pair of students answers besides (rekd_edge/fuse/pair.py): bool ``[batch, token]``, int64
+``[batch]``."""
+CUT_NAMES = ("rationale_index", "rationale_valid")
+"""Inner values at which the predictor can be cut off: int64 and bool, ``[batch, slot]``."""
+EXCHANGE_NAMES = (
+    "exchange_needed",
+    "own_logits",
+    "partner_logits",
+    "own_logits_shown",
+    "partner_logits_shown",
+)
+"""Inner values of a pair: a bool, True where two students of a batch disagree; then what each
+answers, float ``[batch, class]``: from its own rationale, and from the other's."""
 
 
 def input_names(modality: Modality) -> tuple[str, ...]:
@@ -92,12 +107,20 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What every runner answers, as numpy arrays in the layout of :data:`OUTPUTS`."""
+    """What every runner answers, as numpy arrays in the layout of :data:`OUTPUTS`; the last two are
+    those of :data:`PAIR_OUTPUTS`, None where one student answers alone."""
 
     logits: np.ndarray
     rationale_mask: np.ndarray
     selection_score: np.ndarray
     selection_margin: np.ndarray
+    answer_mask: np.ndarray | None = None
+    case: np.ndarray | None = None
+
+
+def alone(outputs: Outputs) -> Outputs:
+    """Without what only a pair answers."""
+    return replace(outputs, answer_mask=None, case=None)
 
 
 @dataclass(frozen=True, slots=True)

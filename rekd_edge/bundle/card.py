@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rekd_edge.bundle.manifest import BundleConfig, BundleManifest
 from rekd_edge.engines.store import StoredEngine, counted
+from rekd_edge.types import PAIR_OUTPUTS
 
 _MODEL_NAMES = {
     "student": "the same student in torch",
@@ -55,15 +56,29 @@ def _head(manifest: BundleManifest, config: BundleConfig) -> str:
 
 def _title(manifest: BundleManifest, config: BundleConfig) -> str:
     what, unit, _ = _UNITS[config.modality]
+    answers = (
+        f"a selector keeps {config.rationale_ratio:.0%} of the {unit}, and a predictor answers "
+        "from those alone"
+    )
+    if is_pair(config):
+        answers = (
+            f"two students keep {config.rationale_ratio:.0%} of the {unit} each and answer from "
+            "those alone; where they disagree, each is shown what the other kept, and the answer "
+            "is that of the one whose rationale convinces the other"
+        )
     described = f"\n\n{_line(manifest.lineage.description)}" if manifest.lineage.description else ""
     return (
         f"# {_line(manifest.name)}{described}\n\n"
         f"Classifies {'an' if what == 'image' else 'a'} {what} into {len(config.label_names)} "
-        f"classes and shows what the answer was read from: a selector keeps "
-        f"{config.rationale_ratio:.0%} of the {unit}, and a predictor answers from those alone. "
+        f"classes and shows what the answer was read from: {answers}. "
         f"Exported by rekd-edge {manifest.versions.get('rekd-edge', '')} on "
         f"{manifest.created[:10]}."
     )
+
+
+def is_pair(config: BundleConfig) -> bool:
+    """Whether two students answer together."""
+    return any(tensor.name in PAIR_OUTPUTS for tensor in config.outputs)
 
 
 def _running(config: BundleConfig) -> str:

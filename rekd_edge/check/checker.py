@@ -39,6 +39,7 @@ from rekd_edge.check.report import Accuracy, CheckReport, ParityCase
 from rekd_edge.convert import IoSpecError, file_sha256, validate_io
 from rekd_edge.convert.graph import GraphError
 from rekd_edge.errors import BackendError, DataError, IntegrityError
+from rekd_edge.models.interactive import CaseCount, count_cases
 from rekd_edge.runners import (
     FileRunner,
     RunError,
@@ -70,6 +71,7 @@ ANSWER_METRICS = frozenset(
         "label_agreement",
         "rationale_exact",
         "rationale_jaccard",
+        "answer_agreement",
         "unexplained_flips",
         "accuracy",
         "worst_class_accuracy",
@@ -153,6 +155,7 @@ def check_artefact(
         metrics=dict(sorted(found.metrics.items())),
         cases=tuple(found.cases),
         comparison=found.comparison,
+        pair_cases=found.pair_cases,
         structural=found.structural,
         numerical=found.numerical,
         accuracy=found.accuracy,
@@ -248,6 +251,7 @@ class _Found:
     metrics: dict[str, float] = field(default_factory=dict)
     cases: list[ParityCase] = field(default_factory=list)
     comparison: Comparison | None = None
+    pair_cases: tuple[CaseCount, ...] = ()
     structural: StructuralExclusion | None = None
     numerical: NumericalExclusion | None = None
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
@@ -306,6 +310,7 @@ def _check_split(
 ) -> None:
     parts: list[ExampleDifferences] = []
     mine: list[np.ndarray] = []
+    decided: list[np.ndarray] = []
     theirs: list[np.ndarray] = []
     for batch in batches:
         want, have = reference.run(batch.inputs), runner.run(batch.inputs)
@@ -315,9 +320,14 @@ def _check_split(
             found.problems.append(str(error))
             return
         mine.append(have.logits)
+        if have.case is not None:
+            decided.append(have.case)
         theirs.append(want.logits)
     found.comparison = summarise(parts, near_tie_margin=gates.near_tie_margin)
     labels = np.concatenate([batch.labels for batch in batches])
+    if decided:
+        right = np.concatenate(mine).argmax(axis=1) == labels
+        found.pair_cases = count_cases(np.concatenate(decided), right)
     found.accuracy["onnx"] = _accuracy(np.concatenate(mine), labels, label_names)
     found.accuracy["torch"] = _accuracy(np.concatenate(theirs), labels, label_names)
     found.metrics["accuracy"] = found.accuracy["onnx"].overall
@@ -330,6 +340,7 @@ def _check_split(
         label_agreement=total.label_agreement,
         rationale_exact=total.rationale_exact,
         rationale_jaccard=total.rationale_jaccard,
+        answer_agreement=total.answer_agreement,
         unexplained_flips=float(sum(item.unexplained_flips for item in seen)),
     )
 

@@ -28,7 +28,8 @@ class ExampleDifferences:
     ``logit_error``, ``score_error`` and ``margin_error`` are largest absolute differences;
     not-a-number counts as infinite. ``logit_scale`` and ``score_scale`` are the reference's
     largest magnitudes, at least 1: float32 rounds in proportion to them. ``margin`` is the
-    reference's selection margin.
+    reference's selection margin. ``same_answer`` says of a pair of students that the same one
+    answers, from the same rationale and in the same case; it is True of a student alone.
     """
 
     logit_error: np.ndarray
@@ -38,6 +39,7 @@ class ExampleDifferences:
     margin_error: np.ndarray
     same_label: np.ndarray
     same_rationale: np.ndarray
+    same_answer: np.ndarray
     jaccard: np.ndarray
     margin: np.ndarray
 
@@ -46,7 +48,8 @@ class ExampleDifferences:
 class Comparison:
     """Summary over examples.
 
-    ``max_logit_error`` is over examples with the same rationale, and is also the absolute
+    ``max_logit_error`` is over examples with the same rationale (and, of a pair of students, the
+    same of them answering, which ``rationale_exact`` asks for too), and is also the absolute
     tolerance that would have passed; infinite if there is no such example. ``scaled`` errors are
     divided by the example's scale (:class:`ExampleDifferences`), margins by that of the scores.
     ``unexplained_flips`` counts examples whose rationale differs although their margin is above
@@ -67,6 +70,7 @@ class Comparison:
     near_ties: int
     near_tie_margin: float
     unexplained_flips: int
+    answer_agreement: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,6 +82,8 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
         mine, theirs = getattr(reference, name), getattr(candidate, name)
         if mine.shape != theirs.shape:
             raise ValueError(f"{name} has shape {theirs.shape}, the torch model {mine.shape}")
+    if reference.case is not None and candidate.case is None:
+        raise ValueError("the file answers as a student alone, the torch model is a pair")
     logit_error = _largest(_error(candidate.logits, reference.logits))
     scored = reference.selection_score > LOWEST_SCORE
     score_difference = np.where(
@@ -96,9 +102,17 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
         margin_error=_margin_error(reference.selection_margin, candidate.selection_margin),
         same_label=reference.logits.argmax(axis=1) == candidate.logits.argmax(axis=1),
         same_rationale=(kept == kept_too).all(axis=1),
+        same_answer=_same_answer(reference, candidate),
         jaccard=np.where(union == 0, 1.0, shared / np.maximum(union, 1)),
         margin=reference.selection_margin,
     )
+
+
+def _same_answer(reference: Outputs, candidate: Outputs) -> np.ndarray:
+    if reference.case is None or reference.answer_mask is None:
+        return np.ones(len(reference.logits), dtype=bool)
+    same_mask = (reference.answer_mask == candidate.answer_mask).all(axis=1)
+    return same_mask & (reference.case == candidate.case)
 
 
 def _error(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -140,7 +154,7 @@ def summarise(parts: Sequence[ExampleDifferences], *, near_tie_margin: float) ->
     count = len(every.same_label)
     if count == 0:
         raise ValueError("nothing was compared")
-    same = every.same_rationale
+    same = every.same_rationale & every.same_answer
     near = every.margin <= near_tie_margin * every.score_scale
     with np.errstate(invalid="ignore"):  # infinite over infinite: not a number, which fails gates
         scaled_logit = every.logit_error / every.logit_scale
@@ -165,5 +179,6 @@ def summarise(parts: Sequence[ExampleDifferences], *, near_tie_margin: float) ->
         rationale_jaccard=float(every.jaccard.mean()),
         near_ties=int(near.sum()),
         near_tie_margin=near_tie_margin,
-        unexplained_flips=int((~same & ~near).sum()),
+        unexplained_flips=int((~every.same_rationale & ~near).sum()),
+        answer_agreement=float(every.same_answer.mean()),
     )

@@ -23,17 +23,17 @@ import onnx
 
 from rekd_edge.check.inputs import Inputs
 from rekd_edge.convert.graph import (
-    CUT_NAMES,
+    GraphError,
     flat,
     node_inputs,
     predictor_graph,
-    producers,
     require_cut,
+    subgraphs,
     with_cut_outputs,
 )
 from rekd_edge.convert.io_spec import data_inputs
 from rekd_edge.runners import FileRunner, RuntimeSettings, file_runner
-from rekd_edge.types import RuntimeName
+from rekd_edge.types import CUT_NAMES, RuntimeName
 
 _REARRANGE = {
     "Cast",
@@ -68,7 +68,6 @@ _SHAPE_FROM_EVERYTHING = {
     "NonZero",
     "Compress",
     "Unique",
-    "If",
     "Loop",
     "Scan",
     "NonMaxSuppression",
@@ -133,13 +132,31 @@ class _Walk:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         require_cut(model)
-        self.graph = model.graph
-        self.made = producers(self.graph)
-        self.inputs = {value.name for value in data_inputs(self.graph)}
-        self.constants = {tensor.name for tensor in self.graph.initializer}
+        self.made: dict[str, onnx.NodeProto] = {}
+        self.inputs = {value.name for value in data_inputs(model.graph)}
+        self.constants: set[str] = set()
+        self._enter(model.graph)
         self.leaks: list[str] = []
         self.gated: set[str] = set()
         self.shapes: set[str] = set()
+
+    def _enter(self, graph: onnx.GraphProto) -> None:
+        """Notes what makes each value, in the branches of ``If`` too, which read values of the
+        graphs around them by name; loops are taken as a whole."""
+        for tensor in graph.initializer:
+            self._require_new(tensor.name)
+            self.constants.add(tensor.name)
+        for node in graph.node:
+            for name in filter(None, node.output):
+                self._require_new(name)
+                self.made[name] = node
+            if node.op_type == "If":
+                for branch in subgraphs(node):
+                    self._enter(branch)
+
+    def _require_new(self, name: str) -> None:
+        if name in self.made or name in self.constants:
+            raise GraphError(f"the graph has two values named {name!r}; no path can be followed")
 
     def run(self) -> StructuralExclusion:
         pending: list[tuple[str, str, tuple[str, ...]]] = [("value", "logits", ())]
@@ -157,16 +174,24 @@ class _Walk:
                 continue
             if name not in self.made:
                 continue  # a constant
-            node = self.graph.node[self.made[name]]
+            node = self.made[name]
             further = (*path, f"{node.op_type}({name})")
-            pending += [(k, n, further) for k, n in self._sources(kind, node)]
+            pending += [(k, n, further) for k, n in self._sources(kind, name, node)]
         return StructuralExclusion(
             leaks=tuple(sorted(self.leaks)),
             gated_reads=tuple(sorted(self.gated)),
             shape_reads=tuple(sorted(self.shapes)),
         )
 
-    def _sources(self, kind: str, node: onnx.NodeProto) -> list[tuple[str, str]]:
+    def _sources(self, kind: str, name: str, node: onnx.NodeProto) -> list[tuple[str, str]]:
+        if node.op_type == "If":
+            # Either branch may be taken, and which of them is something that the answer shows.
+            branches = list(subgraphs(node))
+            if [len(branch.output) for branch in branches] != [len(node.output)] * 2:
+                raise GraphError(f"the branches of {node.name!r} do not answer what it answers")
+            position = list(node.output).index(name)
+            ends = [branch.output[position].name for branch in branches]
+            return [("value", node.input[0]), *((kind, end) for end in ends)]
         if kind == "shape":
             return self._shape_sources(node)
         if node.op_type in {"Shape", "Size"}:
@@ -200,7 +225,7 @@ class _Walk:
         while name not in self.inputs:
             if name not in self.made:
                 return None
-            source = self.graph.node[self.made[name]]
+            source = self.made[name]
             if source.op_type not in _REARRANGE:
                 return None
             name = source.input[0]
@@ -211,7 +236,7 @@ class _Walk:
         while name != "rationale_index":
             if name not in self.made:
                 return False
-            node = self.graph.node[self.made[name]]
+            node = self.made[name]
             shifted = node.op_type in {"Add", "Sub"} and node.input[1] in self.constants
             if shifted or node.op_type in _INDEX_FORM:
                 name = node.input[0]

@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = {
     "label_agreement": Metric(True, "share", "examples with the torch model's label"),
     "rationale_exact": Metric(True, "share", "examples with exactly the torch model's rationale"),
     "rationale_jaccard": Metric(True, "share", "mean overlap of the two rationales"),
+    "answer_agreement": Metric(True, "share", "pairs: same student answers, in the same case"),
     "unexplained_flips": Metric(False, "examples", "other rationale without a near tie"),
     "exclusion_leaks": Metric(False, "paths", "paths from unselected input to the logits"),
     "exclusion_max_change": Metric(False, "logit", "change when unselected input is replaced"),

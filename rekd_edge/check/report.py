@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rekd_edge.check.compare import Comparison
 from rekd_edge.check.exclusion import NumericalExclusion, StructuralExclusion
 from rekd_edge.check.gates import METRICS, GateResult
+from rekd_edge.models.interactive import CaseCount
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,6 +71,8 @@ class CheckReport:
     metrics: Mapping[str, float]
     cases: tuple[ParityCase, ...] = ()
     comparison: Comparison | None = None
+    pair_cases: tuple[CaseCount, ...] = ()
+    """Of a pair of students: how often each case decided, over the whole test split."""
     structural: StructuralExclusion | None = None
     numerical: NumericalExclusion | None = None
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class CheckReport:
             "gates": [gate.to_json() for gate in self.gates],
             "metrics": dict(self.metrics),
             "accuracy": {name: value.to_json() for name, value in self.accuracy.items()},
+            "pair_cases": [asdict(count) for count in self.pair_cases],
             "comparison": None if self.comparison is None else self.comparison.to_json(),
             "structural_exclusion": None if self.structural is None else self.structural.to_json(),
             "numerical_exclusion": None if self.numerical is None else self.numerical.to_json(),
@@ -142,6 +146,13 @@ class CheckReport:
         console.print(table)
         if self.accuracy:
             self._render_accuracy(console)
+        if self.pair_cases:
+            shares = ", ".join(
+                f"{count.name.replace('_', ' ')} {count.share:.1%}"
+                + ("" if count.accuracy is None else f" (right: {count.accuracy:.3f})")
+                for count in self.pair_cases
+            )
+            console.print(f"the pair decided by: {shares}")
         if self.comparison is not None:
             seen = self.comparison
             console.print(

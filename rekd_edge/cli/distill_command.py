@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,16 +86,42 @@ def _show_plan(out: Console, plan: RunPlan) -> None:
     out.print(f"{plan.steps_per_epoch} steps per epoch. Nothing was trained (--dry-run).")
 
 
+def show_pair(out: Console, pair: Mapping[str, Any]) -> None:
+    """What decided between two students (:class:`rekd_edge.evaluate.pair.PairReport` as JSON)."""
+    from rich.table import Table
+
+    table = Table(
+        "decided by",
+        "share",
+        "pair right",
+        "student",
+        "partner",
+        title=f"two students: {pair['gain_points']:+.1f} points over the better of them "
+        f"(mean of their probabilities: {pair['averaged']:.3f})",
+        title_justify="left",
+    )
+    for case in pair["cases"].values():
+        right = (case[name] for name in ("accuracy", "student", "partner"))
+        cells = ("-" if value is None else f"{value:.3f}" for value in right)
+        table.add_row(case["name"].replace("_", " "), f"{case['share']:.1%}", *cells)
+    out.print(table)
+
+
 def _show_run(out: Console, run: Run) -> None:
     from rich.table import Table
 
     distill = run.report("distill") or {}
     table = Table("model", "test accuracy", "test examples", title=f"{run.recipe.name}")
-    for role in ("teacher", "student"):
+    for role in ("teacher", "student", "partner"):
         test: dict[str, Any] | None = distill.get(role, {}).get("test")
         if test is not None:
             table.add_row(role, f"{test['accuracy']:.3f}", str(test["examples"]))
+    pair = distill.get("pair", {}).get("test")
+    if pair is not None:
+        table.add_row("pair", f"{pair['accuracy']:.3f}", str(pair["examples"]))
     out.print(table)
+    if pair is not None:
+        show_pair(out, pair)
     simulated = run.simulability()
     if simulated is not None:
         share, learned = simulated.with_rationales, "its rationales and answers"

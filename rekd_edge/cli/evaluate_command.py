@@ -154,6 +154,10 @@ def show(out: Console, report: QualityReport) -> None:
     if together is not None and len(report.stability.runs) > 1:
         table.add_row("Jaccard, all pairs of runs", f"{together.jaccard:.3f}", "")
     out.print(table)
+    if report.pair is not None:
+        from rekd_edge.cli.distill_command import show_pair
+
+        show_pair(out, report.pair.to_json())
     if report.faithfulness.judge is not None and scores is not None:
         out.print(
             f"judged by: {report.faithfulness.judge}, the predictor after its warm-up on random "

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 class RoleOption(StrEnum):
     student = "student"
+    partner = "partner"
     teacher = "teacher"
 
 
@@ -34,7 +35,8 @@ def weights(
     """Write selector and predictor as plain models of transformers or timm (docs/interop.md).
 
     Each folder is opened again and compared with the trained part first. A part that is no plain
-    model is left out, and why is said; where both are, exit 2.
+    model is left out, and why is said; where both are, exit 2. Of two students that answer together
+    (ensemble) one is written at a time: --role student or partner.
     """
     from transformers.utils.logging import disable_progress_bar
 

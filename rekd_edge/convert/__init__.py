@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rekd_edge.convert.graph import CUT_NAMES, GraphError, predictor_graph, with_cut_outputs
+from rekd_edge.convert.graph import GraphError, predictor_graph, with_cut_outputs
 from rekd_edge.convert.io_spec import (
     IoAxisError,
     IoDTypeError,
@@ -23,7 +23,6 @@ from rekd_edge.convert.to_onnx import (
 )
 
 __all__ = [
-    "CUT_NAMES",
     "ConversionError",
     "GraphError",
     "IoAxisError",

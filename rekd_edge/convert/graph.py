@@ -7,6 +7,7 @@ predictor alone, with a rationale that the caller holds.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,9 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rekd_edge.convert.io_spec import data_inputs
 from rekd_edge.errors import GateError
+from rekd_edge.types import CUT_NAMES, PAIR_OUTPUTS
 
-CUT_NAMES = ("rationale_index", "rationale_valid")
-"""Inner values at which the predictor can be cut off: int64 and bool, ``[batch, slot]``."""
 CUT_DTYPES = {"rationale_index": TensorProto.INT64, "rationale_valid": TensorProto.BOOL}
 
 
@@ -76,14 +76,36 @@ def fold_transposed_weights(model: onnx.ModelProto) -> int:
     return len(folded)
 
 
+def merge_equal_weights(model: onnx.ModelProto) -> int:
+    """Stores equal initializers once; how many went. The exporter turns a weight round anew for
+    each product that uses it."""
+    graph = model.graph
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    same: dict[str, str] = {}
+    for tensor in graph.initializer:
+        content = numpy_helper.to_array(tensor).tobytes()
+        key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).digest())
+        kept = first.setdefault(key, tensor.name)
+        if kept != tensor.name:
+            same[tensor.name] = kept
+    for inner in _graphs(graph):
+        for node in inner.node:
+            for position, name in enumerate(node.input):
+                node.input[position] = same.get(name, name)
+    left = [tensor for tensor in graph.initializer if tensor.name not in same]
+    del graph.initializer[:]
+    graph.initializer.extend(left)
+    return len(same)
+
+
 def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
     yield graph
     for node in graph.node:
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             yield from _graphs(inner)
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+def subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
@@ -94,7 +116,7 @@ def _subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
 def node_inputs(node: onnx.NodeProto) -> list[str]:
     """Values that a node reads, those that its subgraphs take from outside included."""
     names = [name for name in node.input if name]
-    for inner in _subgraphs(node):
+    for inner in subgraphs(node):
         made = {value.name for value in inner.input} | {t.name for t in inner.initializer}
         for child in inner.node:
             names += [name for name in node_inputs(child) if name not in made]
@@ -152,9 +174,10 @@ def beyond_cut(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
 
 
 def before_cut(graph: onnx.GraphProto) -> set[int]:
-    """Positions in ``graph.node`` of all nodes that the cut and the outputs beside ``logits``
-    need."""
-    others = [output.name for output in graph.output if output.name != "logits"]
+    """Positions in ``graph.node`` of all nodes that the cut and the outputs that do not come from
+    the predictor need."""
+    beyond = ("logits", *PAIR_OUTPUTS)
+    others = [output.name for output in graph.output if output.name not in beyond]
     return _needed(graph, [*CUT_NAMES, *others])[0]
 
 

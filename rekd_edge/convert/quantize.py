@@ -21,12 +21,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
-from rekd_edge.convert.graph import CUT_NAMES, before_cut, beyond_cut, producers
+from rekd_edge.convert.branch import defer_exchange, hoist_exchange
+from rekd_edge.convert.graph import before_cut, beyond_cut, producers
 from rekd_edge.convert.half import to_half, weights_in_fp32
 from rekd_edge.convert.to_onnx import write_model
 from rekd_edge.convert.types import Lower, Part
 from rekd_edge.errors import BackendError, GateError, UsageError
+from rekd_edge.types import CUT_NAMES
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -85,6 +88,7 @@ def quantize(
     if precision == "int8-static" and not calibration:
         raise UsageError("int8-static needs calibration data", hint="export from a run with data")
     model = onnx.load(str(source))
+    deferred = hoist_exchange(model)
     _name_nodes(model)
     kinds = {kind for counts in matrix_products(model).values() for kind in counts}
     if kinds != {"fp32"}:
@@ -108,6 +112,7 @@ def quantize(
     else:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             made = Path(folder) / "model.onnx"
+            _turn_shared(model)
             _untie(model, set(_weighted(model, within)))
             with _quiet():
                 if precision == "int8-dynamic":
@@ -119,6 +124,8 @@ def quantize(
     found = matrix_products(result)
     _require(found, precision.partition("-")[0], parts)
     _describe(result, model, precision, parts, target)
+    if deferred:
+        defer_exchange(result)
     write_model(result, path)
     return found
 
@@ -196,6 +203,32 @@ def _untie(model: onnx.ModelProto, quantized: set[str]) -> None:
                     tensors[own].name = own
                     model.graph.initializer.append(tensors[own])
                 node.input[position] = own
+
+
+def _turn_shared(model: onnx.ModelProto) -> None:
+    """Stores weights that several ``Gemm`` transpose as they are multiplied: the quantizer turns
+    them round once for each."""
+    turned = Counter(node.input[1] for node in model.graph.node if _is_transposing(node))
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        name = node.input[1] if _is_transposing(node) else ""
+        if turned[name] < 2 or name not in tensors:
+            continue
+        own = f"{name}_turned"
+        if own not in tensors:
+            weight = numpy_helper.to_array(tensors[name])
+            tensors[own] = numpy_helper.from_array(np.ascontiguousarray(weight.T), own)
+            model.graph.initializer.append(tensors[own])
+        node.input[1] = own
+        next(item for item in node.attribute if item.name == "transB").i = 0
+    used = {name for node in model.graph.node for name in node.input}
+    for name in turned:
+        if name in tensors and name not in used:
+            model.graph.initializer.remove(tensors[name])
+
+
+def _is_transposing(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
 
 
 def _dynamic(model: onnx.ModelProto, path: Path, nodes: list[str]) -> None:

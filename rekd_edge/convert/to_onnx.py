@@ -24,17 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from rekd_edge import __version__
+from rekd_edge.convert.branch import defer_exchange
 from rekd_edge.convert.graph import (
-    CUT_NAMES,
     fold_transposed_weights,
     hide_outputs,
+    merge_equal_weights,
     require_cut,
     strip_provenance,
 )
 from rekd_edge.convert.io_spec import declare_axes, validate_io
 from rekd_edge.convert.targets import TargetSpec
 from rekd_edge.errors import BackendError, GateError, UsageError
-from rekd_edge.types import AxisSpec, IoSpec, TensorSpec
+from rekd_edge.types import CUT_NAMES, EXCHANGE_NAMES, AxisSpec, IoSpec, TensorSpec
 
 MAX_BYTES = 1_900_000_000
 """Largest weights written into one file; protobuf ends at 2 GB."""
@@ -79,9 +80,11 @@ def convert_to_onnx(
     precision comes afterwards (:mod:`rekd_edge.convert.quantize`).
 
     ``model(*inputs)`` answers a tuple whose first values are ``io_spec.outputs``. Values after
-    those, which must be ``rationale_index`` and ``rationale_valid``, keep their names inside the
-    graph but are not outputs of the file; metadata ``rekd_edge.cut`` lists them. A model that
-    answers only ``io_spec.outputs`` (a plain classifier, say) has no cut.
+    those, the model's ``hidden_names`` (``rationale_index`` and ``rationale_valid`` first), keep
+    their names inside the graph but are not outputs of the file; metadata ``rekd_edge.cut`` lists
+    those two. A model that answers only ``io_spec.outputs`` (a plain classifier, say) has no cut.
+    What a pair of students needs only in an exchange is put under a condition
+    (:mod:`rekd_edge.convert.branch`).
 
     ``metadata`` is stored under ``rekd_edge.`` keys. Raises :class:`ConversionError` when the
     exporter fails or bakes something in, an :class:`~rekd_edge.convert.io_spec.IoSpecError` when
@@ -106,10 +109,13 @@ def convert_to_onnx(
         hide_outputs(proto, hidden)
     strip_provenance(proto)
     fold_transposed_weights(proto)
+    if set(EXCHANGE_NAMES) <= set(hidden):
+        merge_equal_weights(proto)
     validate_io(proto, io_spec)
     declare_axes(proto, io_spec)
     _validate_versions(proto, target)
     precision = _precision(proto)
+    defer_exchange(proto)
     written = _fill_metadata(proto, target, metadata, hidden)
     _refuse_external_data(proto)
     _check(proto)
@@ -178,8 +184,9 @@ def _export(model: Any, io_spec: IoSpec, target: TargetSpec) -> tuple[list[str],
         answered = model(*inputs)
     count = 1 if isinstance(answered, Tensor) else len(answered)
     names = [tensor.name for tensor in io_spec.outputs]
-    if count == len(names) + len(CUT_NAMES):
-        names += CUT_NAMES
+    hidden = getattr(model, "hidden_names", CUT_NAMES)
+    if count == len(names) + len(hidden):
+        names += hidden
     elif count != len(names):
         raise ConversionError(f"the model answers {count} values, expected {names}")
     with warnings.catch_warnings(), _quiet_exporter():
@@ -283,7 +290,7 @@ def _fill_metadata(
 ) -> dict[str, str]:
     values = {"version": __version__, "target": target.name, "precision": "fp32"}
     if hidden:
-        values["cut"] = ",".join(hidden)
+        values["cut"] = ",".join(CUT_NAMES)
     values.update(metadata)
     written = {f"{METADATA_PREFIX}{key}": value for key, value in sorted(values.items())}
     proto.producer_name = "rekd-edge"

@@ -92,6 +92,9 @@ def _operators(model: onnx.ModelProto, _: BuildRecipe) -> Iterator[Finding]:
             yield _finding(node, reason, "export operators of the ONNX standard alone")
         elif node.op_type in INSTEAD:
             yield _finding(node, "TensorRT has no such operator", INSTEAD[node.op_type])
+        elif node.op_type == "If":
+            reason = "a part that runs only where two students disagree has not been tried here"
+            yield _finding(node, reason, "export one student (ensemble: null), or an ONNX target")
         elif node.op_type in _SCATTER and _text(node, "reduction", "none") != "none":
             yield _finding(
                 node,

@@ -28,7 +28,16 @@ from rekd_edge.selection import (
     rationale_budget,
     slot_count,
 )
-from rekd_edge.types import AxisSpec, IoSpec, Modality, PixelScale, TensorSpec, input_names
+from rekd_edge.types import (
+    CUT_NAMES,
+    OUTPUTS,
+    AxisSpec,
+    IoSpec,
+    Modality,
+    PixelScale,
+    TensorSpec,
+    input_names,
+)
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -189,16 +198,14 @@ class FusedRationalist(_SelectingModel):
     folds: tuple[Fold, ...] = ()
     """What :func:`fuse` folded."""
 
+    output_names: tuple[str, ...] = OUTPUTS
+    hidden_names: tuple[str, ...] = CUT_NAMES
+    """What :meth:`forward` answers: first ``output_names``, those of :meth:`io_spec`."""
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = self.named_inputs(inputs)
         selection = self._select(named)
-        index = kept_positions(selection.keep, selection.slots)
-        if selection.budget is None:
-            valid = index >= 0
-        else:
-            slot = torch.arange(selection.slots, device=index.device)
-            valid = slot.unsqueeze(0) < selection.budget
-            index = torch.where(valid, index, index[:, :1]) + self.token_offset
+        index, valid = self._slots(selection)
         logits = self._predict(named, index, valid)
         return (logits, *selection.outputs, index, valid)
 
@@ -208,11 +215,27 @@ class FusedRationalist(_SelectingModel):
         *inputs, index, valid = tensors
         return self._predict(self.named_inputs(tuple(inputs)), index, valid)
 
+    def _slots(self, selection: _Selection) -> tuple[Tensor, Tensor]:
+        """``rationale_index`` and ``rationale_valid``."""
+        index = kept_positions(selection.keep, selection.slots)
+        if selection.budget is None:
+            return index, index >= 0
+        slot = torch.arange(selection.slots, device=index.device)
+        valid = slot.unsqueeze(0) < selection.budget
+        return torch.where(valid, index, index[:, :1]) + self.token_offset, valid
+
     def _predict(self, inputs: Mapping[str, Tensor], index: Tensor, valid: Tensor) -> Tensor:
+        return self._answer(self._read(inputs, index), index, valid)
+
+    def _read(self, inputs: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """The content at ``index``: word pieces ``[batch, slot]`` or patches
+        ``[batch, slot, pixel]``."""
         if self.modality == "text":
-            return self.predictor(torch.gather(inputs["input_ids"], 1, index), index, valid)
-        content = gather_tokens(self.predictor.encoder.view(inputs).content, index)
-        return self.predictor(content, index)
+            return torch.gather(inputs["input_ids"], 1, index)
+        return gather_tokens(self.predictor.encoder.view(inputs).content, index)
+
+    def _answer(self, content: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+        return self.predictor(content, index, valid if self.modality == "text" else None)
 
 
 class MaskedRationalist(_SelectingModel):
@@ -261,7 +284,7 @@ def fuse(
         max_length=max_length,
     )
     fused.folds = apply_folds(fused.eval(), pixel_scale)
-    return _frozen(fused)
+    return frozen(fused)
 
 
 def masked_form(fused: FusedRationalist) -> MaskedRationalist:
@@ -275,7 +298,7 @@ def masked_form(fused: FusedRationalist) -> MaskedRationalist:
         max_length=fused.max_length,
     )
     model.reads_pixels = fused.reads_pixels
-    return _frozen(model)
+    return frozen(model)
 
 
 def plain_form(
@@ -289,10 +312,11 @@ def plain_form(
     source = copy.deepcopy(classifier).cpu().float()
     model = PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
     apply_folds(model.eval(), pixel_scale)
-    return _frozen(model)
+    return frozen(model)
 
 
-def _frozen(model: ModelT) -> ModelT:
+def frozen(model: ModelT) -> ModelT:
+    """``model`` in evaluation mode, its weights held."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rekd_edge.evaluate.accuracy import SelectionMode, evaluate_rationalist
 from rekd_edge.fuse.folds import TOLERANCE, Fold, nearly_tied
 from rekd_edge.fuse.fused import DeployModel, FusedRationalist
+from rekd_edge.fuse.pair import FusedPair
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.types import Batch
 
@@ -32,7 +33,8 @@ class ModeResult:
 @dataclass(frozen=True, slots=True)
 class Flops:
     """Floating-point operations for one example of ``tokens`` tokens (text: the mean length of
-    the evaluated split), a multiply-add counted as two; matrix products and convolutions only."""
+    the evaluated split), a multiply-add counted as two; matrix products and convolutions only.
+    Of a pair, those of both students and of the exchange, which runs only where they disagree."""
 
     selector: int
     predictor: int
@@ -177,6 +179,8 @@ def count_flops(fused: FusedRationalist, tokens: int) -> Flops:
     named = fused.named_inputs(inputs)
     with FlopCounterMode(display=False) as selector:
         scores = fused.selector(named)
+        if isinstance(fused, FusedPair):
+            fused.partner.selector(named)
     with FlopCounterMode(display=False) as whole:
         fused(*inputs)
     view = scores.view

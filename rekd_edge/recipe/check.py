@@ -55,6 +55,15 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     )
     yield from _objective_problems(("objective",), recipe.objective, recipe)
     yield from black_box_problems(recipe)
+    if recipe.ensemble is not None:
+        place = ("ensemble", "partner")
+        partner = recipe.ensemble.partner
+        yield from _rationalist_problems(place, partner, recipe.modality, recipe.data.image_size)
+        if recipe.objective.form.select_special and partner.selector.kind != "blocks":
+            yield (*place, "selector", "kind"), "must be 'blocks' where select_special is true"
+        for key, message in method_problems(recipe.objective, partner):
+            if key[0] == "..":
+                yield (*place, *key[1:]), message
 
 
 def _objective_problems(

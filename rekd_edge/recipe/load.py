@@ -28,7 +28,9 @@ PATH_KEYS = (
 )
 """Values that are paths, relative to the file that states them."""
 WEIGHTS_KEYS = tuple(
-    (role, part, "weights") for role in ("teacher", "student") for part in ("selector", "predictor")
+    (*role, part, "weights")
+    for role in (("teacher",), ("student",), ("ensemble", "partner"))
+    for part in ("selector", "predictor")
 )
 PATH_PREFIX = "path:"
 

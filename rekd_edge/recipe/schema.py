@@ -460,6 +460,16 @@ class TeacherSpec(RationalistSpec):
         return values if weights is None else {**values, "selector": {"weights": weights}}
 
 
+class EnsembleSpec(Spec):
+    """Two students that answer together, in one file; task `distill` or `extract`."""
+
+    method: Literal["interactive"] = "interactive"
+    """`interactive`: the two exchange rationales where they disagree (Dai 2023, algorithm 1)."""
+    partner: RationalistSpec
+    """The second student: the same data, labels, tokens and objective, another seed, and a
+    selector of its own."""
+
+
 class Recipe(Spec):
     """One experiment: data, teacher, student and objective."""
 
@@ -479,6 +489,8 @@ class Recipe(Spec):
     teacher: TeacherSpec | None = None
     student: RationalistSpec
     objective: ObjectiveSpec = ObjectiveSpec()
+    ensemble: EnsembleSpec | None = None
+    """A second student beside `student`; null: it answers alone."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -85,6 +85,36 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
+class PairCase:
+    """How often something decided between two students, and who was right (shares, 0..1; None where
+    it did not happen). ``by_student`` counts answers of the first of the two."""
+
+    name: str
+    examples: int
+    share: float
+    accuracy: float | None
+    student: float | None
+    partner: float | None
+    by_student: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two students that answer together, on the test split, in torch: accuracies (0..1)."""
+
+    title: str
+    examples: int
+    accuracy: float
+    student: float
+    partner: float
+    averaged: float
+    """Of the mean of their probabilities, without any exchange."""
+    rationale_jaccard: float
+    cases: tuple[PairCase, ...]
+    published: str
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """One file in a benchmark, milliseconds; ``quantiles``: minimum, 5, 25, 50, 75, 95, 99 %."""
 
@@ -285,6 +315,7 @@ class ReportContent:
     checks: tuple[Checks, ...]
     groups: tuple[ExampleGroup, ...]
     notes: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
 
     @property
     def examples(self) -> int:

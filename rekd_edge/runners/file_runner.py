@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from rekd_edge.errors import BackendError, UsageError
-from rekd_edge.types import OUTPUTS, Outputs
+from rekd_edge.types import OUTPUTS, PAIR_OUTPUTS, Outputs
 
 
 class RunError(BackendError):
@@ -35,6 +35,7 @@ class FileRunner(ABC):
         self._wanted: tuple[str, ...] | None = None
         self.start_options: dict[str, Any] = {}
         """What a fresh process needs to open the model as it is open here."""
+        self._answered: tuple[str, ...] | None = None
 
     @abstractmethod
     def __enter__(self) -> Self: ...
@@ -45,7 +46,7 @@ class FileRunner(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._session = self._wanted = None
+        self._session = self._wanted = self._answered = None
 
     @property
     @abstractmethod
@@ -72,8 +73,11 @@ class FileRunner(ABC):
         """The outputs in order; may raise whatever the runtime raises."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
-        """All of :data:`~rekd_edge.types.OUTPUTS` for one batch."""
-        return Outputs(**self.run_named(inputs, OUTPUTS))
+        """All of :data:`~rekd_edge.types.OUTPUTS` for one batch, and those of a pair."""
+        if self._answered is None:
+            has = set(self.output_names)
+            self._answered = (*OUTPUTS, *(name for name in PAIR_OUTPUTS if name in has))
+        return Outputs(**self.run_named(inputs, self._answered))
 
     def run_named(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]

@@ -17,7 +17,7 @@ from rekd_edge.errors import BackendError
 from rekd_edge.runners.file_runner import FileRunner, first_line
 from rekd_edge.runners.threads import resolve_threads
 from rekd_edge.runtime_options import compile_options
-from rekd_edge.types import OUTPUTS
+from rekd_edge.types import OUTPUTS, PAIR_OUTPUTS
 
 if TYPE_CHECKING:
     from rekd_edge.runners.settings import RuntimeSettings
@@ -111,8 +111,9 @@ class OpenVinoRunner(FileRunner):
     @property
     def output_names(self) -> list[str]:
         self._opened()
+        known = (*OUTPUTS, *PAIR_OUTPUTS)
         names = [value.get_names() for value in self._compiled.outputs]
-        return [min(found, key=lambda name: (name not in OUTPUTS, name)) for found in names]
+        return [min(found, key=lambda name: (name not in known, name)) for found in names]
 
     def _answer(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]

@@ -46,9 +46,10 @@ class TorchRunner:
             torch.set_num_threads(self._previous_threads)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
-        """All of :data:`~rekd_edge.types.OUTPUTS` for one batch."""
+        """All of :data:`~rekd_edge.types.OUTPUTS` for one batch, and those of a pair."""
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[n])) for n in self.input_names]
         with torch.inference_mode():
             answers = self.model(*tensors)
-        names = zip(OUTPUTS, answers[: len(OUTPUTS)], strict=True)
-        return Outputs(**{name: value.cpu().numpy() for name, value in names})
+        names: tuple[str, ...] = getattr(self.model, "output_names", OUTPUTS)
+        named = zip(names, answers[: len(names)], strict=True)
+        return Outputs(**{name: value.cpu().numpy() for name, value in named})

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from rekd_edge.check import LabelledBatch, TextEdges
     from rekd_edge.convert import OnnxArtefact
-    from rekd_edge.fuse import FusedRationalist, PlainClassifier
+    from rekd_edge.fuse import FusedPair, FusedRationalist, PlainClassifier
     from rekd_edge.models.encoder import Encoder
 
 CLS, SEP, PAD = 101, 102, 0
@@ -50,13 +50,15 @@ def _vit() -> Encoder:
     )
 
 
-def _fused(encoder: Callable[[], Encoder], max_length: int | None) -> FusedRationalist:
+def _fused(
+    encoder: Callable[[], Encoder], max_length: int | None, seed: int = 0
+) -> FusedRationalist:
     import torch
 
     from rekd_edge.fuse import fuse
     from rekd_edge.models.rationalist import BlockSelector, Predictor, Rationalist
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = Rationalist(BlockSelector(encoder()), Predictor(encoder(), len(LABELS)), 0.3)
     for head in (model.selector.head, model.predictor.head):
         torch.nn.init.normal_(head.weight)
@@ -73,6 +75,14 @@ def tiny_text() -> FusedRationalist:
 def tiny_image() -> FusedRationalist:
     """Images of 64 pixels in 16 patches, three classes, ratio 0.3."""
     return _fused(_vit, None)
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tiny_text: FusedRationalist) -> FusedPair:
+    """The text model with a partner of other weights."""
+    from rekd_edge.fuse import fuse_pair
+
+    return fuse_pair(tiny_text, _fused(_bert, MAX_LENGTH, seed=1))
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +142,16 @@ def tiny_text_onnx(
         path,
         target=load_target("onnx"),
         metadata={"recipe": "tiny"},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_pair_onnx(tiny_pair: FusedPair, tmp_path_factory: pytest.TempPathFactory) -> OnnxArtefact:
+    from rekd_edge.convert import convert_to_onnx, load_target
+
+    path: Path = tmp_path_factory.mktemp("tiny-pair") / "model.onnx"
+    return convert_to_onnx(
+        tiny_pair, tiny_pair.io_spec(), path, target=load_target("onnx"), metadata={}
     )
 
 

@@ -13,7 +13,9 @@ As a module:
     prediction.label, prediction.probability, prediction.rationale, prediction.abstain
 
 The model chooses a few words or patches (the rationale) and its answer is computed from those
-alone. ``margin`` is the gap in score between the last one kept and the best one dropped: near 0,
+alone. A bundle of two students (an ensemble) chooses words for each and answers from all of them;
+``answer_rationale`` is the part from which the one that answers read, ``consulted`` the rest.
+``margin`` is the gap in score between the last one kept and the best one dropped: near 0,
 another machine may round to another choice. Probabilities are calibrated where the bundle says
 how; ``abstain`` is True where they, or the margin, are below what the bundle answers for: show
 such an answer to a person, not as an answer.
@@ -34,7 +36,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
@@ -63,6 +65,10 @@ TOKENIZER_FILE = "tokenizer.json"
 CPU_PROVIDER = "CPUExecutionProvider"
 TRACEBACK_VARIABLE = "REKD_EDGE_TRACEBACK"
 _OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
+_PAIR_OUTPUTS = ("answer_mask", "case")
+"""Of a bundle of two students besides."""
+CASES = ("agree", "first_convinces", "partner_convinces", "confidence")
+"""What decided between two students, by number (docs/bundle.md)."""
 _OPTIMIZATION_LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -75,6 +81,8 @@ _MOST_PIXELS = 1 << 26
 """Of an image once resized: what is longer and thinner would not fit into small memories."""
 _HIGHLIGHT = ("\x1b[1;7m", "\x1b[0m")
 _BRACKETS = ("[", "]")
+_CONSULTED_HIGHLIGHT = ("\x1b[4m", "\x1b[0m")
+_CONSULTED_BRACKETS = ("(", ")")
 
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
@@ -502,6 +510,13 @@ class Prediction:
     candidates: int
     """Tokens or patches it was chosen from."""
     notices: tuple[str, ...] = ()
+    case: str | None = None
+    """A bundle of two students: what decided between them, one of :data:`CASES`."""
+    answer_rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...] | None = None
+    """A bundle of two students: the part of ``rationale`` that the one that answers read."""
+    consulted: tuple[WordSpan, ...] | tuple[PatchBox, ...] | None = None
+    """A bundle of two students: the rest of ``rationale``, which the other one read; the answer
+    depends on it too."""
     width: int | None = None
     """Of the upright original image, in pixels."""
     height: int | None = None
@@ -749,6 +764,8 @@ class Rationalist:
         self.config = config
         self._session = session
         self._input_names = tuple(value.name for value in session.get_inputs())
+        answered = {value.name for value in session.get_outputs()}
+        self._outputs = _OUTPUTS + (_PAIR_OUTPUTS if answered.issuperset(_PAIR_OUTPUTS) else ())
         self._encoder = encoder
 
     @classmethod
@@ -845,7 +862,7 @@ class Rationalist:
         return self._prediction(
             text,
             answer,
-            rationale=word_spans(text, encoded, answer.kept, answer.scores),
+            part=lambda kept: word_spans(text, encoded, kept, answer.scores),
             candidates=sum(word is not None for word in encoded.words),
             notices=notices,
         )
@@ -870,17 +887,17 @@ class Rationalist:
         assert view is not None
         patch_size = self.config.patch_size
         grid = self.config.image_size // patch_size
-        boxes = []
-        for position in np.flatnonzero(answer.kept):
-            row, column = divmod(int(position), grid)
-            box = view.box(row, column, patch_size)
-            boxes.append(PatchBox(*box, row, column, float(answer.scores[position])))
+
+        def boxes(kept: np.ndarray) -> tuple[PatchBox, ...]:
+            found = []
+            for position in np.flatnonzero(kept):
+                row, column = divmod(int(position), grid)
+                box = view.box(row, column, patch_size)
+                found.append(PatchBox(*box, row, column, float(answer.scores[position])))
+            return tuple(found)
+
         prediction = self._prediction(
-            encoded.source,
-            answer,
-            rationale=tuple(boxes),
-            candidates=grid * grid,
-            notices=(),
+            encoded.source, answer, part=boxes, candidates=grid * grid, notices=()
         )
         return replace(prediction, width=view.width, height=view.height, grid=grid)
 
@@ -889,11 +906,13 @@ class Rationalist:
         filled up to the longest. In company an answer may differ by rounding. Raises
         :class:`InputError` where the model takes one input at a time."""
         feeds = encoded[0].arrays if len(encoded) == 1 else self._batch(encoded)
-        logits, kept, scores, margin = self._session.run(list(_OUTPUTS), feeds)
+        answers = self._session.run(list(self._outputs), feeds)
+        logits, kept, scores, margin, *decision = answers
         classes, rows = len(self.config.label_names), len(encoded)
         tokens = max(one.tokens for one in encoded)
-        shapes = ((rows, classes), (rows, tokens), (rows, tokens), (rows,))
-        found = tuple(array.shape for array in (logits, kept, scores, margin))
+        by_token = (rows, tokens)
+        shapes = ((rows, classes), by_token, by_token, (rows,), by_token, (rows,))[: len(answers)]
+        found = tuple(array.shape for array in answers)
         if found != shapes:
             raise _broken(f"{MODEL_FILE} answers in shapes {found} where {shapes} are due")
         if not np.isfinite(logits).all() or np.isnan(margin).any():
@@ -901,7 +920,7 @@ class Rationalist:
                 f"{MODEL_FILE} answers with numbers that are not finite",
                 hint="check the bundle with `rekd-edge check`",
             )
-        return [
+        alone = [
             Answer(
                 logits[row],
                 kept[row, : one.tokens].astype(bool),
@@ -909,6 +928,12 @@ class Rationalist:
                 float(margin[row]),
             )
             for row, one in enumerate(encoded)
+        ]
+        if not decision:
+            return alone
+        return [
+            _decided(answer, read[: one.tokens].astype(bool), int(case))
+            for answer, one, read, case in zip(alone, encoded, *decision, strict=True)
         ]
 
     @property
@@ -938,10 +963,11 @@ class Rationalist:
         source: str,
         answer: Answer,
         *,
-        rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...],
+        part: Callable[[np.ndarray], tuple[WordSpan, ...] | tuple[PatchBox, ...]],
         candidates: int,
         notices: tuple[str, ...],
     ) -> Prediction:
+        """``part`` says what kept positions, bool ``[token]``, are in the input."""
         probabilities = self.config.calibration.probabilities(answer.logits)
         best = int(answer.logits.argmax())
         refused_for = self.config.calibration.refusals(float(probabilities[best]), answer.margin)
@@ -954,11 +980,14 @@ class Rationalist:
             ),
             abstain=bool(refused_for),
             refused_for=refused_for,
-            rationale=rationale,
+            rationale=part(answer.kept),
             margin=answer.margin,
             kept=int(answer.kept.sum()),
             candidates=candidates,
             notices=notices,
+            case=answer.case,
+            answer_rationale=None if answer.read is None else part(answer.read),
+            consulted=None if answer.read is None else part(answer.kept & ~answer.read),
         )
 
 
@@ -979,12 +1008,21 @@ class Encoded:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the model says of one input: float32 ``[class]``, bool ``[token]``, float32 ``[token]``,
-    a float."""
+    a float; of two students also what the one that answers read, bool ``[token]``, and the case."""
 
     logits: np.ndarray
     kept: np.ndarray
     scores: np.ndarray
     margin: float
+    read: np.ndarray | None = None
+    case: str | None = None
+
+
+def _decided(answer: Answer, read: np.ndarray, case: int) -> Answer:
+    """What one of two students answered from ``read``, bool ``[token]``."""
+    if not 0 <= case < len(CASES) or (read & ~answer.kept).any():
+        raise _broken(f"{MODEL_FILE} answers in case {case}, or from what it did not keep")
+    return replace(answer, read=read, case=CASES[case])
 
 
 def session_options(onnxruntime: Any, threads: int, settings: SessionSettings) -> Any:
@@ -1200,14 +1238,20 @@ def word_spans(
 # --- for people -------------------------------------------------------------------------------
 
 
-def highlight(text: str, spans: Iterable[WordSpan], *, color: bool) -> str:
-    """The text with its rationale marked: bold and reversed, or in [brackets].
+def highlight(
+    text: str, spans: Iterable[WordSpan], *, color: bool, consulted: Iterable[WordSpan] = ()
+) -> str:
+    """The text with its rationale marked: bold and reversed, or in [brackets]; what was
+    ``consulted`` besides is underlined, or in (parentheses).
 
     Control characters of the text are shown as pictures: a text must not steer the terminal.
     """
-    opening, closing = _HIGHLIGHT if color else _BRACKETS
+    marks = _HIGHLIGHT if color else _BRACKETS
+    others = _CONSULTED_HIGHLIGHT if color else _CONSULTED_BRACKETS
+    marked = [(start, end, marks) for start, end in _joined(text, spans)]
+    marked += [(start, end, others) for start, end in _joined(text, consulted)]
     pieces, position = [], 0
-    for start, end in _joined(text, spans):
+    for start, end, (opening, closing) in sorted(marked):
         pieces += [visible(text[position:start]), opening, visible(text[start:end]), closing]
         position = end
     return "".join([*pieces, visible(text[position:])])
@@ -1247,20 +1291,29 @@ def describe(prediction: Prediction, *, color: bool) -> str:
     withheld = ""
     if prediction.abstain:
         withheld = f"no answer ({' and '.join(prediction.refused_for)} too low), at best "
+    decided = ""
+    if prediction.case is not None:
+        decided = f", two students: {prediction.case.replace('_', ' ')}"
     head = (
         f"{withheld}{visible(prediction.label)}  {prediction.probability:.3f}  "
         f"(from {prediction.kept} of {prediction.candidates} {unit}, margin "
-        f"{prediction.margin:.3g})"
+        f"{prediction.margin:.3g}{decided})"
     )
+    read = prediction.rationale
+    if prediction.answer_rationale is not None:
+        read = prediction.answer_rationale
+    consulted = prediction.consulted or ()
     if prediction.grid is None:
-        spans = [part for part in prediction.rationale if isinstance(part, WordSpan)]
-        body = [highlight(prediction.source, spans, color=color)]
+        spans = [part for part in read if isinstance(part, WordSpan)]
+        others = [part for part in consulted if isinstance(part, WordSpan)]
+        body = [highlight(prediction.source, spans, color=color, consulted=others)]
     else:
         body = [f"{visible(prediction.source)} ({prediction.width}x{prediction.height} pixels)"]
-        kept = {(p.row, p.column) for p in prediction.rationale if isinstance(p, PatchBox)}
+        marks = {(p.row, p.column): "+" for p in consulted if isinstance(p, PatchBox)}
+        marks |= {(p.row, p.column): "#" for p in read if isinstance(p, PatchBox)}
         side = range(prediction.grid)
         if prediction.grid <= 32:
-            body += ["  " + " ".join("#" if (r, c) in kept else "." for c in side) for r in side]
+            body += ["  " + " ".join(marks.get((r, c), ".") for c in side) for r in side]
         if prediction.overlay is not None:
             body.append(f"overlay: {visible(prediction.overlay)}")
     return "\n".join([head, *body])

@@ -1,0 +1,160 @@
+"""A pair of students from recipe to bundle: trained together, exported as one file, reported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rekd_edge.bundle import open_bundle
+from rekd_edge.errors import BackendError, UsageError
+from rekd_edge.evaluate_pipeline import evaluate_run
+from rekd_edge.export_pipeline import check_bundle, export_bundle
+from rekd_edge.fuse import FusedPair
+from rekd_edge.models.interactive import CASES
+from rekd_edge.pipeline import plan_run, train_run
+from rekd_edge.plain_models import write_plain_models
+from rekd_edge.recipe import find_recipe, load_recipe
+from rekd_edge.recipe.load import InvalidRecipeError
+from rekd_edge.recipe.schema import Recipe
+from rekd_edge.report_pipeline import build_report
+from rekd_edge.run_folder import Run
+from tests.bench_program import load_program, request, write_texts
+
+PARTNER = """{method: interactive, partner: {
+  selector: {weights: ['random:bert-tiny'], kind: convolution, width: 32},
+  predictor: {weights: ['random:bert-tiny'], depth: 1},
+  train: {epochs: 1, batch_size: 16, warmup: {predictor_epochs: 1}}}}"""
+
+
+def recipe(*overrides: str) -> Recipe:
+    alone = ("task=extract", "student.train.warmup.selector=none")
+    flat = " ".join(PARTNER.split())
+    return load_recipe(find_recipe("smoke/text"), [*alone, f"ensemble={flat}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_run(recipe(), tmp_path_factory.mktemp("runs") / "run", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Run) -> Path:
+    result = export_bundle(run, output=run.path / "bundle", threads=1, twins=False)
+    assert result.reasons == ()
+    assert result.report is not None
+    assert sum(count.examples for count in result.report.pair_cases) == 32
+    return result.path
+
+
+def test_both_students_are_trained_and_compared(run: Run) -> None:
+    assert set(plan_run(run.recipe).parameters) == {"student", "partner"}
+    student, partner = (
+        load_file(run.path / role / "best" / "model.safetensors") for role in ("student", "partner")
+    )
+    head = "predictor.head.weight"
+    assert student[head].shape == partner[head].shape
+    assert not torch.equal(student[head], partner[head])
+    found = run.report("distill") or {}
+    assert run.info["weights"].keys() == {"student", "partner"}
+    for split in ("dev", "test"):
+        pair = found["pair"][split]
+        assert list(pair["cases"]) == list(CASES)
+        assert sum(case["examples"] for case in pair["cases"].values()) == pair["examples"] == 32
+        right = sum(c["examples"] * (c["accuracy"] or 0) for c in pair["cases"].values())
+        assert right / 32 == pytest.approx(pair["accuracy"])
+        better = max(pair["student"], pair["partner"])
+        assert pair["gain_points"] == pytest.approx(100 * (pair["accuracy"] - better), abs=1e-3)
+    assert found["pair"]["test"]["student"] == found["student"]["test"]["accuracy"]
+    assert found["pair"]["test"]["partner"] == found["partner"]["test"]["accuracy"]
+
+
+def test_a_partner_changes_nothing_about_the_student(run: Run, tmp_path: Path) -> None:
+    alone = train_run(recipe("ensemble=null"), tmp_path / "run", device="cpu")
+    mine, theirs = (load_file(r.path / "student/best/model.safetensors") for r in (alone, run))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_the_bundle_answers_as_a_pair(run: Run, bundle: Path) -> None:
+    assert isinstance(run.fused(), FusedPair)
+    config = open_bundle(bundle).config
+    assert [tensor.name for tensor in config.outputs][4:] == ["answer_mask", "case"]
+    assert "two students" in (bundle / "README.md").read_text()
+    report, place = check_bundle(bundle, threads=1)
+    assert report.passed
+    assert place == bundle
+    texts = [str(run.data().test.raw(index)) for index in range(4)]
+    done = subprocess.run(
+        [sys.executable, bundle / "runtime" / "rekd_runtime.py", *texts, "--json", "-"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = json.loads(done.stdout)["predictions"]
+    assert {answer["case"] for answer in answers} <= set(CASES)
+    for answer in answers:
+        read, consulted, everything = (
+            {token for span in answer[part] for token in span["tokens"]}
+            for part in ("answer_rationale", "consulted", "rationale")
+        )
+        assert read
+        assert not read & consulted
+        assert read | consulted == everything
+
+
+def test_the_load_test_asks_a_pair_in_batches(run: Run, bundle: Path, tmp_path: Path) -> None:
+    program = load_program()
+    texts = [str(run.data().test.raw(index)) for index in range(7)]
+    folder = write_texts(tmp_path / "examples", texts, [0] * len(texts))
+    asked = request("Offline", mode="AccuracyOnly", batch=3)
+    quality = program.run(bundle, folder, asked)["quality"]
+    model = program.runtime.Rationalist.load(bundle, threads=1)
+    names = list(model.config.label_names)
+    answers = model.predict(texts)
+    assert len(answers) == len(quality["digests"]) == 7
+    for answer, digest in zip(answers, quality["digests"], strict=True):
+        kept = {token for span in answer.rationale for token in span.tokens}
+        mask = [position in kept for position in range(answer.candidates + 2)]
+        assert digest == program.answer_digest(names.index(answer.label), mask)
+
+
+def test_either_student_is_written_as_plain_models(run: Run, tmp_path: Path) -> None:
+    first = write_plain_models(run, tmp_path / "student")
+    second = write_plain_models(run, tmp_path / "partner", "partner")
+    assert "predictor" in {part.name for part in first.parts}
+    assert {part.name for part in second.parts} == {"predictor"}
+    assert "convolutions" in second.left_out["selector"]
+    for role in ("student", "partner"):
+        written = load_file(tmp_path / role / "predictor" / "model.safetensors")
+        trained = load_file(run.path / role / "best" / "model.safetensors")
+        assert torch.equal(written["classifier.weight"], trained["predictor.head.weight"])
+
+
+def test_evaluate_and_the_report_show_the_cases(run: Run) -> None:
+    found = evaluate_run(run, device="cpu", save=False, limit=16)
+    assert found.pair is not None
+    assert found.pair.examples == 16
+    page = build_report([run.path], examples=0).page
+    assert "How two students decide" in page
+    assert "partner convinces" in page
+    assert "Dai 2023" in page
+
+
+def test_what_a_pair_cannot_do_is_refused_in_words(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds an ensemble"):
+        export_bundle(run, target="onnx-int8", output=tmp_path / "b", recover=True)
+    with pytest.raises(InvalidRecipeError, match=r"ensemble\.partner\.selector\.kernel"):
+        recipe("ensemble.partner.selector.kernel=4")
+    with pytest.raises(InvalidRecipeError, match=r"ensemble\.partner\.selector\.kind: must be"):
+        recipe("objective.method=fr", "student.selector.kind=shared")
+    with pytest.raises(BackendError):
+        export_bundle(run, target="trt-rtx", output=tmp_path / "b")
+    for target in ("aoti", "torch-trt"):
+        with pytest.raises(UsageError, match="which of the two students kept what"):
+            export_bundle(run, target=target, output=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
