@@ -28,6 +28,7 @@ from rekd_edge.boards.session import run_on_board
 from rekd_edge.bundle import open_bundle
 from rekd_edge.cli.app import app
 from rekd_edge.errors import GateError, IntegrityError, RemoteDeviceError, UsageError
+from tests.signals import not_ignored
 from tests.sshd import Server, at_work, open_server, wait_until, write_key
 
 REQUEST: dict[str, Any] = {
@@ -341,16 +342,20 @@ class TestCommand:
     ) -> None:
         output = tmp_path / "o.json"
         options = ["--min-duration-s", "300", "--json", str(output)]
-        local = subprocess.Popen(
-            [sys.executable, "-m", "rekd_edge", *words, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        # Once the program is there and has opened the model it measures.
-        assert wait_until(lambda: _measures(place), 120)
-        local.send_signal(number)
-        _, said = local.communicate(timeout=180)
+        with not_ignored():
+            local = subprocess.Popen(
+                [sys.executable, "-m", "rekd_edge", *words, *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        try:
+            # Once the program is there and has opened the model it measures.
+            assert wait_until(lambda: _measures(place), 120)
+            local.send_signal(number)
+            _, said = local.communicate(timeout=180)
+        finally:
+            local.kill()
         assert not output.exists()
         if number == signal.SIGINT:
             assert local.returncode == 130

@@ -27,6 +27,7 @@ from rekd_edge.errors import (
     RemoteDeviceError,
     UsageError,
 )
+from tests.signals import not_ignored
 from tests.sshd import Server, at_work, open_server, wait_until, write_key
 
 ECHO = b"""
@@ -358,9 +359,9 @@ class TestInterruptions:
     def test_signs_of_life_keep_it_running(
         self, board: SshBoard, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(session, "SILENCE_S", 1.0)
-        monkeypatch.setattr(session, "SIGN_OF_LIFE_S", 0.2)
-        slow = b"import time\ntime.sleep(2)\nopen('report.json', 'w').write('1')\n"
+        monkeypatch.setattr(session, "SILENCE_S", 5.0)
+        monkeypatch.setattr(session, "SIGN_OF_LIFE_S", 0.5)
+        slow = b"import time\ntime.sleep(7)\nopen('report.json', 'w').write('1')\n"
         assert run_on_board(board, job(slow))[1] == b"1"
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
@@ -379,15 +380,19 @@ class TestInterruptions:
             "run_on_board(board, job, progress=lambda line: print(line, flush=True))\n"
         )
         words = [str(board.address), board.known_hosts, board.identity, board.python, place]
-        local = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, text=True
-        )
+        with not_ignored():
+            local = subprocess.Popen(
+                [sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, text=True
+            )
         assert local.stdout is not None
         with local, local.stdout:
-            assert any(line.strip() == "running" for line in local.stdout)
-            assert at_work(place)
-            local.send_signal(number)
-            local.wait()
+            try:
+                assert any(line.strip() == "running" for line in local.stdout)
+                assert at_work(place)
+                local.send_signal(number)
+                assert local.wait(timeout=60) == -number
+            finally:
+                local.kill()
 
     def test_the_watching_process_is_killed_on_the_board(
         self, board: SshBoard, place: Path

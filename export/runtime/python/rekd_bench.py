@@ -1186,9 +1186,7 @@ _FIRST_ANSWER = """
 import sys, time
 started = time.monotonic_ns()
 sys.path[:] = [place for place in sys.path if place]  # nothing from the current folder
-import json, signal
-if hasattr(signal, "pthread_sigmask"):
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+import json
 
 def peak():
     try:
@@ -1323,19 +1321,27 @@ def _interrupted() -> NoReturn:
 
 def watch_signals() -> None:
     """From here on SIGINT, SIGTERM and SIGHUP end the process with 130, also while the model runs
-    or LoadGen drives it. One that was ignored (``nohup``) stays ignored."""
+    or LoadGen drives it. One that was ignored (``nohup``) stays ignored.
+
+    The system may hand a signal to any thread, those of numpy's BLAS among them, so none is blocked
+    and waited for: Python's own C handler, which runs in whichever, writes to a pipe.
+    """
     wanted = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-    if not hasattr(signal, "sigwait"):  # Windows
+    if os.name == "nt":
         for one in wanted:
             signal.signal(one, lambda number, frame: _interrupted())
         return
 
-    def wait() -> None:
-        if wanted:
-            signal.sigwait(wanted)
-            _interrupted()
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # threads made later inherit this
+    def wait() -> None:
+        os.read(told, 1)
+        _interrupted()
+
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    for one in wanted:
+        signal.signal(one, lambda number, frame: None)
     threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
