@@ -27,7 +27,7 @@ queries for early stopping, misses ``target_latency_ms``, or *does not hold stil
   times. The fifths of a run are five shorter runs: where they repeat, whole ones do all the more.
 - The 99 % interval of the median over the run is wider than 5 % (where queries were repeated).
 - The clock's median in a window is more than 5 % below that of another (not with an idle gap).
-- A throttling counter has risen.
+- A throttling counter has risen, or a Raspberry Pi said that it is being throttled.
 - This process waited for a core for more than 2 % of the time, or a hypervisor took 2 % of it.
 - Other work took more than 0.2 cores and 5 % of the machine; where the system does not tell, the
   load average shows more than one task besides this one.
@@ -561,7 +561,10 @@ _THROTTLING = (
     "sys/devices/system/cpu/cpu*/thermal_throttle/package_throttle_count",
     "sys/class/hwmon/hwmon*/oc*_event_cnt",
 )
-_PI_FIRMWARE = "sys/devices/platform/soc/*firmware/get_throttled"
+_PI_FIRMWARE = "sys/devices/platform/soc*/*firmware/get_throttled"
+"""Flags in hexadecimal: the lowest four are of now, those 16 places above of since the start."""
+_THROTTLED_NOW = 0xF
+_MOST_NAMED = 3
 
 
 class Machine:
@@ -577,6 +580,7 @@ class Machine:
         self._clocks = [
             path for n in cores if (path := base / f"cpu{n}/cpufreq/scaling_cur_freq").is_file()
         ]
+        self._flags = _glob(root, _PI_FIRMWARE)
 
     def clock_mhz(self) -> float | None:
         """Of the fastest core open to this process (kHz in cpufreq, MHz in cpuinfo)."""
@@ -603,15 +607,22 @@ class Machine:
     def throttling(self) -> dict[str, int]:
         """Counters by file (they only rise), and the Raspberry Pi's flags."""
         found = {}
-        for pattern in (*_THROTTLING, _PI_FIRMWARE):
+        for pattern in _THROTTLING:
             for path in _glob(self.root, pattern):
-                value = _text(path)
                 try:
-                    if value is not None:
-                        base = 16 if path.name == "get_throttled" else 10
-                        found[str(path.relative_to(self.root))] = int(value, base)
+                    found[str(path.relative_to(self.root))] = int(_text(path) or "")
                 except ValueError:
                     continue
+        return found | self.throttled_flags()
+
+    def throttled_flags(self) -> dict[str, int]:
+        """A Raspberry Pi's, where its kernel tells."""
+        found = {}
+        for path in self._flags:
+            try:
+                found[str(path.relative_to(self.root))] = int(_text(path) or "", 16)
+            except ValueError:
+                continue
         return found
 
     def temperatures(self) -> dict[str, float]:
@@ -713,6 +724,8 @@ class Watch:
         self.energy = Energy(machine.root)
         self.clocks: list[tuple[int, float]] = []
         """Number of queries answered so far, MHz."""
+        self.throttled: set[str] = set()
+        """Flags that have said so at any time."""
         self._say = say
         self._next_poll = self._next_progress = 0
 
@@ -740,6 +753,8 @@ class Watch:
         clock = self.machine.clock_mhz()
         if clock is not None:
             self.clocks.append((queries, clock))
+        flags = self.machine.throttled_flags()
+        self.throttled |= {name for name, value in flags.items() if value & _THROTTLED_NOW}
         now = time.perf_counter_ns()
         self.energy.poll(now)
         self._next_poll = now + int(POLL_S * 1e9)
@@ -784,16 +799,21 @@ class Watch:
         if clock and not idle_gap:
             found.append(clock)
         before, after = self.before["throttling"], self.after["throttling"]
-        found += [
-            f"{name} rose from {before.get(name, 0)} to {value}"
-            for name, value in after.items()
-            if value > before.get(name, 0)
-        ]
-        found += [
-            f"{name} went from {self.before['cooling'].get(name, 0)} to {value}"
-            for name, value in self.after["cooling"].items()
-            if value > self.before["cooling"].get(name, 0) and "fan" not in name.lower()
-        ]
+        found += _first(
+            [f"{name} said that it is throttled" for name in sorted(self.throttled)]
+            + [
+                f"{name} rose from {before.get(name, 0)} to {value}"
+                for name, value in after.items()
+                if value > before.get(name, 0) and name not in self.throttled
+            ]
+        )
+        found += _first(
+            [
+                f"{name} went from {self.before['cooling'].get(name, 0)} to {value}"
+                for name, value in self.after["cooling"].items()
+                if value > self.before["cooling"].get(name, 0) and "fan" not in name.lower()
+            ]
+        )
         shares = self.shares()
         waiting, stolen = shares["waiting_share"], shares["stolen_share"]
         if waiting is not None and waiting > MOST_WAITING:
@@ -847,6 +867,12 @@ class Watch:
             **self.shares(),
             "energy": self.energy.to_json(self.seconds, queries),
         }
+
+
+def _first(reasons: list[str]) -> list[str]:
+    """A machine may have hundreds of counters."""
+    more = len(reasons) - _MOST_NAMED
+    return reasons if more <= 0 else [*reasons[:_MOST_NAMED], f"and {more} more of the kind"]
 
 
 # --- the system under test --------------------------------------------------------------------
