@@ -288,7 +288,8 @@ class _Connection:
         """Closes the board's input, which ends everything there, and waits until it has."""
         try:
             self._closing.set()
-            _close(self._input)
+            with self._not_for_ever(self._farewell_s):  # what is still to be written goes first
+                _close(self._input)
             try:
                 self._process.wait(timeout=self._farewell_s)
             except subprocess.TimeoutExpired:
@@ -406,9 +407,9 @@ class _Connection:
             self._input.flush()
 
     @contextmanager
-    def _not_for_ever(self) -> Iterator[None]:
+    def _not_for_ever(self, seconds: float | None = None) -> Iterator[None]:
         """The connection ends where the board takes nothing of what is sent."""
-        stalled = threading.Timer(STALL_S, self._process.kill)
+        stalled = threading.Timer(STALL_S if seconds is None else seconds, self._process.kill)
         stalled.start()
         try:
             yield

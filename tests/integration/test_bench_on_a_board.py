@@ -258,7 +258,8 @@ def test_a_report_without_one_of_its_parts_is_refused_or_does_as_well(written: b
 
 
 def test_a_target_that_is_missed_without_a_reason_is_missed(written: bytes) -> None:
-    document = json.loads(written) | {"result_perf_constraints_met": False}
+    document = json.loads(written)
+    document |= {"result_perf_constraints_met": False, "result_invalid_reason": "quick"}
     found = checked_report(json.dumps(document).encode(), {})
     assert LoadReport(found).missed_target == "quick"
 

@@ -486,6 +486,28 @@ def test_a_board_that_lies_does_no_harm(
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_an_interruption_does_not_wait_for_a_board_that_takes_nothing(
+    board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "FAREWELL_S", 1.0)
+    body = "begin(); import time; time.sleep(60)"
+    deaf = script(tmp_path / "deaf", HOSTILE.format(python=sys.executable, body=body))
+    large = BoardJob({"p.py": ECHO, "large": bytes(30 << 20)}, ("p.py",), "r", ())
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 5.0)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_on_board(replace(board, python=deaf), large)
+        assert 4.0 < time.monotonic() - started < 30.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_what_a_board_says_cannot_steer_the_terminal(
     board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

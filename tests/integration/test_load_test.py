@@ -123,6 +123,20 @@ def test_images_are_measured_in_both_scopes(image_bundle: Path, images: Path) ->
     assert "early stopping needs 64 queries, not 20" in reports["compute"]["result_invalid_reason"]
 
 
+def test_more_examples_than_memory_holds_are_refused(
+    image_bundle: Path, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable: 10 kB\n")
+    small = program.Machine(tmp_path)
+    asked = request("SingleStream", min_query_count=1)
+    with pytest.raises(program.InputError, match="3 examples, prepared, take .* half of the"):
+        program.run(image_bundle, images, asked, machine=small)
+    for others in ({"scope": "end_to_end"}, {"mode": "AccuracyOnly"}):
+        asked = request("SingleStream", min_query_count=1, **others)
+        assert program.run(image_bundle, images, asked, machine=small)["input_count"] == 3
+
+
 def test_every_query_is_asked_equally_often(text_bundle: Path, texts: Path) -> None:
     report = program.run(text_bundle, texts, request("SingleStream", min_query_count=100))
     asked = report["sample_examples"]

@@ -565,6 +565,8 @@ _PI_FIRMWARE = "sys/devices/platform/soc*/*firmware/get_throttled"
 """Flags in hexadecimal: the lowest four are of now, those 16 places above of since the start."""
 _THROTTLED_NOW = 0xF
 _MOST_NAMED = 3
+_TOKEN_BYTES = 128
+"""Of a token's place in the text, as Python keeps it."""
 
 
 class Machine:
@@ -669,11 +671,6 @@ class Machine:
                 versions[name] = version(name)
             except PackageNotFoundError:
                 continue
-        memory = [
-            int(line.split()[1]) * 1024
-            for line in (_text(self.root / "proc/meminfo") or "").splitlines()
-            if line.startswith("MemTotal:")
-        ]
         return {
             "cpu": self._processor(),
             "board": _text(self.root / "proc/device-tree/model"),
@@ -686,9 +683,15 @@ class Machine:
             "cores_available": runtime.resolve_threads(None),
             "cpu_quota": runtime.cpu_quota(self.root / "sys/fs/cgroup"),
             "governor": ", ".join(self.governors()) or None,
-            "memory_bytes": memory[0] if memory else None,
+            "memory_bytes": self.memory_bytes("MemTotal"),
             "load_average_1m": load_average(),
         }
+
+    def memory_bytes(self, name: str) -> int | None:
+        for line in (_text(self.root / "proc/meminfo") or "").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+        return None
 
     def _processor(self) -> str:
         for line in (_text(self.root / "proc/cpuinfo") or "").splitlines():
@@ -895,6 +898,7 @@ class SystemUnderTest:
         model: runtime.Rationalist,
         examples: Sequence[Example],
         request: Request,
+        machine: Machine,
     ) -> None:
         self.model = model
         self.examples = examples
@@ -902,7 +906,23 @@ class SystemUnderTest:
         self.end_to_end = request.scope == "end_to_end"
         self._prepared: list[runtime.Encoded] = []
         if not self.end_to_end and request.mode == "PerformanceOnly":
+            self._require_room(machine)
             self._prepared = [self._encode(number) for number in range(len(examples))]
+
+    def _require_room(self, machine: Machine) -> None:
+        """Raises :class:`InputError` where all examples, were they as large as the first, would take
+        more than half of the memory that is free."""
+        free, first = machine.memory_bytes("MemAvailable"), self._encode(0)
+        size = sum(array.nbytes for array in first.arrays.values())
+        if first.text is not None:
+            size += first.tokens * _TOKEN_BYTES
+        whole = size * len(self.examples)
+        if free is not None and whole > free / 2:
+            raise InputError(
+                f"{len(self.examples)} examples, prepared, take {whole / 1e9:.2g} GB, more than half "
+                f"of the {free / 1e9:.2g} GB of memory that are free",
+                hint="give fewer examples, or measure end_to_end, which prepares none beforehand",
+            )
 
     def _encode(self, number: int) -> runtime.Encoded:
         return self.model.encode(self.examples[number].item, f"example {number + 1}")
@@ -1404,10 +1424,11 @@ def run(
     if request.loadgen:
         _import_loadgen()
     say(f"{request.scenario}, {request.mode}, {request.scope}, {len(examples)} examples")
-    system = SystemUnderTest(model, examples, request)
+    machine = machine or Machine()
+    system = SystemUnderTest(model, examples, request, machine)
     order = shuffled(len(examples), request.seed)
     expected_ns = _warm_up(system, request, order)
-    watch = Watch(machine or Machine(), say)
+    watch = Watch(machine, say)
     quality: Quality | None = None
     samples = Samples()
     told: dict[str, Any] | None = None

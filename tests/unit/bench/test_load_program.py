@@ -330,7 +330,8 @@ def test_a_raspberry_pi_says_when_it_is_throttled(
         watch._next_poll = 0
         watch.between(answered)
     watch.stop(3)
-    assert watch.problems(3, idle_gap=False)[:1] == ([f"{name} {said}"] if said else [])
+    about = [one for one in watch.problems(3, idle_gap=False) if one.startswith(name)]
+    assert about == ([f"{name} {said}"] if said else [])
 
 
 def test_many_counters_are_one_short_reason(tmp_path: Path) -> None:
