@@ -130,7 +130,7 @@ def test_more_examples_than_memory_holds_are_refused(
     (tmp_path / "proc/meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable: 10 kB\n")
     small = program.Machine(tmp_path)
     asked = request("SingleStream", min_query_count=1)
-    with pytest.raises(program.InputError, match="3 examples, prepared, take .* half of the"):
+    with pytest.raises(program.InputError, match=r"3 examples, prepared, take .* half of the"):
         program.run(image_bundle, images, asked, machine=small)
     for others in ({"scope": "end_to_end"}, {"mode": "AccuracyOnly"}):
         asked = request("SingleStream", min_query_count=1, **others)

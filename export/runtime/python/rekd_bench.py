@@ -910,8 +910,8 @@ class SystemUnderTest:
             self._prepared = [self._encode(number) for number in range(len(examples))]
 
     def _require_room(self, machine: Machine) -> None:
-        """Raises :class:`InputError` where all examples, were they as large as the first, would take
-        more than half of the memory that is free."""
+        """Raises :class:`InputError` where all examples, each as large as the first, would take more
+        than half of the memory that is free."""
         free, first = machine.memory_bytes("MemAvailable"), self._encode(0)
         size = sum(array.nbytes for array in first.arrays.values())
         if first.text is not None:
@@ -919,8 +919,8 @@ class SystemUnderTest:
         whole = size * len(self.examples)
         if free is not None and whole > free / 2:
             raise InputError(
-                f"{len(self.examples)} examples, prepared, take {whole / 1e9:.2g} GB, more than half "
-                f"of the {free / 1e9:.2g} GB of memory that are free",
+                f"{len(self.examples)} examples, prepared, take {whole / 1e9:.2g} GB, more than "
+                f"half of the {free / 1e9:.2g} GB of memory that are free",
                 hint="give fewer examples, or measure end_to_end, which prepares none beforehand",
             )
 
