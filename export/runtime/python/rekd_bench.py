@@ -910,7 +910,7 @@ class SystemUnderTest:
             self._prepared = [self._encode(number) for number in range(len(examples))]
 
     def _require_room(self, machine: Machine) -> None:
-        """Raises :class:`InputError` where all examples, each as large as the first, would take more
+        """Raises :class:`InputError` where all examples, if as large as the first, would take more
         than half of the memory that is free."""
         free, first = machine.memory_bytes("MemAvailable"), self._encode(0)
         size = sum(array.nbytes for array in first.arrays.values())
