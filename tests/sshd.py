@@ -180,6 +180,24 @@ def _require_login(server: Server) -> None:
         absent(f"nobody can log in to an OpenSSH server here: {said}")
 
 
+@contextmanager
+def open_small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 90 MB until the end of the block; skips the test where none can be made."""
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=90m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no small file system can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        wait_until(lambda: not at_work(folder))
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 def at_work(folder: Path) -> list[int]:
     """Processes that have their current folder, or anything open, below ``folder``."""
     found = []

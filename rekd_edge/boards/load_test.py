@@ -27,6 +27,8 @@ REPORT = "report.json"
 REQUEST = "request.json"
 QUIET_S = 900.0
 """The program says something every few seconds while it measures; a first answer may take 300 s."""
+_ECHOED = ("scenario", "mode", "scope", "batch", "threads", "provider", "idle_gap_ms")
+"""Of the request, what the report says at its top level too."""
 _STAYS = (f"{REPORTS_FOLDER}/", "engines/", "runtime/")
 """Parts of a bundle that its answers do not need. The programs are this package's own."""
 
@@ -50,13 +52,13 @@ def run_load_test_on_board(
     copied = job.files[f"bundle/{MANIFEST_FILE}"]
     assert isinstance(copied, bytes)
     promised = {
-        **{key: request[key] for key in ("scenario", "mode", "scope", "batch") if key in request},
+        **{key: request[key] for key in _ECHOED if request.get(key) is not None},
         "model_sha256": {f.path: f.sha256 for f in opened.manifest.files}[MODEL_FILE],
         "manifest_sha256": hashlib.sha256(copied).hexdigest(),
         "inputs_sha256": hashlib.sha256((examples / EXAMPLES_FILE).read_bytes()).hexdigest(),
     }
     try:
-        document = checked_report(content, promised)
+        document = checked_report(content, promised, request)
     except ValueError as error:
         raise untrue(board, str(error)) from error
     whole = hashlib.sha256((opened.folder / MANIFEST_FILE).read_bytes()).hexdigest()

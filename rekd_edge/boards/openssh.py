@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rekd_edge.boards.address import BoardAddress
@@ -51,7 +53,8 @@ class SshBoard:
     known_hosts: Path | None = None
     """Instead of the user's and the system's own."""
     identity: Path | None = None
-    """The only key to offer."""
+    """A key to offer, besides those that the user's configuration names; none of ssh-agent's
+    others."""
     python: str = "python3"
     """Name or path of the interpreter there; a relative path starts in the home folder."""
     folder: str | None = None
@@ -83,8 +86,7 @@ class SshBoard:
     def _options(self) -> list[str]:
         options = [word for setting in FORCED for word in ("-o", setting)]
         if self.known_hosts is not None:
-            options += ["-o", f"UserKnownHostsFile={_quoted(self.known_hosts)}"]
-            options += ["-o", "GlobalKnownHostsFile=/dev/null"]
+            options += _only(self.known_hosts)
         if self.identity is not None:
             options += ["-o", f"IdentityFile={_quoted(self.identity)}", "-o", "IdentitiesOnly=yes"]
         if self.address.user is not None:
@@ -97,7 +99,7 @@ class SshBoard:
         """What a person runs to see the fingerprint of the board's key, and to accept it."""
         words = ["ssh"]
         if self.known_hosts is not None:
-            words += ["-o", f"UserKnownHostsFile={_quoted(self.known_hosts)}"]
+            words += _only(self.known_hosts)
         if self.identity is not None:
             words += ["-i", str(self.identity.resolve())]
         if self.address.port is not None:
@@ -106,10 +108,12 @@ class SshBoard:
         ask = ["-o", "StrictHostKeyChecking=ask"]
         return shlex.join([*words, *ask, f"{user}{self.address.host}", "true"])
 
-    def forgetting(self) -> str:
-        """What a person runs to drop the key that the board had before."""
+    def forgetting(self, name: str | None = None) -> str:
+        """What a person runs to drop the key that the board had before. ``name`` is what ssh calls
+        the board, where it has said so: the configuration may give it another host or port."""
         host, port = self.address.host, self.address.port
-        words = ["ssh-keygen", "-R", host if port in (None, 22) else f"[{host}]:{port}"]
+        words = ["ssh-keygen", "-R"]
+        words.append(name or (host if port in (None, 22) else f"[{host}]:{port}"))
         if self.known_hosts is not None:
             words += ["-f", str(self.known_hosts.resolve())]
         return shlex.join(words)
@@ -120,6 +124,24 @@ def _require_file(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: there is no such file")
     if re.search(r'["\\$\x00-\x1f]', str(path.resolve())):
         raise UsageError(f"{option} {path}: ssh cannot take a path with such characters")
+
+
+def _only(known_hosts: Path) -> list[str]:
+    """Options with which no host key counts but those of the file."""
+    files = [f"UserKnownHostsFile={_quoted(known_hosts)}", "GlobalKnownHostsFile=/dev/null"]
+    command = ["KnownHostsCommand=none"] if _knows("KnownHostsCommand") else []
+    return [word for setting in (*files, *command) for word in ("-o", setting)]
+
+
+@cache
+def _knows(option: str) -> bool:
+    """Whether the ssh here is new enough for it. ``IgnoreUnknown`` would do without asking, but
+    takes the place of the user's own."""
+    program = shutil.which("ssh")
+    if program is None:
+        return False
+    words = [program, "-T", "-F", "none", "-o", f"{option}=none", "-G", "board"]
+    return not subprocess.run(words, capture_output=True, check=False).returncode
 
 
 def _quoted(path: Path) -> str:
@@ -135,13 +157,14 @@ def explained(board: SshBoard, complaint: str) -> RemoteDeviceError:
     """What ssh wrote before it gave up, as one message with what to do."""
     where = str(board.address)
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in complaint:
+        name = re.search(r"^Host key for ([\w.:%\[\]-]+) has changed", complaint, re.MULTILINE)
         place = re.search(r"^Offending \S+ key in (.+):(\d+)", complaint, re.MULTILINE)
         known = f" (known: line {place[2]} of {printable(place[1])})" if place else ""
         return RemoteDeviceError(
             f"the host key of {where} has changed{known}: it is another machine, a new "
             "installation, or somebody between",
             hint=f"compare it with the board's own (`{FINGERPRINT}`, run there); only if they "
-            f"agree: {board.forgetting()} && {board.acceptance()}",
+            f"agree: {board.forgetting(name and name[1])} && {board.acceptance()}",
         )
     if "host key is known for" in complaint:
         return RemoteDeviceError(

@@ -152,6 +152,9 @@ class MeasuredReport(BaseModel):
     result_90_percentile_latency_ns: int | None = None
     """Null in AccuracyOnly mode, which measures no latency."""
     peak_rss_bytes: int | None
+    cold_start: dict[str, Any] | None
+    """Fresh processes. Null: ``peak_rss_bytes`` is that of the process that measured, which holds
+    more than an answer needs."""
     size_bytes: int
     model_sha256: str
     machine: dict[str, Any]
@@ -208,7 +211,7 @@ def judge(
     profile: DeviceProfile, report: MeasuredReport | None, bundle: Bundle | None
 ) -> tuple[BudgetResult, ...]:
     """Holds what is known to the budgets. Size and accuracy are those of the bundle where there is
-    one; latency and memory come from a report alone.
+    one; latency and memory come from a report alone, memory where it has cold starts.
 
     Raises:
         UsageError: the report is of another machine, another measurement or another model.
@@ -220,7 +223,7 @@ def judge(
     if report is not None:
         if report.result_90_percentile_latency_ns is not None:
             values["p90_latency_ms"] = report.result_90_percentile_latency_ns / 1e6
-        if report.peak_rss_bytes is not None:
+        if report.peak_rss_bytes is not None and report.cold_start is not None:
             values["peak_memory_mb"] = report.peak_rss_bytes / 1e6
         values["size_mb"] = report.size_bytes / 1e6
         if report.result_validity != "VALID":

@@ -110,6 +110,8 @@ class _Energy(_Part):
     def _whole(self) -> _Energy:
         if self.source is not None and self.model_fields_set != type(self).model_fields.keys():
             raise ValueError("a part of the energy is missing")
+        if self.mean_power_w is None and self.energy_per_query_j is not None:
+            raise ValueError("a part of the energy is missing: mean_power_w")
         return self
 
 
@@ -236,9 +238,12 @@ class BoardReport(_Part):
         return self
 
 
-def checked_report(content: bytes, promised: Mapping[str, Any]) -> dict[str, Any]:
+def checked_report(
+    content: bytes, promised: Mapping[str, Any], asked: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The report as plain values, with the keys that the program writes. ``promised`` are fields
-    that are known before. Raises ValueError in words."""
+    that are known before, and ``asked`` is the request, whose None stand for defaults. Raises
+    ValueError in words."""
     try:
         report = BoardReport.model_validate_json(content)
     except ValidationError as error:
@@ -246,7 +251,9 @@ def checked_report(content: bytes, promised: Mapping[str, Any]) -> dict[str, Any
         where = ".".join(str(part) for part in first["loc"][:4])
         raise ValueError(f"{where or 'document'}: {first['msg']}") from error
     document = report.model_dump(by_alias=True, exclude_unset=True)
-    for key, value in promised.items():
-        if document.get(key) != value:
-            raise ValueError(f"{key} is {document.get(key)!r}, and was to be {value!r}")
+    found = document | {f"request.{key}": value for key, value in document["request"].items()}
+    given = {f"request.{key}": value for key, value in (asked or {}).items() if value is not None}
+    for key, value in (*promised.items(), *given.items()):
+        if found.get(key) != value:
+            raise ValueError(f"{key} is {found.get(key)!r}, and was to be {value!r}")
     return document

@@ -37,10 +37,10 @@ from rekd_edge.errors import (
 
 OLDEST_PYTHON = (3, 10)
 """Of the board: what the runtime of bundles needs."""
-SPACE_BESIDE_FILES = 32 << 20
-"""Bytes for the report and what the program writes while it runs."""
 MOST_REPORT = 64 << 20
 """Bytes; ten minutes of queries of a tenth of a millisecond fit."""
+SPACE_BESIDE_FILES = MOST_REPORT + (8 << 20)
+"""Bytes for the report and what else the program writes while it runs."""
 MOST_LINE = 1 << 16
 MOST_NOISE = 1 << 20
 """Bytes that a login shell may print before the agent speaks."""
@@ -215,6 +215,7 @@ def _chunks(content: Path | bytes) -> Iterator[bytes]:
             yield chunk
 
 
+_NO_SPACE = ("No space left on device", "quota exceeded")
 _KINDS: dict[int, type[RekdEdgeError]] = {2: UsageError, 4: BackendError, 6: IntegrityError}
 
 
@@ -225,6 +226,11 @@ def _failure(board: SshBoard, exit_code: int, lines: list[str]) -> RekdEdgeError
         if line.startswith(("error: ", "unexpected: ")):
             message = line.removeprefix("error: ")
             hint = following.removeprefix("hint: ") if following.startswith("hint: ") else None
+    if any(text in message for text in _NO_SPACE):
+        return RemoteDeviceError(
+            f"there is no space on {board.address}: {message}",
+            hint="make room there, or name a larger place with --remote-folder",
+        )
     if exit_code in _KINDS:
         return _KINDS[exit_code](f"on {board.address}: {message}", hint=hint)
     if exit_code == -9:
@@ -282,7 +288,8 @@ class _Connection:
         """Closes the board's input, which ends everything there, and waits until it has."""
         try:
             self._closing.set()
-            _close(self._input)
+            with self._not_for_ever(self._farewell_s):  # what is still to be written goes first
+                _close(self._input)
             try:
                 self._process.wait(timeout=self._farewell_s)
             except subprocess.TimeoutExpired:
@@ -400,9 +407,9 @@ class _Connection:
             self._input.flush()
 
     @contextmanager
-    def _not_for_ever(self) -> Iterator[None]:
+    def _not_for_ever(self, seconds: float | None = None) -> Iterator[None]:
         """The connection ends where the board takes nothing of what is sent."""
-        stalled = threading.Timer(STALL_S, self._process.kill)
+        stalled = threading.Timer(STALL_S if seconds is None else seconds, self._process.kill)
         stalled.start()
         try:
             yield

@@ -139,7 +139,7 @@ def bench(
         typer.Option("--known-hosts", metavar="FILE", help="Board: host keys that are accepted."),
     ] = None,
     identity: Annotated[
-        Path | None, typer.Option("--identity", metavar="FILE", help="Board: the key to log in.")
+        Path | None, typer.Option("--identity", metavar="FILE", help="Board: a key to log in.")
     ] = None,
     remote_python: Annotated[
         str | None,

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from rekd_edge.boards.session import run_on_board
 from rekd_edge.bundle import open_bundle
 from rekd_edge.cli.app import app
 from rekd_edge.errors import GateError, IntegrityError, RemoteDeviceError, UsageError
-from tests.sshd import Server, at_work, open_server, wait_until, write_key
+from tests.signals import not_ignored
+from tests.sshd import Server, at_work, open_server, open_small_disk, wait_until, write_key
 
 REQUEST: dict[str, Any] = {
     "schema_version": 1,
@@ -40,6 +42,17 @@ REQUEST: dict[str, Any] = {
     "threads": 1,
 }
 LONG = {**REQUEST, "min_duration_s": 300.0}
+ENERGY = {
+    "source": "RAPL",
+    "reason": None,
+    "energy_j": 1.0,
+    "mean_power_w": None,
+    "energy_per_query_j": 1.0,
+    "counted": ["package-0"],
+    "zones_j": {"package-0": 1.0},
+    "poll_count": 2,
+}
+"""Per query, but not of the whole."""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +112,25 @@ def test_a_bundle_is_measured_there(
     assert str(place) not in json.dumps(document)
 
 
+def test_no_space_for_the_report_is_of_the_board(
+    board: SshBoard, text_bundle: Path, examples: Path, tmp_path: Path
+) -> None:
+    with open_small_disk(tmp_path / "disk") as disk:
+
+        def fill(line: str) -> None:
+            if line.startswith("SingleStream"):
+                with suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+                    while file.write(bytes(1 << 20)):
+                        pass
+
+        small = replace(board, folder=str(disk))
+        request = {**REQUEST, "min_duration_s": 3.0}
+        with pytest.raises(RemoteDeviceError, match=r"no space on .*No space left") as caught:
+            run_load_test_on_board(small, text_bundle, examples, request, progress=fill)
+        assert caught.value.exit_code == 5
+        assert [path.name for path in disk.iterdir()] == ["other"]
+
+
 def test_images_are_measured_there(board: SshBoard, image_bundle: Path, tmp_path: Path) -> None:
     import numpy as np
 
@@ -154,7 +186,7 @@ def written(server: Server, text_bundle: Path, tmp_path_factory: pytest.TempPath
 
 
 def test_a_true_report_passes_as_it_is(written: bytes) -> None:
-    assert checked_report(written, {"scenario": "SingleStream"}) == json.loads(written)
+    assert checked_report(written, {"scenario": "SingleStream"}, REQUEST) == json.loads(written)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +209,10 @@ def test_a_true_report_passes_as_it_is(written: bytes) -> None:
         ("date", "today", "date"),
         ("model_sha256", "../../etc/passwd", "model_sha256"),
         ("quality", {"accuracy": 2}, "quality"),
+        ("state.energy", ENERGY, "part of the energy"),
+        ("request.threads", 2, "request.threads is 2, and was to be 1"),
+        ("request.scope", "compute", "request.scope is 'compute'"),
+        ("request.min_duration_s", 0.1, "request.min_duration_s is 0.1"),
         ("scenario", "Offline", "scenario is 'Offline'|latencies"),
         ("manifest_sha256", "0" * 64, "manifest_sha256 is"),
     ],
@@ -193,7 +229,7 @@ def test_a_false_report_is_refused(written: bytes, path: str, value: Any, messag
         del document["stability"]
         message = "no latencies"
     with pytest.raises(ValueError, match=message):
-        checked_report(json.dumps(document).encode(), promised)
+        checked_report(json.dumps(document).encode(), promised, REQUEST)
 
 
 def test_a_report_without_one_of_its_parts_is_refused_or_does_as_well(written: bytes) -> None:
@@ -219,6 +255,13 @@ def test_a_report_without_one_of_its_parts_is_refused_or_does_as_well(written: b
             values_of(found)
         part[key] = value
     assert refused > 60
+
+
+def test_a_target_that_is_missed_without_a_reason_is_missed(written: bytes) -> None:
+    document = json.loads(written)
+    document |= {"result_perf_constraints_met": False, "result_invalid_reason": "quick"}
+    found = checked_report(json.dumps(document).encode(), {})
+    assert LoadReport(found).missed_target == "quick"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 10**6, b'{"a":' * 10**5])
@@ -341,16 +384,20 @@ class TestCommand:
     ) -> None:
         output = tmp_path / "o.json"
         options = ["--min-duration-s", "300", "--json", str(output)]
-        local = subprocess.Popen(
-            [sys.executable, "-m", "rekd_edge", *words, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        # Once the program is there and has opened the model it measures.
-        assert wait_until(lambda: _measures(place), 120)
-        local.send_signal(number)
-        _, said = local.communicate(timeout=180)
+        with not_ignored():
+            local = subprocess.Popen(
+                [sys.executable, "-m", "rekd_edge", *words, *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        try:
+            # Once the program is there and has opened the model it measures.
+            assert wait_until(lambda: _measures(place), 120)
+            local.send_signal(number)
+            _, said = local.communicate(timeout=180)
+        finally:
+            local.kill()
         assert not output.exists()
         if number == signal.SIGINT:
             assert local.returncode == 130

@@ -34,6 +34,7 @@ from rekd_edge.cli.app import app
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.load_pipeline import load_examples, load_test
 from tests.bench_program import QUICKLY, load_program, request, write_texts
+from tests.signals import not_ignored
 
 program = load_program()
 TEXTS = [
@@ -120,6 +121,20 @@ def test_images_are_measured_in_both_scopes(image_bundle: Path, images: Path) ->
     assert medians["end_to_end"] > medians["compute"]  # decoding and resizing come on top
     assert reports["end_to_end"]["scope_in_words"].startswith("image file to label and rationale")
     assert "early stopping needs 64 queries, not 20" in reports["compute"]["result_invalid_reason"]
+
+
+def test_more_examples_than_memory_holds_are_refused(
+    image_bundle: Path, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable: 10 kB\n")
+    small = program.Machine(tmp_path)
+    asked = request("SingleStream", min_query_count=1)
+    with pytest.raises(program.InputError, match=r"3 examples, prepared, take .* half of the"):
+        program.run(image_bundle, images, asked, machine=small)
+    for others in ({"scope": "end_to_end"}, {"mode": "AccuracyOnly"}):
+        asked = request("SingleStream", min_query_count=1, **others)
+        assert program.run(image_bundle, images, asked, machine=small)["input_count"] == 3
 
 
 def test_every_query_is_asked_equally_often(text_bundle: Path, texts: Path) -> None:
@@ -241,9 +256,10 @@ def command(script: Path, bundle: Path, examples: Path, **fields: Any) -> list[s
     ]
 
 
-def clean_environment() -> dict[str, str]:
+def clean_environment(threads: int = 1) -> dict[str, str]:
+    """``threads`` of numpy's BLAS."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return kept | {"OMP_NUM_THREADS": "1"}
+    return kept | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
 
 
 def launch(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -335,13 +351,15 @@ def started(
     """Starts the program for a long run; whatever is left of it ends with the test."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(**fields: Any) -> subprocess.Popen[str]:
+    def start(blas_threads: int = 1, **fields: Any) -> subprocess.Popen[str]:
         words = command(alone, text_bundle, texts, **fields)
-        running.append(
-            subprocess.Popen(
-                words, stderr=subprocess.PIPE, text=True, cwd=alone.parent, env=clean_environment()
+        environment = clean_environment(blas_threads)
+        with not_ignored():
+            running.append(
+                subprocess.Popen(
+                    words, stderr=subprocess.PIPE, text=True, cwd=alone.parent, env=environment
+                )
             )
-        )
         return running[-1]
 
     yield start
@@ -353,13 +371,18 @@ def started(
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["measuring", "cold start"])
+@pytest.mark.parametrize("blas_threads", [1, 2])
 def test_a_signal_ends_it_at_once_and_leaves_nothing(
-    number: signal.Signals, when: str, alone: Path, started: Callable[..., subprocess.Popen[str]]
+    number: signal.Signals,
+    when: str,
+    blas_threads: int,
+    alone: Path,
+    started: Callable[..., subprocess.Popen[str]],
 ) -> None:
     if when == "measuring":
-        process = started(min_duration_s=300)
+        process = started(blas_threads, min_duration_s=300)
     else:
-        process = started(min_query_count=1, cold_starts=100)
+        process = started(blas_threads, min_query_count=1, cold_starts=100)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("SingleStream")
     children: list[psutil.Process] = []

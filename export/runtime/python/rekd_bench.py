@@ -27,7 +27,7 @@ queries for early stopping, misses ``target_latency_ms``, or *does not hold stil
   times. The fifths of a run are five shorter runs: where they repeat, whole ones do all the more.
 - The 99 % interval of the median over the run is wider than 5 % (where queries were repeated).
 - The clock's median in a window is more than 5 % below that of another (not with an idle gap).
-- A throttling counter has risen.
+- A throttling counter has risen, or a Raspberry Pi said that it is being throttled.
 - This process waited for a core for more than 2 % of the time, or a hypervisor took 2 % of it.
 - Other work took more than 0.2 cores and 5 % of the machine; where the system does not tell, the
   load average shows more than one task besides this one.
@@ -561,7 +561,12 @@ _THROTTLING = (
     "sys/devices/system/cpu/cpu*/thermal_throttle/package_throttle_count",
     "sys/class/hwmon/hwmon*/oc*_event_cnt",
 )
-_PI_FIRMWARE = "sys/devices/platform/soc/*firmware/get_throttled"
+_PI_FIRMWARE = "sys/devices/platform/soc*/*firmware/get_throttled"
+"""Flags in hexadecimal: the lowest four are of now, those 16 places above of since the start."""
+_THROTTLED_NOW = 0xF
+_MOST_NAMED = 3
+_TOKEN_BYTES = 128
+"""Of a token's place in the text, as Python keeps it."""
 
 
 class Machine:
@@ -577,6 +582,7 @@ class Machine:
         self._clocks = [
             path for n in cores if (path := base / f"cpu{n}/cpufreq/scaling_cur_freq").is_file()
         ]
+        self._flags = _glob(root, _PI_FIRMWARE)
 
     def clock_mhz(self) -> float | None:
         """Of the fastest core open to this process (kHz in cpufreq, MHz in cpuinfo)."""
@@ -603,15 +609,22 @@ class Machine:
     def throttling(self) -> dict[str, int]:
         """Counters by file (they only rise), and the Raspberry Pi's flags."""
         found = {}
-        for pattern in (*_THROTTLING, _PI_FIRMWARE):
+        for pattern in _THROTTLING:
             for path in _glob(self.root, pattern):
-                value = _text(path)
                 try:
-                    if value is not None:
-                        base = 16 if path.name == "get_throttled" else 10
-                        found[str(path.relative_to(self.root))] = int(value, base)
+                    found[str(path.relative_to(self.root))] = int(_text(path) or "")
                 except ValueError:
                     continue
+        return found | self.throttled_flags()
+
+    def throttled_flags(self) -> dict[str, int]:
+        """A Raspberry Pi's, where its kernel tells."""
+        found = {}
+        for path in self._flags:
+            try:
+                found[str(path.relative_to(self.root))] = int(_text(path) or "", 16)
+            except ValueError:
+                continue
         return found
 
     def temperatures(self) -> dict[str, float]:
@@ -658,11 +671,6 @@ class Machine:
                 versions[name] = version(name)
             except PackageNotFoundError:
                 continue
-        memory = [
-            int(line.split()[1]) * 1024
-            for line in (_text(self.root / "proc/meminfo") or "").splitlines()
-            if line.startswith("MemTotal:")
-        ]
         return {
             "cpu": self._processor(),
             "board": _text(self.root / "proc/device-tree/model"),
@@ -675,9 +683,15 @@ class Machine:
             "cores_available": runtime.resolve_threads(None),
             "cpu_quota": runtime.cpu_quota(self.root / "sys/fs/cgroup"),
             "governor": ", ".join(self.governors()) or None,
-            "memory_bytes": memory[0] if memory else None,
+            "memory_bytes": self.memory_bytes("MemTotal"),
             "load_average_1m": load_average(),
         }
+
+    def memory_bytes(self, name: str) -> int | None:
+        for line in (_text(self.root / "proc/meminfo") or "").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+        return None
 
     def _processor(self) -> str:
         for line in (_text(self.root / "proc/cpuinfo") or "").splitlines():
@@ -713,6 +727,8 @@ class Watch:
         self.energy = Energy(machine.root)
         self.clocks: list[tuple[int, float]] = []
         """Number of queries answered so far, MHz."""
+        self.throttled: set[str] = set()
+        """Flags that have said so at any time."""
         self._say = say
         self._next_poll = self._next_progress = 0
 
@@ -740,6 +756,8 @@ class Watch:
         clock = self.machine.clock_mhz()
         if clock is not None:
             self.clocks.append((queries, clock))
+        flags = self.machine.throttled_flags()
+        self.throttled |= {name for name, value in flags.items() if value & _THROTTLED_NOW}
         now = time.perf_counter_ns()
         self.energy.poll(now)
         self._next_poll = now + int(POLL_S * 1e9)
@@ -784,16 +802,21 @@ class Watch:
         if clock and not idle_gap:
             found.append(clock)
         before, after = self.before["throttling"], self.after["throttling"]
-        found += [
-            f"{name} rose from {before.get(name, 0)} to {value}"
-            for name, value in after.items()
-            if value > before.get(name, 0)
-        ]
-        found += [
-            f"{name} went from {self.before['cooling'].get(name, 0)} to {value}"
-            for name, value in self.after["cooling"].items()
-            if value > self.before["cooling"].get(name, 0) and "fan" not in name.lower()
-        ]
+        found += _first(
+            [f"{name} said that it is throttled" for name in sorted(self.throttled)]
+            + [
+                f"{name} rose from {before.get(name, 0)} to {value}"
+                for name, value in after.items()
+                if value > before.get(name, 0) and name not in self.throttled
+            ]
+        )
+        found += _first(
+            [
+                f"{name} went from {self.before['cooling'].get(name, 0)} to {value}"
+                for name, value in self.after["cooling"].items()
+                if value > self.before["cooling"].get(name, 0) and "fan" not in name.lower()
+            ]
+        )
         shares = self.shares()
         waiting, stolen = shares["waiting_share"], shares["stolen_share"]
         if waiting is not None and waiting > MOST_WAITING:
@@ -849,6 +872,12 @@ class Watch:
         }
 
 
+def _first(reasons: list[str]) -> list[str]:
+    """A machine may have hundreds of counters."""
+    more = len(reasons) - _MOST_NAMED
+    return reasons if more <= 0 else [*reasons[:_MOST_NAMED], f"and {more} more of the kind"]
+
+
 # --- the system under test --------------------------------------------------------------------
 
 
@@ -869,6 +898,7 @@ class SystemUnderTest:
         model: runtime.Rationalist,
         examples: Sequence[Example],
         request: Request,
+        machine: Machine,
     ) -> None:
         self.model = model
         self.examples = examples
@@ -876,7 +906,23 @@ class SystemUnderTest:
         self.end_to_end = request.scope == "end_to_end"
         self._prepared: list[runtime.Encoded] = []
         if not self.end_to_end and request.mode == "PerformanceOnly":
+            self._require_room(machine)
             self._prepared = [self._encode(number) for number in range(len(examples))]
+
+    def _require_room(self, machine: Machine) -> None:
+        """Raises :class:`InputError` where all examples, if as large as the first, would take more
+        than half of the memory that is free."""
+        free, first = machine.memory_bytes("MemAvailable"), self._encode(0)
+        size = sum(array.nbytes for array in first.arrays.values())
+        if first.text is not None:
+            size += first.tokens * _TOKEN_BYTES
+        whole = size * len(self.examples)
+        if free is not None and whole > free / 2:
+            raise InputError(
+                f"{len(self.examples)} examples, prepared, take {whole / 1e9:.2g} GB, more than "
+                f"half of the {free / 1e9:.2g} GB of memory that are free",
+                hint="give fewer examples, or measure end_to_end, which prepares none beforehand",
+            )
 
     def _encode(self, number: int) -> runtime.Encoded:
         return self.model.encode(self.examples[number].item, f"example {number + 1}")
@@ -1186,9 +1232,7 @@ _FIRST_ANSWER = """
 import sys, time
 started = time.monotonic_ns()
 sys.path[:] = [place for place in sys.path if place]  # nothing from the current folder
-import json, signal
-if hasattr(signal, "pthread_sigmask"):
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+import json
 
 def peak():
     try:
@@ -1323,19 +1367,27 @@ def _interrupted() -> NoReturn:
 
 def watch_signals() -> None:
     """From here on SIGINT, SIGTERM and SIGHUP end the process with 130, also while the model runs
-    or LoadGen drives it. One that was ignored (``nohup``) stays ignored."""
+    or LoadGen drives it. One that was ignored (``nohup``) stays ignored.
+
+    The system may hand a signal to any thread, those of numpy's BLAS among them, so none is blocked
+    and waited for: Python's own C handler, which runs in whichever, writes to a pipe.
+    """
     wanted = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-    if not hasattr(signal, "sigwait"):  # Windows
+    if os.name == "nt":
         for one in wanted:
             signal.signal(one, lambda number, frame: _interrupted())
         return
 
-    def wait() -> None:
-        if wanted:
-            signal.sigwait(wanted)
-            _interrupted()
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # threads made later inherit this
+    def wait() -> None:
+        os.read(told, 1)
+        _interrupted()
+
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    for one in wanted:
+        signal.signal(one, lambda number, frame: None)
     threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
@@ -1372,10 +1424,11 @@ def run(
     if request.loadgen:
         _import_loadgen()
     say(f"{request.scenario}, {request.mode}, {request.scope}, {len(examples)} examples")
-    system = SystemUnderTest(model, examples, request)
+    machine = machine or Machine()
+    system = SystemUnderTest(model, examples, request, machine)
     order = shuffled(len(examples), request.seed)
     expected_ns = _warm_up(system, request, order)
-    watch = Watch(machine or Machine(), say)
+    watch = Watch(machine, say)
     quality: Quality | None = None
     samples = Samples()
     told: dict[str, Any] | None = None

@@ -297,13 +297,49 @@ def test_throttling_that_happens_during_the_run_is_unrest(tmp_path: Path) -> Non
         },
     )
     assert watch.problems(400, idle_gap=False)[:3] == [
+        f"{firmware} said that it is throttled",
         f"{counter} rose from 7 to 9",
-        f"{firmware} rose from 0 to {0xE0008}",
         "cooling_device1 thermal-cpufreq-0 went from 0 to 1",
     ]
     told = watch.to_json(400)
     assert told["temperatures_c"]["before"] == {"thermal_zone0 cpu-thermal": 41.5}
     assert told["temperatures_c"]["after"] == {"thermal_zone0 cpu-thermal": 83.25}
+
+
+@pytest.mark.parametrize(
+    "folder", ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"], ids=["3, 4", "5"]
+)
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("0", "0", "0"), ""),
+        (("50000", "50000", "50000"), ""),
+        (("50000", "50004", "50000"), "said that it is throttled"),
+        (("0", "20000", "20000"), f"rose from 0 to {0x20000}"),
+    ],
+    ids=["never", "long ago", "again, and over by the end", "between two looks"],
+)
+def test_a_raspberry_pi_says_when_it_is_throttled(
+    folder: str, flags: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    name = f"sys/devices/platform/{folder}/get_throttled"
+    watch = program.Watch(program.Machine(tree(tmp_path, {name: flags[0]})))
+    watch.start()
+    for answered, value in enumerate(flags, start=1):
+        tree(tmp_path, {name: value})
+        watch._next_poll = 0
+        watch.between(answered)
+    watch.stop(3)
+    about = [one for one in watch.problems(3, idle_gap=False) if one.startswith(name)]
+    assert about == ([f"{name} {said}"] if said else [])
+
+
+def test_many_counters_are_one_short_reason(tmp_path: Path) -> None:
+    names = [f"{CPU}/cpu{n}/thermal_throttle/core_throttle_count" for n in range(300)]
+    watch = watched(tmp_path, dict.fromkeys(names, 0), dict.fromkeys(names, 1))
+    problems = watch.problems(400, idle_gap=False)
+    assert problems[3] == "and 297 more of the kind"
+    assert len("; ".join(problems)) < 1000
 
 
 def test_rapl_is_added_up_across_its_wrap(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,9 +78,43 @@ def test_the_command_asks_nothing_and_trusts_nothing_new(tmp_path: Path) -> None
         assert forced in settings
     assert f'UserKnownHostsFile="{tmp_path}/known 100%%"' in settings
     assert "IdentitiesOnly=yes" in settings
+    only = [word for word in settings if "KnownHosts" in word and "=" in word]
+    assert "GlobalKnownHostsFile=/dev/null" in only
+    shown = shlex.split(board.acceptance())
+    assert [word for word in shown if "KnownHosts" in word] == only
     assert words[-3:] == ["--", "::1", "true"]
     assert words[words.index("-l") + 1] == "pi"
     assert words[words.index("-p") + 1] == "2222"
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="needs ssh")
+def test_with_known_hosts_no_other_host_key_counts(tmp_path: Path) -> None:
+    """What ssh makes of its options under a configuration that names other sources of keys."""
+    known, config = tmp_path / "known", tmp_path / "config"
+    known.touch()
+    config.write_text(
+        "IgnoreUnknown KnownHostsCommand,NotAnOption\nNotAnOption yes\n"
+        "KnownHostsCommand /bin/echo\nGlobalKnownHostsFile /etc/a\nUserKnownHostsFile /etc/b\n"
+    )
+    program, *words = SshBoard(BoardAddress("board"), known).command("true")
+    done = subprocess.run(
+        [program, "-F", str(config), "-G", *words], capture_output=True, text=True, check=True
+    )
+    found = [line for line in done.stdout.splitlines() if "knownhosts" in line.split()[0]]
+    places = {line.split()[0]: line.split()[1] for line in found if not line.startswith("hash")}
+    assert places.pop("knownhostscommand", "none") == "none"
+    assert places == {"userknownhostsfile": str(known), "globalknownhostsfile": "/dev/null"}
+
+
+def test_the_key_to_forget_is_under_the_name_that_ssh_uses(tmp_path: Path) -> None:
+    complaint = (
+        "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\r\n"
+        "Host key for [192.168.1.20]:2222 has changed and you have requested strict checking.\r\n"
+    )
+    board = SshBoard(BoardAddress("kitchen"))
+    assert "ssh-keygen -R '[192.168.1.20]:2222' &&" in str(explained(board, complaint).hint)
+    silent = complaint.partition("Host key")[0]
+    assert "ssh-keygen -R kitchen &&" in str(explained(board, silent).hint)
 
 
 @pytest.mark.parametrize("option", ["python", "folder"])

@@ -36,6 +36,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "result_invalid_reason": "",
         "result_90_percentile_latency_ns": 12_000_000,
         "peak_rss_bytes": 250_000_000,
+        "cold_start": {"peak_rss_bytes": [250_000_000]},
         "size_bytes": 85_000_000,
         "model_sha256": "a" * 64,
         "machine": TWO_CORES,
@@ -86,6 +87,13 @@ def test_a_report_is_held_to_the_budgets() -> None:
     assert slow.passed is False
     assert slow.broken_by == "p90_latency_ms is 20 ms, above 20"
     assert judge(profile, report(result_90_percentile_latency_ns=20_000_000), None)[0].passed
+
+
+def test_memory_is_that_of_a_fresh_process_or_not_measured() -> None:
+    without = report(cold_start=None, peak_rss_bytes=10**12)
+    memory = judge(load_device("x86-two-core"), without, None)[1]
+    assert (memory.budget, memory.measured) == ("peak_memory_mb", None)
+    assert memory.passed is None
 
 
 def test_an_invalid_result_holds_no_budget_of_time() -> None:
