@@ -495,13 +495,15 @@ def test_an_interruption_does_not_wait_for_a_board_that_takes_nothing(
     monkeypatch.setattr(session, "FAREWELL_S", 1.0)
     body = "begin(); import time; time.sleep(60)"
     deaf = script(tmp_path / "deaf", HOSTILE.format(python=sys.executable, body=body))
-    large = BoardJob({"p.py": ECHO, "large": bytes(30 << 20)}, ("p.py",), "r", ())
+    # Each smaller than the buffer of the stream, so that something is left in it.
+    files = {f"{number}": bytes(4000) for number in range(2000)}
+    many = BoardJob(files, ("p.py",), "r", ())
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 5.0)
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_on_board(replace(board, python=deaf), large)
+            run_on_board(replace(board, python=deaf), many)
         assert 4.0 < time.monotonic() - started < 30.0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
