@@ -98,6 +98,7 @@ def test_an_int8_bundle_is_checked_and_measured_like_any_other(run: Run, tmp_pat
     assert set(measured.candidates) == {"gathered", "plain", "masked", "plain-int8-static"}
 
 
+@pytest.mark.slow
 def test_without_a_variant_inside_the_gates_nothing_is_bundled(run: Run, tmp_path: Path) -> None:
     gates = tmp_path / "impossible.yaml"
     gates.write_text(f"{LENIENT}  - {{metric: size_bytes, value: 10}}\n")

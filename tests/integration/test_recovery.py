@@ -179,6 +179,7 @@ def test_an_interruption_leaves_nothing(run: Run, tmp_path: Path) -> None:
     assert everything(run) == before
 
 
+@pytest.mark.slow
 def test_auto_recovers_what_fails_and_measures_baselines_once(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

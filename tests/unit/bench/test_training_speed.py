@@ -73,6 +73,7 @@ def test_architectures_without_their_weights() -> None:
         with_random_weights(shipped("text/movie-review-snippets"))
 
 
+@pytest.mark.slow
 def test_operations_are_counted_and_a_failing_setting_is_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
