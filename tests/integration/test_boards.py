@@ -476,7 +476,7 @@ def copied():
 def test_a_board_that_lies_does_no_harm(
     board: SshBoard, tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "FAREWELL_S", 1.0)
+    monkeypatch.setattr(session, "FAREWELL_S", 4.0)
     liar = script(tmp_path / "liar", HOSTILE.format(python=sys.executable, body=body))
     before = set(tmp_path.rglob("*"))
     with pytest.raises(RekdEdgeError) as caught:
@@ -492,7 +492,7 @@ def test_an_interruption_does_not_wait_for_a_board_that_takes_nothing(
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "FAREWELL_S", 1.0)
+    monkeypatch.setattr(session, "FAREWELL_S", 4.0)
     body = "begin(); import time; time.sleep(60)"
     deaf = script(tmp_path / "deaf", HOSTILE.format(python=sys.executable, body=body))
     # Each smaller than the buffer of the stream, so that something is left in it.
@@ -513,7 +513,7 @@ def test_an_interruption_does_not_wait_for_a_board_that_takes_nothing(
 def test_what_a_board_says_cannot_steer_the_terminal(
     board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "FAREWELL_S", 1.0)
+    monkeypatch.setattr(session, "FAREWELL_S", 6.0)
     body = (
         "copied(); say(dict(event='line', text='\\x1b]0;owned\\x07'))\n"
         "say(dict(event='done', exit_code=0, report_bytes=0, removed=True))"
