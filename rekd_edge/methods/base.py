@@ -8,6 +8,7 @@ Everything is drawn among content tokens and read by excluding or gathering, as 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class Drawn:
     kept_chance: Tensor | None = None
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """Base of the methods; a subclass writes :meth:`step`."""
 
     def __init__(
@@ -79,11 +80,11 @@ class Method(nn.Module):
         loss, terms = self.step(batch, progress, turn)
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
+    @abstractmethod
     def step(
         self, batch: Batch, progress: Progress, turn: str | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one update and what is logged beside it."""
-        raise NotImplementedError
+        """The loss of one update, a scalar, and what is logged beside it."""
 
     def temperature(self, progress: Progress) -> float:
         """tau at this step."""
