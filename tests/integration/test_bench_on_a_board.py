@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from rekd_edge.bundle import open_bundle
 from rekd_edge.cli.app import app
 from rekd_edge.errors import GateError, IntegrityError, RemoteDeviceError, UsageError
 from tests.signals import not_ignored
-from tests.sshd import Server, at_work, open_server, open_small_disk, wait_until, write_key
+from tests.sshd import Server, at_work, open_small_disk, wait_until, write_key
 
 REQUEST: dict[str, Any] = {
     "schema_version": 1,
@@ -53,33 +52,6 @@ ENERGY = {
     "poll_count": 2,
 }
 """Per query, but not of the whole."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with open_server(tmp_path_factory.mktemp("sshd") / "server") as found:
-        yield found
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """Where work folders are made; nothing may be left there, and nobody."""
-    folder = tmp_path / "board"
-    folder.mkdir()
-    yield folder
-    assert wait_until(lambda: not at_work(folder)), "a process is left on the board"
-    assert wait_until(lambda: not list(folder.iterdir())), "a folder is left on the board"
-
-
-@pytest.fixture
-def board(server: Server, place: Path) -> SshBoard:
-    return SshBoard(
-        BoardAddress.parse(server.address),
-        server.known_hosts,
-        server.identity,
-        python=sys.executable,
-        folder=str(place),
-    )
 
 
 @pytest.fixture

@@ -56,33 +56,6 @@ def job(program: bytes, *words: str, imports: tuple[str, ...] = ()) -> BoardJob:
     return BoardJob({"program.py": program}, ("program.py", *words), "report.json", imports)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with open_server(tmp_path_factory.mktemp("sshd") / "server") as found:
-        yield found
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """Where work folders are made; nothing may be left there, and nobody."""
-    folder = tmp_path / "on the board"
-    folder.mkdir()
-    yield folder
-    assert wait_until(lambda: not at_work(folder)), "a process is left on the board"
-    assert wait_until(lambda: not list(folder.iterdir())), "a folder is left on the board"
-
-
-@pytest.fixture
-def board(server: Server, place: Path) -> SshBoard:
-    return SshBoard(
-        BoardAddress.parse(server.address),
-        server.known_hosts,
-        server.identity,
-        python=sys.executable,
-        folder=str(place),
-    )
-
-
 def script(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
