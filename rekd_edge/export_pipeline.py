@@ -77,12 +77,12 @@ from rekd_edge.engines.lint import require_buildable
 from rekd_edge.engines.spec import BuildRecipe, build_recipe, profiles_of
 from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine
 from rekd_edge.engines.verify import check_engine
-from rekd_edge.errors import GateError, IntegrityError, UsageError
+from rekd_edge.errors import BackendError, GateError, IntegrityError, UsageError
 from rekd_edge.fuse import FusedPair, FusedRationalist, PlainClassifier
 from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.packages.backend import find_compiler
-from rekd_edge.packages.build import made_of, package_for, runnable_here
+from rekd_edge.packages.build import made_of, package_for, require_runnable
 from rekd_edge.packages.store import StoredPackage, find_packages
 from rekd_edge.packages.verify import check_package
 from rekd_edge.recipe import dump_recipe
@@ -790,12 +790,9 @@ def bench_bundle(
     target = load_target(bundle.manifest.target)
     elsewhere: dict[str, tuple[RuntimeName | PackageBackend, str]] = {}
     if target.package is not None:
-        package = _package_of(bundle, target)
+        package, why_not = _package_of(bundle, target)
         if package is None:
-            notes.append(
-                f"no package of {target.package.backend} for this machine: export the run here "
-                f"with --target {target.name}"
-            )
+            notes.append(f"{why_not}: export the run here with --target {target.name}")
         else:
             name = f"gathered-{target.package.backend}"
             files[name] = package.path
@@ -818,15 +815,22 @@ def bench_bundle(
     )
 
 
-def _package_of(bundle: Bundle, target: TargetSpec) -> StoredPackage | None:
-    """The package of a bundle's model that this machine may run."""
+def _package_of(bundle: Bundle, target: TargetSpec) -> tuple[StoredPackage | None, str]:
+    """The package of a bundle's model that this machine may run, or why there is none."""
     assert target.package is not None
+    wanted = (target.package.backend, target.package.device)
+    why_not = f"no package of {target.package.backend} for this machine"
     for package in find_packages(file_sha256(bundle.model_path)):
         mine = package.record.made_of
-        wanted = (target.package.backend, target.package.device)
-        if (mine.backend, mine.device) == wanted and runnable_here(package):
-            return package
-    return None
+        if (mine.backend, mine.device) != wanted:
+            continue
+        try:
+            require_runnable(package)
+        except BackendError as error:
+            why_not = error.message
+            continue
+        return package, ""
+    return None, why_not
 
 
 def export_twins(

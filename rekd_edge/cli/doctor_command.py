@@ -235,15 +235,20 @@ def _provider_here(provider: str) -> str:
 
 def _package_here(target: tuple[str, str]) -> str:
     """In words: whether packages can be compiled and run."""
-    from rekd_edge.packages.backend import cxx, find_compiler
+    from rekd_edge.packages.backend import cxx, find_compiler, find_host
     from rekd_edge.packages.spec import PackageSpec
 
+    spec = PackageSpec.model_validate(dict(zip(_FIELDS, target, strict=True)))
     try:
-        found = find_compiler(PackageSpec.model_validate(dict(zip(_FIELDS, target, strict=True))))
+        host = find_host(spec)
     except BackendError as error:
         return f"{error.message}: {error.hint}"
-    where = "this CPU" if found.device is None else found.device.name
-    return f"compiles for {where}, with torch {found.torch} and {cxx()}"
+    try:
+        find_compiler(spec)
+    except BackendError as error:
+        return f"{error.message}: {error.hint}; packages that were compiled here before run"
+    where = "this CPU" if host.device is None else host.device.name
+    return f"compiles for {where}, with torch {host.torch} and {cxx()}"
 
 
 _FIELDS = ("backend", "device")

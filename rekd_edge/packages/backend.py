@@ -19,8 +19,8 @@ COMPILER_HINT = "install a C++ compiler (on Debian: apt-get install g++), or nam
 
 
 @dataclass(frozen=True, slots=True)
-class Compiler:
-    """What was found for one package target."""
+class Host:
+    """What runs packages of one kind here."""
 
     torch: str
     torch_tensorrt: str | None
@@ -28,9 +28,9 @@ class Compiler:
     """None on a CPU."""
 
 
-def find_compiler(spec: PackageSpec) -> Compiler:
-    """Raises :class:`BackendError` where such a package cannot be made here, with what is missing:
-    a GPU, a C++ compiler, torch-tensorrt or the one that belongs to this torch."""
+def find_host(spec: PackageSpec) -> Host:
+    """Raises :class:`BackendError` where such a package cannot run here, with what is missing: a
+    GPU, torch-tensorrt or the one that belongs to this torch. No compiler is needed for that."""
     import torch
 
     device = None
@@ -45,11 +45,18 @@ def find_compiler(spec: PackageSpec) -> Compiler:
     tensorrt = None
     if spec.backend == "torch-trt":
         tensorrt = str(load_torch_tensorrt().__version__)
+    return Host(torch.__version__, tensorrt, device)
+
+
+def find_compiler(spec: PackageSpec) -> Host:
+    """Raises :class:`BackendError` where such a package cannot be made here: as :func:`find_host`,
+    and without a C++ compiler."""
+    host = find_host(spec)
     if cxx() is None:
         raise BackendError(
             f"{spec.backend} compiles C++, and there is no compiler", hint=COMPILER_HINT
         )
-    return Compiler(torch.__version__, tensorrt, device)
+    return host
 
 
 def cxx() -> str | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rekd_edge.data.storage import sha256_of
 from rekd_edge.engines.spec import Profile
 from rekd_edge.errors import BackendError, IntegrityError
-from rekd_edge.packages.backend import Compiler, find_compiler, instruction_set, load_torch_tensorrt
+from rekd_edge.packages.backend import Host, find_host, instruction_set, load_torch_tensorrt
 from rekd_edge.packages.spec import MadeOf, PackageInput, PackageRecord, PackageSpec
 from rekd_edge.packages.store import (
     PACKAGE_FILE,
@@ -44,7 +44,7 @@ OPTIONS = {"cpp.dynamic_threads": True}
 
 def made_of(
     spec: PackageSpec,
-    compiler: Compiler,
+    host: Host,
     io_spec: IoSpec,
     *,
     onnx_sha256: str,
@@ -53,18 +53,18 @@ def made_of(
     max_length: int | None,
 ) -> MadeOf:
     """What a package would be made of on this machine."""
-    on_gpu, by_tensorrt = compiler.device is not None, spec.backend == "torch-trt"
+    on_gpu, by_tensorrt = host.device is not None, spec.backend == "torch-trt"
     return MadeOf(
         backend=spec.backend,
         device=spec.device,
         onnx_sha256=onnx_sha256,
         weights_sha256=weights_sha256,
-        torch=compiler.torch,
-        torch_tensorrt=compiler.torch_tensorrt,
+        torch=host.torch,
+        torch_tensorrt=host.torch_tensorrt,
         machine=platform.machine(),
         instruction_set="" if on_gpu else instruction_set(),
-        compute_capability=compiler.device.compute_capability if compiler.device else None,
-        driver=compiler.device.driver if compiler.device and by_tensorrt else None,
+        compute_capability=host.device.compute_capability if host.device else None,
+        driver=host.device.driver if host.device and by_tensorrt else None,
         profiles=dict(profiles) if by_tensorrt else {},
         inputs=tuple(
             PackageInput(
@@ -80,24 +80,30 @@ def made_of(
     )
 
 
-def runnable_here(package: StoredPackage) -> bool:
-    """Whether it was made for this torch and this CPU or GPU."""
+def require_runnable(package: StoredPackage) -> None:
+    """Raises :class:`BackendError` unless it was made for this torch and this CPU or GPU, with what
+    differs."""
     mine = package.record.made_of
-    try:
-        compiler = find_compiler(PackageSpec(backend=mine.backend, device=mine.device))
-    except BackendError:
-        return False
-    device = compiler.device
-    return (mine.torch, mine.torch_tensorrt, mine.machine) == (
-        compiler.torch,
-        compiler.torch_tensorrt,
-        platform.machine(),
-    ) and (
-        mine.instruction_set == instruction_set()
-        if device is None
-        else mine.compute_capability == device.compute_capability
-        and mine.driver in (None, device.driver)
-    )
+    host = find_host(PackageSpec(backend=mine.backend, device=mine.device))
+    needed: list[tuple[str, str | int | None, str | int | None]] = [
+        ("torch", mine.torch, host.torch),
+        ("torch-tensorrt", mine.torch_tensorrt, host.torch_tensorrt),
+        ("processors of kind", mine.machine, platform.machine()),
+    ]
+    if host.device is None:
+        needed.append(("the processor", mine.instruction_set, instruction_set()))
+    else:
+        needed.append(("SM", mine.compute_capability, host.device.compute_capability))
+        if mine.driver is not None:
+            needed.append(("driver", mine.driver, host.device.driver))
+    differing = [
+        f"{what} {theirs} (here: {ours})" for what, theirs, ours in needed if theirs != ours
+    ]
+    if differing:
+        raise BackendError(
+            f"{package.path} was compiled for {', '.join(differing)}",
+            hint="export the run here with the same target",
+        )
 
 
 def package_for(model: DeployModel, wanted: MadeOf) -> StoredPackage:

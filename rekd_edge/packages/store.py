@@ -114,7 +114,7 @@ def require_no_pickle(path: Path) -> None:
 def find_packages(onnx_sha256: str) -> tuple[StoredPackage, ...]:
     """Packages of this user's cache that were made with the ONNX file, in the order of their names;
     what is broken is left out. Whether they may run here is :func:`~rekd_edge.packages.build
-    .runnable_here`'s matter."""
+    .require_runnable`'s matter."""
     found = []
     for path in sorted(packages_dir().glob(f"*/{PACKAGE_FILE}")):
         try:

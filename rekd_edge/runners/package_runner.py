@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from rekd_edge.errors import BackendError, UsageError
-from rekd_edge.packages.build import runnable_here
+from rekd_edge.packages.build import require_runnable
 from rekd_edge.packages.spec import MadeOf
 from rekd_edge.packages.store import read_package
 from rekd_edge.runners.file_runner import FileRunner, first_line
@@ -47,14 +47,7 @@ class PackageRunner(FileRunner):
         if isinstance(self.model, bytes):
             raise UsageError("a package is run from its file: its side-car lies beside it")
         package = read_package(self.model)
-        if not runnable_here(package):
-            mine = package.record.made_of
-            where = mine.instruction_set or f"SM {mine.compute_capability}"
-            raise BackendError(
-                f"{self.model} was compiled for torch {mine.torch} on {mine.machine} {where}, "
-                "which is not what is here",
-                hint="export the run here with the same target",
-            )
+        require_runnable(package)
         import torch
 
         made_of = package.record.made_of

@@ -9,7 +9,14 @@ from dataclasses import replace
 import pytest
 import typer
 
-from rekd_edge.cli.doctor_command import Facts, _engines_of, doctor, gather_facts, judge
+from rekd_edge.cli.doctor_command import (
+    Facts,
+    _engines_of,
+    _package_here,
+    doctor,
+    gather_facts,
+    judge,
+)
 
 HEALTHY = Facts(
     python=(3, 11),
@@ -127,6 +134,15 @@ def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
         assert "there is none here: on a CPU, --target aoti" in targets["aoti-cuda"]
     if any(map(shutil.which, ("g++", "c++", "clang++"))):
         assert targets["aoti"].startswith("compiles for this CPU, with torch")
+
+
+def test_without_a_compiler_packages_run_and_are_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    found = _package_here(("aoti", "cpu"))
+    assert "there is no compiler" in found
+    assert found.endswith("; packages that were compiled here before run")
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])

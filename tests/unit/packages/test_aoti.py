@@ -17,7 +17,7 @@ from rekd_edge.convert import OnnxArtefact, weights_sha256
 from rekd_edge.errors import BackendError, GateError
 from rekd_edge.fuse import FusedRationalist
 from rekd_edge.packages.backend import cxx, find_compiler
-from rekd_edge.packages.build import made_of, package_for, runnable_here
+from rekd_edge.packages.build import made_of, package_for, require_runnable
 from rekd_edge.packages.spec import MadeOf, PackageSpec
 from rekd_edge.packages.store import StoredPackage, find_packages
 from rekd_edge.packages.verify import check_package
@@ -77,6 +77,17 @@ def test_it_answers_at_every_size_as_the_torch_model_does(
     assert torch.get_num_threads() == threads
 
 
+def test_it_runs_where_there_is_no_compiler(
+    package: StoredPackage,
+    text_batches: list[LabelledBatch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with PackageRunner(package.path, threads=1) as runner:
+        assert len(runner.run(text_batches[0].inputs).logits) == len(text_batches[0].labels)
+
+
 def test_it_is_held_to_the_gates_of_its_file(
     package: StoredPackage,
     tiny_text: FusedRationalist,
@@ -125,7 +136,7 @@ def test_it_is_compiled_once_and_timed_beside_its_file(
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", again)
     same = package_for(tiny_text, wanted(tiny_text, tiny_text_onnx))
     assert same.path == package.path
-    assert runnable_here(same)
+    require_runnable(same)
     found = bench_files(
         {"file": tiny_text_onnx.path, "package": package.path},
         queries([text_batches[0].inputs], 8, 0),

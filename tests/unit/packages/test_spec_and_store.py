@@ -17,8 +17,8 @@ from rekd_edge.engines.spec import Profile
 from rekd_edge.errors import BackendError, IntegrityError
 from rekd_edge.fuse import FusedRationalist
 from rekd_edge.packages import backend
-from rekd_edge.packages.backend import Compiler, find_compiler, instruction_set
-from rekd_edge.packages.build import _refused, made_of, package_for
+from rekd_edge.packages.backend import Host, find_compiler, find_host, instruction_set
+from rekd_edge.packages.build import _refused, made_of, package_for, require_runnable
 from rekd_edge.packages.spec import MadeOf, PackageRecord, PackageSpec
 from rekd_edge.packages.store import (
     PACKAGE_FILE,
@@ -43,7 +43,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def facts(model: FusedRationalist, **changes: Any) -> MadeOf:
     found = made_of(
         AOTI,
-        Compiler(torch.__version__, None, None),
+        Host(torch.__version__, None, None),
         model.io_spec(),
         onnx_sha256=SHA,
         weights_sha256=SHA,
@@ -162,6 +162,31 @@ def test_a_package_of_another_torch_is_refused_before_it_is_loaded(
         pass  # this one may run here, and is no code
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"torch": "2.11.0"}, r"compiled for torch 2\.11\.0 \(here: "),
+        ({"machine": "riscv64"}, r"compiled for processors of kind riscv64 \(here: "),
+        ({"instruction_set": "AVX9 0"}, r"compiled for the processor AVX9 0 \(here: "),
+        ({"torch": "2.1", "machine": "x"}, r"for torch 2\.1 \(.*\), processors of kind x \("),
+    ],
+)
+def test_a_package_that_does_not_run_here_says_what_differs_and_no_compiler_is_missed(
+    changes: dict[str, str], why: str, tiny_text: FusedRationalist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    require_runnable(read_package(stored(facts(tiny_text))))
+    with pytest.raises(BackendError, match=why):
+        require_runnable(read_package(stored(facts(tiny_text, **changes))))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
+def test_a_package_for_a_gpu_says_that_there_is_none(tiny_text: FusedRationalist) -> None:
+    package = read_package(stored(facts(tiny_text, device="cuda", compute_capability=90)))
+    with pytest.raises(BackendError, match=r"for cuda .* there is none here"):
+        require_runnable(package)
+
+
 def test_inputs_are_held_to_the_side_car_before_compiled_code_sees_them(
     tiny_text: FusedRationalist, tiny_image: FusedRationalist
 ) -> None:
@@ -198,6 +223,7 @@ def test_without_a_gpu_a_compiler_or_the_right_torch_tensorrt_there_is_one_messa
     with pytest.raises(BackendError, match="there is no compiler") as raised:
         find_compiler(AOTI)
     assert "apt-get install g++" in str(raised.value.hint)
+    assert find_host(AOTI) == found  # what is compiled already runs without
     if not torch.cuda.is_available():
         for kind in ("aoti", "torch-trt"):
             spec = PackageSpec(backend=kind, device="cuda")
@@ -262,7 +288,7 @@ def test_the_compiler_for_a_gpu_is_keyed_by_it(tiny_text: FusedRationalist) -> N
     for kind, expected in kinds.items():
         made = made_of(
             PackageSpec(backend=kind, device="cuda"),
-            Compiler("2.15.0", "2.15.0" if kind == "torch-trt" else None, gpu),
+            Host("2.15.0", "2.15.0" if kind == "torch-trt" else None, gpu),
             tiny_text.io_spec(),
             onnx_sha256=SHA,
             weights_sha256=SHA,
