@@ -1,4 +1,5 @@
-"""What a figure was measured on: versions and hardware, for every report."""
+"""What a figure was measured on: versions and hardware, for every report; and the memory that is
+free."""
 
 from __future__ import annotations
 
@@ -59,3 +60,43 @@ def _processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
+
+
+def free_memory_bytes(
+    cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroups: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Memory that this process may still take: what the machine has available, capped by what the
+    limits of its cgroups leave (v2 ``memory.max`` or v1, those of the groups above it too)."""
+    import psutil
+
+    free = [int(psutil.virtual_memory().available)]
+    try:
+        lines = own_cgroups.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in lines:
+        number, kinds, place = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not kinds:
+            root, files = cgroup_root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            root = cgroup_root / "memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / place.lstrip("/")
+        groups = [one for one in (group, *group.parents) if one.is_relative_to(root)]
+        found = [_left_in(one, *files) for one in {*groups, root}]
+        free += [left for left in found if left is not None]
+    return min(free)
+
+
+def _left_in(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    """What a cgroup's limit leaves, files cached and not in use not counted; None: no limit."""
+    try:
+        most = int((group / limit).read_text(encoding="ascii"))
+        used = int((group / usage).read_text(encoding="ascii"))
+        statistics = (group / "memory.stat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+    figures = dict(zip(statistics[::2], statistics[1::2], strict=False))
+    return max(0, most - used + int(figures.get(reclaimable, 0)))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rekd_edge.data import TaskData, load_data
 from rekd_edge.data.loader import WorkerLoader, make_loader
-from rekd_edge.data.on_device import DeviceImages
+from rekd_edge.data.on_device import DeviceImages, images_on_device
 from rekd_edge.data.preprocess import Preprocessor
 from rekd_edge.data.split import JoinedSplit, Split
 from rekd_edge.data.transfer_set import load_transfer
@@ -529,19 +529,9 @@ class _Trainer:
         )
 
     def _on_device(self, split: Split, teacher: Preprocessor | None) -> DeviceImages | None:
-        """The split on the device, where the recipe says so or it fits there."""
         assert self.preprocessor is not None
-        where, device = self.recipe.data.augment.where, self.place
-        if where == "loader" or (where == "auto" and device.type != "cuda"):
-            return None
-        held = DeviceImages.of(split, self.preprocessor, device, teacher)
-        if held is None and where == "device":
-            raise UsageError(
-                f"data.augment.where: device, but the {split.name} split cannot be held there: it "
-                "has texts or images of several sizes, is too large, or would be resized otherwise",
-                hint="set data.augment.where to auto or loader",
-            )
-        return held
+        where = self.recipe.data.augment.where
+        return images_on_device(where, split, self.preprocessor, self.place, teacher)
 
     def _epochs(self, train: TrainSpec) -> Callable[[int], BatchLoader]:
         """The training batches of each epoch."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rekd_edge.machine import free_memory_bytes
+
 CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
 LEFT = "left"
 """Name of a product's input."""
@@ -73,7 +75,5 @@ def largest_cache_bytes(folder: Path = CACHE_FOLDER) -> int | None:
 def bandwidth_buffer_bytes() -> int:
     """A buffer of twice the largest cache, at least 256 MB, but not above a twelfth of the memory
     that is free (there are three)."""
-    import psutil
-
     wanted = max(256 * 10**6, 2 * (largest_cache_bytes() or 0))
-    return min(wanted, psutil.virtual_memory().available // 12)
+    return min(wanted, free_memory_bytes() // 12)

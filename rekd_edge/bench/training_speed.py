@@ -472,8 +472,8 @@ class _Contender:
             held = DeviceImages.of(
                 parts.split, parts.preprocessor, self.device, parts.teacher_preprocessor
             )
-            if held is None:
-                raise RuntimeError("these images cannot be prepared on the device")
+            if isinstance(held, str):
+                raise RuntimeError(f"the split cannot be prepared on the device: {held}")
             return lambda epoch: held.batches(shuffle=True, epoch=epoch, **options)
         options["teacher"] = parts.teacher_preprocessor
         options["bucket"] = self.train.bucket_by_length

@@ -6,9 +6,12 @@ be resumed with either. What the processor still does for an epoch is to draw it
 
 from __future__ import annotations
 
+import os
+import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,58 +22,105 @@ from rekd_edge.data.draws import crop_and_flip
 from rekd_edge.data.loader import BucketSampler
 from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor
 from rekd_edge.data.resample import DeviceEncoder
-from rekd_edge.data.split import ArraySplit, JoinedSplit, Split
+from rekd_edge.data.split import ArraySplit, Split
+from rekd_edge.errors import UsageError
+from rekd_edge.machine import free_memory_bytes
 from rekd_edge.recipe.schema import AugmentSpec
 from rekd_edge.types import Batch, TeacherSide
 
-_IMAGES: weakref.WeakKeyDictionary[Split, dict[torch.device, Tensor | None]] = (
+_IMAGES: weakref.WeakKeyDictionary[Split, dict[torch.device, Tensor | str]] = (
     weakref.WeakKeyDictionary()
 )
 SHARE_OF_MEMORY = 0.25
 """Most of a GPU's free memory that a split may take."""
+SHARE_OF_HOST_MEMORY = 0.5
+"""Most of the host's free memory that the processes of a run may decode a split into together."""
 
 
-def split_images(split: Split, device: torch.device) -> Tensor | None:
+def images_on_device(
+    where: Literal["auto", "loader", "device"],
+    split: Split,
+    preprocessor: Preprocessor,
+    device: torch.device,
+    teacher: Preprocessor | None = None,
+) -> DeviceImages | None:
+    """The split on the device where ``data.augment.where`` says so; None: the loader's turn. A
+    warning says why images are left to it on a CUDA device.
+
+    Raises:
+        UsageError: ``where`` is `device`, and the split cannot be held there.
+        DataError: an image cannot be read.
+    """
+    if where == "loader" or (where == "auto" and device.type != "cuda"):
+        return None
+    held = DeviceImages.of(split, preprocessor, device, teacher)
+    if isinstance(held, DeviceImages):
+        return held
+    if where == "device":
+        raise UsageError(
+            f"data.augment.where: device, but the {split.name} split cannot be held there: {held}",
+            hint="set data.augment.where to auto or loader",
+        )
+    if isinstance(preprocessor, ImagePreprocessor):
+        warnings.warn(
+            f"data.augment.where: the loader prepares the images of the {split.name} split, not "
+            f"the device: {held}. Set data.augment.where: loader to say so in the recipe",
+            stacklevel=2,
+        )
+    return None
+
+
+def split_images(split: Split, device: torch.device) -> Tensor | str:
     """All images of ``split`` on ``device``, uint8 ``[example, height, width, 3]``, kept while the
-    split lives; None for texts, images of several sizes, and more of them than fit.
+    split lives; or why they are not there: texts, images of several sizes, and more of them than
+    fit on the device or, where they must be decoded first, on the host.
 
     Raises:
         DataError: an image cannot be read.
     """
     cached = _IMAGES.setdefault(split, {})
     if device not in cached:
-        pixels = _pixels(split, _room(device))
-        cached[device] = None if pixels is None else torch.from_numpy(pixels).to(device)
+        pixels = _pixels(split, device)
+        cached[device] = pixels if isinstance(pixels, str) else torch.from_numpy(pixels).to(device)
     return cached[device]
 
 
-def _room(device: torch.device) -> float:
-    if device.type != "cuda":
-        return float("inf")
-    return SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
-
-
-def _pixels(split: Split, room: float) -> np.ndarray | None:
-    if isinstance(split, JoinedSplit):
-        parts = [_pixels(part, room) for part in split.parts]
-        found = [part for part in parts if part is not None]
-        alike = len({part.shape[1:] for part in found}) == 1
-        total = sum(part.nbytes for part in found)
-        if len(found) < len(parts) or not alike or total > room:
-            return None
-        return np.concatenate(found)
+def _pixels(split: Split, device: torch.device) -> np.ndarray | str:
     first = split.raw(0) if len(split) else ""
-    if isinstance(first, str) or first.ndim != 3 or first.nbytes * len(split) > room:
-        return None
-    if isinstance(split, ArraySplit) and isinstance(split.examples, np.ndarray):
-        return np.ascontiguousarray(split.examples)
+    if isinstance(first, str) or first.ndim != 3:
+        return "it has no images"
+    ready = split.examples if isinstance(split, ArraySplit) else None
+    decoded = not (isinstance(ready, np.ndarray) and ready.flags.c_contiguous)
+    lacking = _lacking(first.nbytes * len(split), device, decoded=decoded)
+    if lacking is not None:
+        return lacking
+    if isinstance(ready, np.ndarray):
+        return np.ascontiguousarray(ready)
     pixels = np.empty((len(split), *first.shape), dtype=np.uint8)
     for index in range(len(split)):
         image = split.raw(index)
         if isinstance(image, str) or image.shape != first.shape:
-            return None
+            return "its images are of several sizes"
         pixels[index] = image
     return pixels
+
+
+def _lacking(size_bytes: int, device: torch.device, *, decoded: bool) -> str | None:
+    """Which memory is too small for so many pixels; None: there is room. The host's matters where
+    they are ``decoded`` into an array of their own, in each process of a run."""
+    rooms: list[tuple[str, float]] = []
+    if decoded:
+        processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+        rooms.append(("the host", SHARE_OF_HOST_MEMORY * free_memory_bytes() / processes))
+    if device.type == "cuda" and all(size_bytes <= room for _, room in rooms):
+        rooms.append(("the GPU", SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]))
+    for what, room in rooms:
+        if size_bytes > room:
+            return (
+                f"its images take {size_bytes / 1e9:.3g} GB, and {what} has {room / 1e9:.3g} GB "
+                "to spare for them"
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +139,21 @@ class DeviceImages:
         preprocessor: Preprocessor,
         device: torch.device,
         teacher: Preprocessor | None = None,
-    ) -> DeviceImages | None:
-        """None where the loader's batches cannot be had on ``device`` to the last bit.
+    ) -> DeviceImages | str:
+        """Or why the loader's batches cannot be had on ``device`` to the last bit.
 
         Raises:
             DataError: an image cannot be read.
         """
         if not isinstance(preprocessor, ImagePreprocessor):
-            return None
+            return "it has no images"
         images = split_images(split, device)
-        if images is None:
-            return None
+        if isinstance(images, str):
+            return images
         encoder = _encoder(preprocessor, images)
         theirs = _encoder(teacher, images) if isinstance(teacher, ImagePreprocessor) else None
         if not encoder.exact or not (theirs is None or theirs.exact):
-            return None
+            return "resizing there gives other pixels than the loader's"
         return DeviceImages(images, torch.from_numpy(split.labels), encoder, theirs)
 
     def batches(

@@ -69,7 +69,8 @@ class AugmentSpec(Spec):
     where: Literal["auto", "loader", "device"] = "auto"
     """Where images of one size are cropped, flipped, resized and normalised, in training and
     evaluation: one by one by the loader, or batch by batch on the device, which then holds all of
-    them. The pixels are the same to the last bit. `auto`: on a CUDA device where they fit."""
+    them. The pixels are the same to the last bit. `auto`: on a CUDA device where they
+    fit, there and, if they are files, decoded on the host."""
 
 
 class DataSpec(Spec):

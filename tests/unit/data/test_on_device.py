@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from rekd_edge.data import on_device
 from rekd_edge.data.draws import crop_and_flip, draw_crop
 from rekd_edge.data.loader import make_loader
-from rekd_edge.data.on_device import DeviceImages, split_images
+from rekd_edge.data.on_device import DeviceImages, images_on_device, split_images
 from rekd_edge.data.preprocess import ImagePreprocessor, Interpolation
 from rekd_edge.data.resample import DeviceEncoder
 from rekd_edge.data.split import ArraySplit, FileSplit, JoinedSplit
+from rekd_edge.errors import UsageError
 from rekd_edge.recipe.schema import AugmentSpec
 
 CPU = torch.device("cpu")
@@ -66,7 +68,7 @@ def test_batches_are_the_loaders_for_student_and_teacher(augment: AugmentSpec | 
     student = ImagePreprocessor(28, MEAN, STD)
     teacher = ImagePreprocessor(32, MEAN, MEAN)
     held = DeviceImages.of(split, student, CPU, teacher)
-    assert held is not None
+    assert isinstance(held, DeviceImages)
     for shuffle in (True, False):
         mine = held.batches(batch_size=5, shuffle=shuffle, seed=3, epoch=2, augment=augment)
         theirs = make_loader(
@@ -102,9 +104,53 @@ def test_files_and_joined_splits_are_held_if_they_are_alike(tmp_path: Path) -> N
     files = FileSplit("train", np.zeros(4, np.int64), paths)
     joined = JoinedSplit("train", [files, ArraySplit("train", np.zeros(4, np.int64), images)])
     found = split_images(joined, CPU)
-    assert found is not None
+    assert isinstance(found, torch.Tensor)
     np.testing.assert_array_equal(found.numpy(), np.concatenate([images, images]))
     mixed = FileSplit("train", np.zeros(5, np.int64), [*paths, tmp_path / "wide.png"])
-    assert split_images(mixed, CPU) is None
+    assert split_images(mixed, CPU) == "its images are of several sizes"
     texts = ArraySplit("train", np.zeros(1, np.int64), ["a film"])
-    assert split_images(texts, CPU) is None
+    assert split_images(texts, CPU) == "it has no images"
+
+
+def files_of(folder: Path, count: int) -> FileSplit:
+    from PIL import Image
+
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path, image in zip(paths, noise(count, 12, 12), strict=True):
+        Image.fromarray(image).save(path)
+    return FileSplit("train", np.zeros(count, np.int64), paths)
+
+
+def test_files_that_the_host_cannot_hold_decoded_are_left_to_the_loader_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessor = ImagePreprocessor(24, MEAN, STD)
+    needed = 4 * 12 * 12 * 3
+    gpu = torch.device("cuda")  # never asked: the host is too small
+
+    def decoded(index: int) -> np.ndarray:
+        raise AssertionError(f"image {index} was decoded")
+
+    for free, processes in ((2 * needed - 2, ""), (4 * needed - 2, "2")):
+        monkeypatch.setattr(on_device, "free_memory_bytes", lambda free=free: free)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        split = files_of(tmp_path, 4)
+        first = split.raw(0)
+        monkeypatch.setattr(split, "raw", lambda i, f=first: f if i == 0 else decoded(i))
+        with pytest.warns(UserWarning, match=r"loader prepares .* train .* the host has .* GB"):
+            assert images_on_device("auto", split, preprocessor, gpu) is None
+        with pytest.raises(UsageError, match=r"where: device, .* the host has") as raised:
+            images_on_device("device", split, preprocessor, CPU)
+        assert raised.value.exit_code == 2
+    monkeypatch.setattr(on_device, "free_memory_bytes", lambda: 4 * needed)
+    assert images_on_device("device", files_of(tmp_path, 4), preprocessor, CPU) is not None
+
+
+def test_images_that_are_one_array_already_take_no_more_of_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(on_device, "free_memory_bytes", lambda: 0)
+    images = noise(3, 12, 12)
+    found = split_images(ArraySplit("train", np.zeros(3, np.int64), images), CPU)
+    assert isinstance(found, torch.Tensor)
+    assert found.data_ptr() == images.ctypes.data
