@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -225,7 +226,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class _BatchDataset(Dataset[Batch]):
+class _BatchDataset(Dataset[Batch], ABC):
     """A data set that makes whole batches: torch calls ``__getitems__`` where it exists."""
 
     lengths: np.ndarray | None = None
@@ -249,11 +250,11 @@ class _BatchDataset(Dataset[Batch]):
             teacher=teacher,
         )
 
+    @abstractmethod
     def encode(
         self, indices: Sequence[int], later: int
     ) -> tuple[dict[str, torch.Tensor], TeacherSide | None]:
         """The inputs of examples, ``later`` epochs after the data set's own."""
-        raise NotImplementedError
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from rekd_edge.data.loader import WorkerLoader, augment_image, make_loader, split_token_ids
+from rekd_edge.data.loader import (
+    WorkerLoader,
+    _BatchDataset,
+    augment_image,
+    make_loader,
+    split_token_ids,
+)
 from rekd_edge.data.preprocess import ImagePreprocessor, TextPreprocessor
 from rekd_edge.data.split import ArraySplit
 from rekd_edge.errors import DataError, UsageError
@@ -37,6 +43,11 @@ def images() -> ArraySplit:
 
 
 IMAGES = ImagePreprocessor(12, (0, 0, 0), (1, 1, 1))
+
+
+def test_a_data_set_that_encodes_nothing_cannot_be_made(texts: ArraySplit) -> None:
+    with pytest.raises(TypeError, match=r"abstract method .?encode"):
+        _BatchDataset(texts)  # pyright: ignore[reportAbstractUsage]
 
 
 def test_every_example_once_with_its_own_label(
