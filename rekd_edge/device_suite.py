@@ -462,6 +462,9 @@ class _DeviceTable:
             return self._package(candidate, held, target, opened)
         if way.runtime == "tensorrt":
             return self._engine(candidate, held, target, way, opened)
+        if self.device == "cuda":
+            served = {"name": f"{target.name}-cuda", "opset": load_target("ort-cuda").opset}
+            target = target.model_copy(update=served)
         file = self._file(candidate, held, target)
         if self.device == "cuda":
             runner: Any = CudaRunner(file, provider=CUDA_PROVIDER, cuda_graph=way.cuda_graph)

@@ -86,6 +86,7 @@ from rekd_edge.packages.build import made_of, package_for, require_runnable
 from rekd_edge.packages.store import StoredPackage, find_packages
 from rekd_edge.packages.verify import check_package
 from rekd_edge.recipe import dump_recipe
+from rekd_edge.recipe.schema import Recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import RuntimeSettings, TorchRunner, file_runner, require_runtime
 from rekd_edge.runners.gpu_runner import PROFILE_KEY, require_provider
@@ -228,12 +229,7 @@ def export_bundle(
     engine cannot be built; nothing is written then.
     """
     spec = load_target(target)
-    require_runtime(spec.runtime)
-    require_provider(spec.execution_provider)
-    require_engines(spec)
-    if spec.package is not None:
-        require_packable(run, spec)
-        find_compiler(spec.package)
+    require_target(run.recipe, spec)
     gate_set = load_gates(gates or spec.gates)
     require_free(output, force=force)
     if tune:
@@ -344,6 +340,41 @@ def export_bundle(
     )
 
 
+def require_target(recipe: Recipe, target: TargetSpec) -> None:
+    """Raises where ``target`` cannot be made of such a recipe's students or on this machine, before
+    anything is trained or converted: as :func:`require_for_pair`, and :class:`BackendError` where
+    its runtime, provider, builder or compiler is missing."""
+    require_for_pair(recipe, target)
+    require_runtime(target.runtime)
+    require_provider(target.execution_provider)
+    require_engines(target)
+    if target.package is not None:
+        find_compiler(target.package)
+
+
+def require_for_pair(recipe: Recipe, target: TargetSpec) -> None:
+    """What takes no pair of students: a package, whose exclusion is measured from outside
+    (docs/adr/0028), where a pair shows what either student kept, not which of them did
+    (:class:`UsageError`), and TensorRT, where no exchange has been run (:class:`BackendError`)."""
+    if recipe.task == "classify" or recipe.ensemble is None:
+        return
+    if target.package is not None:
+        raise UsageError(
+            f"{target.name!r} compiles one student, and {recipe.name!r} is an ensemble: from "
+            "outside a package nobody can check which of the two students kept what",
+            hint=f"export with {_FOR_PAIRS}, or train with ensemble: null",
+        )
+    if target.engine is not None or target.execution_provider == TENSORRT_PROVIDER:
+        raise BackendError(
+            f"{target.name!r} builds a TensorRT engine, and {recipe.name!r} is an ensemble: its "
+            "two students exchange rationales in an If of the graph, and TensorRT has run none",
+            hint=f"export with {_FOR_PAIRS}, or train with ensemble: null",
+        )
+
+
+_FOR_PAIRS = "--target onnx, openvino or ort-cuda"
+
+
 def require_engines(target: TargetSpec) -> None:
     """Raises :class:`BackendError` where the target's engines, if any, cannot be built here."""
     if target.engine is not None:
@@ -392,17 +423,6 @@ def make_engines(
         )
         for engine in made
     )
-
-
-def require_packable(run: Run, target: TargetSpec) -> None:
-    """Raises :class:`UsageError` for a pair of students: exclusion of a package is measured from
-    outside (docs/adr/0028), where a pair shows what either student kept, not which of them did."""
-    if run.recipe.ensemble is not None:
-        raise UsageError(
-            f"{target.name!r} compiles one student, and {run.path} holds an ensemble: from outside "
-            "a package nobody can check which of the two students kept what",
-            hint="export with --target onnx or openvino, or train with ensemble: null",
-        )
 
 
 def make_package(

@@ -33,6 +33,7 @@ from rekd_edge.export_pipeline import (
     recovery_of,
     reject,
     require_free,
+    require_target,
     require_tunable,
     test_batches,
     tune_file,
@@ -40,8 +41,6 @@ from rekd_edge.export_pipeline import (
 )
 from rekd_edge.pareto import dominates
 from rekd_edge.run_folder import Run
-from rekd_edge.runners import require_runtime
-from rekd_edge.runners.gpu_runner import require_provider
 
 if TYPE_CHECKING:
     from rekd_edge.calibrate.spec import AbstentionSpec
@@ -115,8 +114,6 @@ def export_fastest(
     require_free(output, force=force)
     found_targets = variants_of(target)
     base = found_targets[0]
-    require_runtime(base.runtime)
-    require_provider(base.execution_provider)
     made = base.engine or base.package
     if made is not None:
         raise UsageError(
@@ -124,6 +121,7 @@ def export_fastest(
             f"{made.backend}",
             hint="name a precision by its target, e.g. --target trt-rtx-fp16",
         )
+    require_target(run.recipe, base)
     if tune:
         require_tunable(base)
     fused = run.fused()

@@ -61,6 +61,11 @@ def compare(
     from rekd_edge.recipe import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), list(overrides or []))
+    if export:
+        from rekd_edge.convert import load_target
+        from rekd_edge.export_pipeline import require_target
+
+        require_target(loaded, load_target(target))
     with TrainingProgress() as progress:
         comparison = run_comparison(
             loaded,

@@ -85,7 +85,11 @@ def sweep(
     import functools
 
     from rekd_edge.cli.progress import TrainingProgress
+    from rekd_edge.convert import load_target
+    from rekd_edge.export_pipeline import require_target
     from rekd_edge.sweep.run import run_sweep
+
+    require_target(plan.base, load_target(target))
 
     listeners: functools.partial[TrainingProgress] = functools.partial(
         TrainingProgress, bars=workers == 1

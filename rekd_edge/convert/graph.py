@@ -30,7 +30,7 @@ def strip_provenance(model: onnx.ModelProto) -> None:
     """Removes source paths, stack traces and comments that exporters leave in a file."""
     model.doc_string = ""
     del model.metadata_props[:]
-    for graph in _graphs(model.graph):
+    for graph in graphs_of(model.graph):
         graph.doc_string = ""
         del graph.metadata_props[:]
         # Names of inner shapes are the exporter's own; runtimes infer shapes again by themselves.
@@ -88,7 +88,7 @@ def merge_equal_weights(model: onnx.ModelProto) -> int:
         kept = first.setdefault(key, tensor.name)
         if kept != tensor.name:
             same[tensor.name] = kept
-    for inner in _graphs(graph):
+    for inner in graphs_of(graph):
         for node in inner.node:
             for position, name in enumerate(node.input):
                 node.input[position] = same.get(name, name)
@@ -98,11 +98,12 @@ def merge_equal_weights(model: onnx.ModelProto) -> int:
     return len(same)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
+def graphs_of(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
+    """The graph, and those inside its nodes."""
     yield graph
     for node in graph.node:
         for inner in subgraphs(node):
-            yield from _graphs(inner)
+            yield from graphs_of(inner)
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:

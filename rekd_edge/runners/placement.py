@@ -8,10 +8,11 @@ refused, by name. ``session.disable_cpu_ep_fallback`` cannot do it: it refuses t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rekd_edge.convert.graph import graphs_of, subgraphs
 from rekd_edge.errors import BackendError
 from rekd_edge.runtime_options import GPU_PROVIDERS
 
@@ -114,19 +115,27 @@ def placement_of(session: Any, provider: str) -> Placement:
 
 
 def shape_nodes(model: onnx.ModelProto) -> frozenset[str]:
-    """Names of the nodes whose values follow from shapes and constants alone."""
-    constant = {tensor.name for tensor in model.graph.initializer} | {""}
-    found = set()
-    for node in model.graph.node:  # in topological order
-        by_shape = node.op_type in _SHAPES or all(name in constant for name in node.input)
-        if by_shape:
+    """Names of the nodes whose values follow from shapes and constants alone, those inside the
+    branches of an ``If`` included."""
+    return frozenset(_shapes_in(model.graph, {""}))
+
+
+def _shapes_in(graph: onnx.GraphProto, outside: Iterable[str]) -> Iterator[str]:
+    constant = {*outside, *(tensor.name for tensor in graph.initializer)}
+    for node in graph.node:  # in topological order
+        inner = list(subgraphs(node))
+        for branch in inner:
+            yield from _shapes_in(branch, constant)
+        if inner:
+            continue
+        if node.op_type in _SHAPES or all(name in constant for name in node.input):
             constant.update(node.output)
-            found.add(node.name)
-    return frozenset(found)
+            yield node.name
 
 
 def own_nodes(model: onnx.ModelProto) -> frozenset[str]:
-    return frozenset(node.name for node in model.graph.node if node.name)
+    """Names of all nodes, those inside branches included."""
+    return frozenset(node.name for graph in graphs_of(model.graph) for node in graph.node) - {""}
 
 
 def short(provider: str) -> str:

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from rekd_edge import export_pipeline
 from rekd_edge.bundle import open_bundle
-from rekd_edge.errors import BackendError, UsageError
+from rekd_edge.cli.app import app
+from rekd_edge.errors import BackendError, RekdEdgeError, UsageError
 from rekd_edge.evaluate_pipeline import evaluate_run
 from rekd_edge.export_pipeline import check_bundle, export_bundle
 from rekd_edge.fuse import FusedPair
@@ -24,6 +29,8 @@ from rekd_edge.recipe.load import InvalidRecipeError
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.report_pipeline import build_report
 from rekd_edge.run_folder import Run
+from rekd_edge.runners.placement import RECORD_KEY, own_nodes, placement_of, shape_nodes
+from rekd_edge.runtime_options import CUDA_PROVIDER
 from tests.bench_program import load_program, request, write_texts
 
 PARTNER = """{method: interactive, partner: {
@@ -152,9 +159,63 @@ def test_what_a_pair_cannot_do_is_refused_in_words(run: Run, tmp_path: Path) -> 
         recipe("ensemble.partner.selector.kernel=4")
     with pytest.raises(InvalidRecipeError, match=r"ensemble\.partner\.selector\.kind: must be"):
         recipe("objective.method=fr", "student.selector.kind=shared")
-    with pytest.raises(BackendError):
-        export_bundle(run, target="trt-rtx", output=tmp_path / "b")
-    for target in ("aoti", "torch-trt"):
-        with pytest.raises(UsageError, match="which of the two students kept what"):
-            export_bundle(run, target=target, output=tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "why"),
+    [
+        *((name, BackendError, "in an If of the graph") for name in ("trt", "trt-int8", "ort-trt")),
+        *((name, BackendError, "in an If of the graph") for name in ("trt-rtx", "trt-rtx-fp16")),
+        *((name, UsageError, "two students kept what") for name in ("aoti", "torch-trt")),
+        ("aoti-cuda", UsageError, "two students kept what"),
+    ],
+)
+def test_a_target_that_takes_no_pair_says_so_before_anything_is_converted(
+    target: str,
+    kind: type[RekdEdgeError],
+    why: str,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def converts(*_: object) -> None:
+        raise AssertionError("converted")
+
+    monkeypatch.setattr(export_pipeline, "convert_run", converts)
+    with pytest.raises(kind, match=why) as raised:
+        export_bundle(run, target=target, output=tmp_path / "b")
+    assert raised.value.exit_code == (4 if kind is BackendError else 2)
+    assert "ensemble: null" in str(raised.value.hint)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_target_that_takes_no_pair_is_refused_before_training(tmp_path: Path) -> None:
+    flat = " ".join(PARTNER.split())
+    pair = ["smoke/text", "--set", f"ensemble={flat}", "--output", str(tmp_path / "out")]
+    for command in (
+        ["compare", *pair, "--export", "--target", "ort-trt"],
+        ["sweep", *pair, "--grid", "rationale_ratio=0.2,0.3", "--target", "trt-rtx"],
+    ):
+        result = CliRunner().invoke(app, command)
+        assert isinstance(result.exception, BackendError), result.output
+        assert "ensemble" in str(result.exception)
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_exchange_on_a_gpu_is_accounted_for_node_by_node(bundle: Path) -> None:
+    model = onnx.load(str(bundle / "model.onnx"))
+    (branch,) = (node for node in model.graph.node if node.op_type == "If")
+    then = next(item.g for item in branch.attribute if item.name == "then_branch")
+    options = ort.SessionOptions()
+    options.add_session_config_entry(RECORD_KEY, "1")
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    placed = placement_of(session, CUDA_PROVIDER)
+    shapes, own = shape_nodes(model), own_nodes(model)
+    inside = {node.name: node.op_type for node in then.node}
+    assert inside.keys() & {node.name for node in placed.nodes}
+    wrong = {node.name for node in placed.misplaced(shapes, own)}
+    adds = {name for name, operator in inside.items() if operator == "Add" and name not in shapes}
+    assert adds & {node.name for node in placed.nodes} <= wrong
+    assert adds & wrong

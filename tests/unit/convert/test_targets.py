@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from rekd_edge.convert import load_target
@@ -106,3 +107,12 @@ def test_targets_for_gpus_and_packages_contradict_themselves_in_words(
     file.write_text(content.replace(old, new))
     with pytest.raises(RecipeError, match=why):
         load_target(str(file))
+
+
+@pytest.mark.parametrize("name", ["ort-cuda", "ort-cuda-fp16"])
+def test_the_cuda_provider_knows_the_very_versions_of_its_operators(name: str) -> None:
+    """Its kernels of these have no upper version, and then serve the one that they name alone."""
+    kernels = {"Equal": 13, "Pad": 18, "ReduceMax": 18, "ReduceMean": 18}
+    opset = load_target(name).opset
+    found = {one: onnx.defs.get_schema(one, opset).since_version for one in kernels}
+    assert found == kernels
