@@ -55,6 +55,10 @@ def bundled_image_preprocessor() -> ImagePreprocessor:
 @pytest.fixture(scope="session")
 def bundled_text_model() -> FusedRationalist:
     """Three classes, a quarter of the tokens, the whole MiniLM vocabulary."""
+    return _text_model(seed=0)
+
+
+def _text_model(seed: int) -> FusedRationalist:
     import torch
     from transformers import BertConfig, BertModel
 
@@ -74,7 +78,7 @@ def bundled_text_model() -> FusedRationalist:
         )
         return BertEncoder(BertModel(config, add_pooling_layer=False), cls_id=101, sep_id=102)
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     labels = ("negative", "neutral", "positive")
     model = Rationalist(BlockSelector(encoder()), Predictor(encoder(), len(labels)), 0.25)
     for head in (model.selector.head, model.predictor.head):
@@ -85,6 +89,10 @@ def bundled_text_model() -> FusedRationalist:
 @pytest.fixture(scope="session")
 def bundled_image_model() -> FusedRationalist:
     """Two classes, a quarter of 4 x 4 patches of 16 pixels."""
+    return _image_model(seed=0)
+
+
+def _image_model(seed: int) -> FusedRationalist:
     import timm
     import torch
 
@@ -99,7 +107,7 @@ def bundled_image_model() -> FusedRationalist:
             )
         )
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = Rationalist(BlockSelector(encoder()), Predictor(encoder(), 2), 0.25)
     for head in (model.selector.head, model.predictor.head):
         torch.nn.init.normal_(head.weight)
@@ -192,6 +200,31 @@ def image_bundle(
     convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
     make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_image_preprocessor)
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def pair_bundles(
+    bundled_text_model: FusedRationalist,
+    bundled_image_model: FusedRationalist,
+    bundled_text_preprocessor: TextPreprocessor,
+    bundled_image_preprocessor: ImagePreprocessor,
+    make_bundle: Callable[..., BundleManifest],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """Bundles of both students, with a partner of other weights: ``text`` and ``image``."""
+    from rekd_edge.convert import convert_to_onnx, load_target
+    from rekd_edge.fuse import fuse_pair
+
+    folder = tmp_path_factory.mktemp("pairs")
+    made = {
+        "text": (bundled_text_model, _text_model(seed=1), bundled_text_preprocessor),
+        "image": (bundled_image_model, _image_model(seed=1), bundled_image_preprocessor),
+    }
+    for name, (student, partner, preprocessor) in made.items():
+        pair, file = fuse_pair(student, partner), folder / f"{name}.onnx"
+        convert_to_onnx(pair, pair.io_spec(), file, target=load_target("onnx"), metadata={})
+        make_bundle(folder / name, file, pair, preprocessor)
+    return {name: folder / name for name in made}
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,7 @@ def packages() -> Path:
 def bundles(
     text_bundle: Path,
     image_bundle: Path,
+    pair_bundles: dict[str, Path],
     bundled_text_model: FusedRationalist,
     bundled_image_model: FusedRationalist,
     bundled_text_preprocessor: TextPreprocessor,
@@ -114,11 +115,12 @@ def bundles(
     make_bundle: Callable[..., BundleManifest],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """fp32 and int8, text and image; and those named in the environment."""
+    """fp32 and int8, text and image; two students of each; and those named in the environment."""
     from rekd_edge.convert.quantize import quantize
 
     folder = tmp_path_factory.mktemp("int8")
     found = {"text": text_bundle, "image": image_bundle}
+    found |= {f"{name}-pair": bundle for name, bundle in pair_bundles.items()}
     models: dict[str, tuple[FusedRationalist, Preprocessor]] = {
         "text": (bundled_text_model, bundled_text_preprocessor),
         "image": (bundled_image_model, bundled_image_preprocessor),
@@ -276,7 +278,11 @@ def resampled(folder: Path, pictures: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def golden(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def golden(
+    bundles: dict[str, Path],
+    pair_bundles: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Everything that the tests in JavaScript compare with."""
     from rekd_edge.data.preprocess import ImagePreprocessor
 
@@ -293,7 +299,7 @@ def golden(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         decoded.append({"file": name, "isExact": name in exact, "width": image.width})
     answers: dict[str, Any] = {}
     for name, bundle in bundles.items():
-        is_small = name in ("text", "image", "text-int8", "image-int8")
+        is_small = bundle not in BUNDLES
         if json.loads((bundle / "config.json").read_text())["modality"] == "text":
             inputs = [*texts[: 200 if is_small else 1000], *ODD_TEXTS]
         else:
@@ -303,6 +309,11 @@ def golden(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
             "precision": "int8" if "int8" in name else "fp32",
             "answers": bundle_answers(bundle, inputs),
         }
+    cases = {
+        name: {row["case"] for row in answers[f"{name}-pair"]["answers"]} for name in pair_bundles
+    }
+    assert cases["text"] == set(runtime.CASES)
+    assert len(cases["image"]) > 1
     for name in ("text", "image", "text-int8", "image-int8"):
         plain = answers[name]
         bundle = calibrated(bundles[name], folder / f"{name}-calibrated", plain["answers"])

@@ -1,17 +1,27 @@
 /** The page: loads the bundle beside it, takes a text or an image, shows the answer. */
 import {
+  type Case,
   type Config,
   type ImagePrediction,
   type Prediction,
+  type PatchBox,
   Rationalist,
   RekdError,
   type TextPrediction,
+  type WordSpan,
 } from "../src/rationalist.js";
 import { drawOverlay } from "./overlay.js";
 import { highlightedParts, visible } from "./highlight.js";
 
 const SHOWN_LABELS = 6;
 const NOT_RELIABLE = "Most probable, not to be relied on";
+/** What decided between two students (docs/ensemble.md). */
+const DECIDED: Record<Case, string> = {
+  agree: "both give this label; the first one's answer",
+  first_convinces: "they disagreed; shown what the first one read, the second gives its label, and not the other way round",
+  partner_convinces: "they disagreed; shown what the second one read, the first gives its label, and not the other way round",
+  confidence: "they disagreed, and neither or both convinced the other; the more confident one answers",
+};
 
 function element<Kind extends HTMLElement>(id: string, kind: new () => Kind): Kind {
   const found = document.getElementById(id);
@@ -182,6 +192,7 @@ function showPrediction(prediction: Prediction, config: Config): void {
   at("evidence").textContent =
     `${kept} of ${candidates} ${isText ? "tokens" : "patches"}. ` +
     `Nothing else entered the ${abstain ? "probabilities" : "answer"}.`;
+  showDecision(prediction, isText ? "tokens" : "patches");
   at("unit").textContent = isText ? "token" : "patch";
   const sorted = [...prediction.probabilities].sort(([, left], [, right]) => right - left);
   bars(at("probabilities"), sorted.slice(0, SHOWN_LABELS));
@@ -200,6 +211,22 @@ function showPrediction(prediction: Prediction, config: Config): void {
   show("overlay", !isText);
 }
 
+/** Of two students: what decided, and which marks are whose. */
+function showDecision({ case: decided, answerRationale, consulted }: Prediction, unit: string): void {
+  show("decided", decided !== null);
+  show("legend", decided !== null);
+  if (decided === null || answerRationale === null || consulted === null) return;
+  at("decided").textContent = `Two students: ${inWords(decided)} (${DECIDED[decided]}).`;
+  const parts = (evidence: readonly (WordSpan | PatchBox)[]) =>
+    evidence.reduce((sum, part) => sum + ("tokens" in part ? part.tokens.length : 1), 0);
+  at("read").textContent = `${parts(answerRationale)} ${unit} that the student that answers read`;
+  at("consulted").textContent = `${parts(consulted)} ${unit} that only the other one read`;
+}
+
+function inWords(decided: Case): string {
+  return decided.replaceAll("_", " ");
+}
+
 /** The whole answer, or as much of it as there is room for. */
 function bringIntoView(): void {
   show("result");
@@ -208,36 +235,45 @@ function bringIntoView(): void {
 }
 
 function announce(prediction: Prediction, config: Config): void {
-  const { label, probability, modality, rationale } = prediction;
-  const evidence =
-    modality === "text"
-      ? prediction.rationale.map(({ text }) => text).join(", ")
-      : `${rationale.length} patches`;
+  const { label, probability, case: decided } = prediction;
+  const said = (parts: readonly (WordSpan | PatchBox)[]) =>
+    prediction.modality === "text"
+      ? parts.map((part) => ("text" in part ? part.text : "")).join(", ")
+      : `${parts.length} patches`;
+  const { rationale, answerRationale, consulted } = prediction;
+  const evidence = said(answerRationale ?? rationale);
+  const other = consulted?.length ? ` Read by the other student: ${said(consulted)}.` : "";
+  const by = decided === null ? "" : ` Two students: ${inWords(decided)}.`;
   const notices = prediction.notices.join(" ");
   const first = prediction.abstain
     ? `No answer. ${reasons(prediction, config)} ${NOT_RELIABLE}: `
     : "";
   at("announcement").textContent =
-    `${first}${label}, ${percent(probability)}. Read from: ${evidence}. ${notices}`;
+    `${first}${label}, ${percent(probability)}. Read from: ${evidence}.${other}${by} ${notices}`;
 }
 
 function showText(prediction: TextPrediction): void {
   at("highlighted").replaceChildren(
     ...highlightedParts(prediction).map(({ text: raw, kind }) => {
       const text = visible(raw);
-      if (kind === "kept") return made("mark", text);
+      if (kind === "kept" || kind === "consulted") return made("mark", text, kind);
       return kind === "unread" ? made("span", text, "unread") : document.createTextNode(text);
     }),
   );
 }
 
-function patchesInWords({ rationale, grid }: ImagePrediction): string {
-  const rows = new Map<number, number[]>();
-  for (const { row, column } of rationale) {
-    rows.set(row + 1, [...(rows.get(row + 1) ?? []), column + 1]);
-  }
-  const words = [...rows].map(([row, columns]) => `row ${row}: ${columns.join(", ")}`);
-  return `The image with the patches kept, of ${grid} by ${grid}. ${words.join("; ")}`;
+function patchesInWords(prediction: ImagePrediction): string {
+  const { rationale, answerRationale, consulted, grid } = prediction;
+  const inRows = (boxes: readonly PatchBox[]) => {
+    const rows = new Map<number, number[]>();
+    for (const { row, column } of boxes) {
+      rows.set(row + 1, [...(rows.get(row + 1) ?? []), column + 1]);
+    }
+    return [...rows].map(([row, columns]) => `row ${row}: ${columns.join(", ")}`).join("; ");
+  };
+  const other = consulted?.length ? `. Read by the other student, ${inRows(consulted)}` : "";
+  const kept = inRows(answerRationale ?? rationale);
+  return `The image with the patches kept, of ${grid} by ${grid}. ${kept}${other}`;
 }
 
 function readyForTexts(model: Rationalist): void {

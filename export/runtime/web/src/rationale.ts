@@ -31,6 +31,51 @@ export interface PatchBox {
   readonly score: number;
 }
 
+/** What decided between two students, by number (docs/bundle.md). */
+export const CASES = ["agree", "first_convinces", "partner_convinces", "confidence"] as const;
+export type Case = (typeof CASES)[number];
+
+/** What the model kept; of two students also what the one that answers read, and the case. */
+export interface Kept {
+  readonly kept: readonly boolean[];
+  readonly read: readonly boolean[] | null;
+  readonly case: Case | null;
+}
+
+export interface Evidence<Part> {
+  /** All that the answer depends on. */
+  readonly rationale: readonly Part[];
+  /** A bundle of two students: what decided between them. Null for one student, like all below. */
+  readonly case: Case | null;
+  /** The part of `rationale` that the one that answers read. */
+  readonly answerRationale: readonly Part[] | null;
+  /** The rest of `rationale`, which the other one read; the answer depends on it too. */
+  readonly consulted: readonly Part[] | null;
+}
+
+/** `part` says what kept positions are in the input. */
+export function evidence<Part>(
+  answer: Kept,
+  part: (kept: readonly boolean[]) => readonly Part[],
+): Evidence<Part> {
+  const { kept, read } = answer;
+  return {
+    rationale: part(kept),
+    case: answer.case,
+    answerRationale: read === null ? null : part(read),
+    consulted: read === null ? null : part(kept.map((isKept, at) => isKept && !read[at])),
+  };
+}
+
+/** The case by its number, and what the student that answers read of what was kept. */
+export function decided(number: bigint, read: readonly boolean[], kept: readonly boolean[]): Case {
+  const found = CASES[Number(number)];
+  if (found === undefined || read.some((isRead, at) => isRead && !kept[at])) {
+    throw broken(`model.onnx answers in case ${number}, or from what it did not keep`);
+  }
+  return found;
+}
+
 /** Neighbouring kept tokens of one word are joined; what was not kept stays outside. */
 export function wordSpans(
   text: string,

@@ -19,7 +19,17 @@ import {
   verifyBundle,
 } from "./manifest.js";
 import { type Picture, type RawPixels, decode, rawPicture } from "./pixels.js";
-import { type PatchBox, type WordSpan, patchBoxes, wordSpans } from "./rationale.js";
+import {
+  type Case,
+  type Evidence,
+  type Kept,
+  type PatchBox,
+  type WordSpan,
+  decided,
+  evidence,
+  patchBoxes,
+  wordSpans,
+} from "./rationale.js";
 import { type View, resample, rowsRead, viewOf } from "./resample.js";
 import { WordPiece } from "./wordpiece.js";
 
@@ -30,6 +40,7 @@ export { decode, sizeOf } from "./pixels.js";
 export type {
   BundleSource,
   Calibration,
+  Case,
   Config,
   Manifest,
   PatchBox,
@@ -55,17 +66,15 @@ interface Answer extends Decision {
   readonly modelMs: number;
 }
 
-export interface TextPrediction extends Answer {
+export interface TextPrediction extends Answer, Evidence<WordSpan> {
   readonly modality: "text";
   readonly text: string;
-  readonly rationale: readonly WordSpan[];
   /** Where the model stopped reading, in characters: the end, unless the text was too long. */
   readonly readTo: number;
 }
 
-export interface ImagePrediction extends Answer {
+export interface ImagePrediction extends Answer, Evidence<PatchBox> {
   readonly modality: "image";
-  readonly rationale: readonly PatchBox[];
   readonly view: View;
   /** Patches along one side of the model's view. */
   readonly grid: number;
@@ -84,11 +93,12 @@ export interface LoadOptions {
 /** Of an image once resized, as in the Python runtime. */
 const MOST_PIXELS = 1 << 26;
 const OUTPUTS = ["logits", "rationale_mask", "selection_score", "selection_margin"] as const;
+/** Of a bundle of two students besides. */
+const PAIR_OUTPUTS = ["answer_mask", "case"] as const;
 const INPUTS = { text: ["input_ids", "attention_mask"], image: ["pixel_values"] } as const;
 
-interface ModelAnswer {
+interface ModelAnswer extends Kept {
   readonly logits: Float32Array;
-  readonly kept: boolean[];
   readonly scores: Float32Array;
   readonly margin: number;
   readonly modelMs: number;
@@ -186,7 +196,7 @@ export class Rationalist {
       modality: "text",
       text,
       ...this.answered(answer),
-      rationale: wordSpans(text, encoded, answer.kept, answer.scores),
+      ...evidence(answer, (kept) => wordSpans(text, encoded, kept, answer.scores)),
       readTo,
       candidates,
       notices,
@@ -216,7 +226,7 @@ export class Rationalist {
     return {
       modality: "image",
       ...this.answered(answer),
-      rationale: patchBoxes(view, patchSize, answer.kept, answer.scores),
+      ...evidence(answer, (kept) => patchBoxes(view, patchSize, kept, answer.scores)),
       view,
       grid,
       candidates: grid * grid,
@@ -232,18 +242,25 @@ export class Rationalist {
 
   private async run(feeds: Record<string, ort.Tensor>, tokens: number): Promise<ModelAnswer> {
     const start = performance.now();
-    const found = await this.session.run(feeds, OUTPUTS);
+    const isPair = PAIR_OUTPUTS.every((name) => this.session.outputNames.includes(name));
+    const outputs = isPair ? [...OUTPUTS, ...PAIR_OUTPUTS] : OUTPUTS;
+    const found = await this.session.run(feeds, outputs);
     const modelMs = performance.now() - start;
-    const due = [[1, this.config.labelNames.length], [1, tokens], [1, tokens], [1]];
-    OUTPUTS.forEach((name, index) => {
+    const due = [[1, this.config.labelNames.length], [1, tokens], [1, tokens], [1], [1, tokens], [1]];
+    outputs.forEach((name, index) => {
       if (String(found[name]!.dims) !== String(due[index])) {
         throw broken(`model.onnx answers ${name} as [${found[name]!.dims}], not [${due[index]}]`);
       }
     });
-    const [logits, kept, scores, margins] = OUTPUTS.map((name) => found[name]!.data);
+    const [logits, masks, scores, margins, reads, cases] = outputs.map((name) => found[name]!.data);
+    const mask = (data: unknown) => Array.from(data as Uint8Array, (value) => value !== 0);
+    const kept = mask(masks);
+    const read = isPair ? mask(reads) : null;
     const answer = {
       logits: logits as Float32Array,
-      kept: Array.from(kept as Uint8Array, (value) => value !== 0),
+      kept,
+      read,
+      case: read === null ? null : decided((cases as BigInt64Array)[0]!, read, kept),
       scores: scores as Float32Array,
       margin: (margins as Float32Array)[0]!,
       modelMs,

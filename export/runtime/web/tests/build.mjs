@@ -14,7 +14,7 @@ export async function library(folder) {
       contents:
         'export * from "./src/rationalist.js"; export * from "./page/highlight.js";' +
         'export * from "./src/manifest.js"; export * from "./src/config.js";' +
-        'export * from "./src/decision.js";',
+        'export * from "./src/decision.js"; export * from "./src/rationale.js";',
       resolveDir: HERE,
     },
     bundle: true,

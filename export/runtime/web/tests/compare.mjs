@@ -5,12 +5,12 @@ import assert from "node:assert/strict";
  * step fall to either side, and the difference goes on through the layers.
  */
 export const TOLERANCE = {
-  fp32: { logits: 1e-4, probabilities: 1e-4, margins: 1e-4, labels: 1, rationales: 1, refusals: 1 },
-  int8: { logits: 0.5, probabilities: 0.25, margins: 0.1, labels: 0.99, rationales: 0.97, refusals: 0.97 },
+  fp32: { logits: 1e-4, probabilities: 1e-4, margins: 1e-4, labels: 1, rationales: 1, refusals: 1, decisions: 1 },
+  int8: { logits: 0.5, probabilities: 0.25, margins: 0.1, labels: 0.99, rationales: 0.97, refusals: 0.97, decisions: 0.97 },
 };
 
 const positions = (rationale) =>
-  rationale.flatMap((part) => part.tokens ?? [[part.row, part.column]]).join(" ");
+  rationale === null ? null : rationale.flatMap((part) => part.tokens ?? [[part.row, part.column]]).join(" ");
 
 /** Compares one answer (plain values) with that of the Python runtime. */
 export function differences(found, due) {
@@ -22,6 +22,10 @@ export function differences(found, due) {
   );
   assert.equal(found.probability, Math.max(...found.probabilities.map(([, share]) => share)));
   assert.equal(found.abstain, found.refusedFor.length > 0);
+  const isSameDecision =
+    found.case === due.case &&
+    positions(found.answerRationale) === positions(due.answer_rationale) &&
+    positions(found.consulted) === positions(due.consulted);
   const isSameRationale = positions(found.rationale) === positions(due.rationale);
   if (isSameRationale) {
     const keys = due.rationale[0].tokens === undefined
@@ -29,6 +33,10 @@ export function differences(found, due) {
       : ["start", "end", "text", "word"];
     const places = (rationale) => rationale.map((part) => keys.map((key) => part[key]));
     assert.deepEqual(places(found.rationale), places(due.rationale));
+    if (isSameDecision && due.case !== null) {
+      assert.deepEqual(places(found.answerRationale), places(due.answer_rationale));
+      assert.deepEqual(places(found.consulted), places(due.consulted));
+    }
   }
   assert.equal(found.kept, due.kept);
   assert.equal(found.candidates, due.candidates);
@@ -37,6 +45,7 @@ export function differences(found, due) {
     logits,
     probabilities,
     isSameRefusal: String(found.refusedFor) === String(due.refused_for),
+    isSameDecision,
     isSameLabel: found.label === due.label,
     isSameRationale,
     /** Infinite where one of the two is. */
@@ -55,11 +64,12 @@ export function judge(name, precision, rows) {
   const margin = largest(same.map((row) => row.margin));
   const line =
     `${name} (${precision}): ${rows.length} inputs, same labels ${share("isSameLabel")}, same ` +
-    `rationales ${share("isSameRationale")}, withheld the same ${share("isSameRefusal")}, largest difference ` +
+    `rationales ${share("isSameRationale")}, withheld the same ${share("isSameRefusal")}, decided the same ${share("isSameDecision")}, largest difference ` +
     `of a logit ${logits}, of a probability ${probabilities}, of a margin ${margin}`;
   assert.ok(share("isSameLabel") >= limit.labels, line);
   assert.ok(share("isSameRationale") >= limit.rationales, line);
   assert.ok(share("isSameRefusal") >= limit.refusals, line);
+  assert.ok(share("isSameDecision") >= limit.decisions, line);
   assert.ok(logits <= limit.logits, line);
   assert.ok(probabilities <= limit.probabilities, line);
   assert.ok(margin <= limit.margins, line);

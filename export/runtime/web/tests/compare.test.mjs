@@ -10,6 +10,10 @@ const due = {
   probabilities: { a: 0.7, b: 0.3 },
   rationale: [{ start: 0, end: 1, text: "x", word: 0, tokens: [1] }],
   refused_for: [],
+  case: null,
+  answer_rationale: null,
+  answerRationale: null,
+  consulted: null,
   kept: 1,
   candidates: 2,
 };
@@ -30,3 +34,17 @@ for (const [precision, near, far] of [["fp32", 9e-5, 2e-4], ["int8", 0.09, 0.2]]
     assert.throws(() => judged(precision, NaN, 1), /of a margin NaN/);
   });
 }
+
+test("what decided between two students, and what the one that answers read, are compared", () => {
+  const expected = { ...due, case: "agree", answer_rationale: due.rationale, consulted: [] };
+  const pair = { ...due, case: "agree", answerRationale: due.rationale, consulted: [], margin: 1 };
+  const found = { ...pair, probabilities: [["a", 0.7], ["b", 0.3]], probability: 0.7, refusedFor: [], abstain: false };
+  const compared = (changes) => judge("one", "fp32", [differences({ ...found, ...changes }, { ...expected, margin: 1 })]);
+  compared({});
+  const wrong = [
+    { case: "confidence" },
+    { answerRationale: [], consulted: due.rationale },
+    { answerRationale: null, consulted: null, case: null },
+  ];
+  for (const changes of wrong) assert.throws(() => compared(changes), /decided the same 0,/);
+});

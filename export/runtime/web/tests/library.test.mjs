@@ -232,3 +232,29 @@ test("the size of an image is read before it is unpacked", () => {
   new DataView(huge.buffer).setUint32(20, 20_000);
   return assert.rejects(rekd.decode(new Blob([huge])), { kind: "input", message: /too large/ });
 });
+
+const span = (start, end) => ({ start, end });
+
+test("the two kinds of marks of a pair never overlap, and the answering student's goes first", () => {
+  const text = "no plot, no charm";
+  const parts = (answerRationale, consulted) =>
+    rekd
+      .highlightedParts({ text, rationale: [...answerRationale, ...consulted], answerRationale, consulted, readTo: 17 })
+      .map(({ text: part, kind }) => (kind === "dropped" ? part : `${kind === "kept" ? "[" : "("}${part}`))
+      .join("|");
+  assert.equal(parts([span(0, 2), span(3, 7)], [span(12, 17)]), "[no plot|, no |(charm");
+  assert.equal(parts([span(3, 7)], [span(0, 2), span(9, 11)]), "(no| |[plot|, |(no| charm");
+  assert.equal(parts([span(4, 6)], [span(3, 7)]), "no |(p|[lo|(t|, no charm");
+  assert.equal(parts([span(3, 7)], [span(3, 7)]), "no |[plot|, no charm");
+  assert.equal(
+    rekd.highlightedParts({ text, rationale: [span(0, 2)], answerRationale: null, consulted: null, readTo: 17 }).length,
+    2,
+  );
+});
+
+test("a case that is none, or an answer from what was not kept, is refused", () => {
+  assert.equal(rekd.decided(3n, [true, false], [true, true]), "confidence");
+  for (const [number, read] of [[4n, [true, false]], [-1n, [true, false]], [0n, [true, true]]]) {
+    assert.throws(() => rekd.decided(number, read, [true, false]), { name: "RekdError", kind: "integrity" });
+  }
+});

@@ -35,7 +35,7 @@ async function open(where, settings = {}) {
 }
 
 before(async () => {
-  for (const name of ["text", "image", "text-calibrated"]) {
+  for (const name of ["text", "image", "text-calibrated", "text-pair", "image-pair"]) {
     const words = ["--bundle", golden.bundles[name].bundle, "--output", path.join(root, name)];
     execFileSync(process.execPath, [BUILD, ...words]);
   }
@@ -258,6 +258,91 @@ describe("the page of a bundle that withholds answers", () => {
     assert.equal(await page.textContent("#standing"), "Answer");
     assert.ok(await page.getByRole("region", { name: /^Answer / }).isVisible());
     assert.ok((await page.getByRole("status").textContent()).startsWith(`${due.label}, `));
+  });
+});
+
+describe("the pages of two students", () => {
+  const letters = (text) => text.replaceAll(/\s/g, "");
+  const words = (spans) => letters(spans.map(({ text }) => text).join(""));
+
+  for (const decided of ["agree", "first_convinces", "partner_convinces", "confidence"]) {
+    test(`${decided}: says so, and marks apart what the one that answers read`, async () => {
+      const isPlain = ({ source }) => /^[\x20-\x7e]+$/.test(source);
+      const due = golden.bundles["text-pair"].answers.find(
+        (answer) => answer.case === decided && answer.consulted.length > 0 && isPlain(answer),
+      );
+      await open("text-pair/", { viewport: { width: 1000, height: 800 } });
+      await page.getByRole("textbox").fill(due.source);
+      await page.getByRole("button", { name: "Classify" }).click();
+      await page.waitForSelector("#result:not([hidden])");
+      const marked = async (kind) => letters((await page.locator(`mark.${kind}`).allTextContents()).join(""));
+      assert.equal(await marked("kept"), words(due.answer_rationale));
+      assert.equal(await marked("consulted"), words(due.consulted));
+      assert.equal(await page.textContent("#highlighted"), due.source);
+      const name = decided.replaceAll("_", " ");
+      assert.ok((await page.textContent("#decided")).startsWith(`Two students: ${name} (`));
+      const count = (spans) => spans.flatMap(({ tokens }) => tokens).length;
+      assert.ok((await page.textContent("#read")).startsWith(`${count(due.answer_rationale)} tokens `));
+      assert.ok((await page.textContent("#consulted")).startsWith(`${count(due.consulted)} tokens `));
+      const aloud = await page.getByRole("status").textContent();
+      assert.ok(aloud.includes(`Read by the other student: ${due.consulted[0].text}`), aloud);
+      assert.ok(aloud.includes(`Two students: ${name}.`), aloud);
+    });
+  }
+
+  test("the marks differ in more than colour, with contrasts that hold, also on a small phone", async () => {
+    const line = (kind) =>
+      page.locator(`mark.${kind}`).first().evaluate((node) => getComputedStyle(node).borderBottomStyle);
+    assert.deepEqual([await line("kept"), await line("consulted")], ["solid", "dashed"]);
+    await page.setViewportSize({ width: 320, height: 640 });
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      assert.deepEqual(await page.evaluate(poorContrasts, CONTRAST), []);
+    }
+    assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 320);
+  });
+
+  test("one student has neither", async () => {
+    await open("text/");
+    await page.getByRole("textbox").fill("a dull film");
+    await page.getByRole("button", { name: "Classify" }).click();
+    await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.isVisible("#decided"), false);
+    assert.equal(await page.isVisible("#legend"), false);
+    assert.equal(await page.locator("mark.consulted").count(), 0);
+  });
+
+  test("patches of the one that answers are outlined in yellow, the other's are not", async () => {
+    const due = golden.bundles["image-pair"].answers.find(
+      ({ source, consulted, width, height }) => source.endsWith(".png") && consulted.length > 0 && width === height && width >= 64,
+    );
+    await open("image-pair/", { viewport: { width: 1000, height: 800 } });
+    await page.getByLabel("Choose an image").setInputFiles(due.source);
+    await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.textContent("#label"), due.label);
+    const yellow = (boxes) =>
+      page.evaluate(
+        ([all, side]) => {
+          const shown = document.querySelector("canvas");
+          const copy = new OffscreenCanvas(shown.width, shown.height).getContext("2d");
+          copy.drawImage(shown, 0, 0);
+          const scale = shown.width / side;
+          return all.map(({ x, y, width, height }) => {
+            const box = [x, y, width, height].map((value) => Math.round(value * scale));
+            const { data } = copy.getImageData(...box);
+            let found = 0;
+            for (let at = 0; at < data.length; at += 4) {
+              if (data[at] === 255 && data[at + 1] === 213 && data[at + 2] === 74) found++;
+            }
+            return found;
+          });
+        },
+        [boxes, due.width],
+      );
+    for (const found of await yellow(due.answer_rationale)) assert.ok(found > 20);
+    for (const found of await yellow(due.consulted)) assert.ok(found < 20);
+    assert.match(await page.getAttribute("canvas", "aria-label"), /Read by the other student, row \d/);
+    assert.ok((await page.textContent("#consulted")).startsWith(`${due.consulted.length} patches `));
   });
 });
 
