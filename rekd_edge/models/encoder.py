@@ -105,11 +105,11 @@ class _WeightedAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         scaled, key, value, weight, share, attended = ctx.saved_tensors
-        gradient = gradient.to(value.dtype)
+        gradient = grad_outputs[0].to(value.dtype)
         of_value = (share * weight).to(value.dtype).transpose(-2, -1) @ gradient
         own = (gradient * attended).sum(dim=-1, keepdim=True, dtype=share.dtype)
         moved = (gradient @ value.transpose(-2, -1)).to(share.dtype).sub_(own).mul_(share)
