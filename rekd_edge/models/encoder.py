@@ -66,9 +66,14 @@ def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Te
     boolean mask it has a gradient with respect to the weight of an excluded key. A compiler gets
     the formula and fuses it; otherwise the backward pass is written by hand.
     """
-    if not torch.compiler.is_compiling():
-        attended: Tensor = _WeightedAttention.apply(query, key, value, key_weight)
-        return attended
+    if torch.compiler.is_compiling():
+        return weighted_formula(query, key, value, key_weight)
+    attended: Tensor = _WeightedAttention.apply(query, key, value, key_weight)
+    return attended
+
+
+def weighted_formula(query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor) -> Tensor:
+    """:func:`weighted_attention` in plain operations."""
     logit = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     excluded = (key_weight <= 0)[:, None, None, :]
     highest = logit.detach().masked_fill(excluded, -torch.inf).amax(dim=-1, keepdim=True)

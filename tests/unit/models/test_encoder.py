@@ -14,6 +14,7 @@ from rekd_edge.models.encoder import (
     _attend,
     deployed_attention,
     weighted_attention,
+    weighted_formula,
 )
 
 CLS, SEP = 101, 102
@@ -152,6 +153,7 @@ def test_weighted_attention_has_the_gradients_of_its_formula() -> None:
     query, key, value, weight = inputs
     counted = (query @ key.transpose(-2, -1) / 2).exp() * weight[:, None, None, :]
     expected = (counted / counted.sum(dim=-1, keepdim=True)) @ value
+    torch.testing.assert_close(weighted_formula(*inputs), expected)
     found = weighted_attention(*inputs)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(expected)
