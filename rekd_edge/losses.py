@@ -150,8 +150,8 @@ def share_penalty_of_each(keep: Tensor, valid: Tensor, rationale_ratio: float) -
 
 
 def norm_utilisation(representation: Tensor) -> Tensor:
-    """-log ||Enc(Z)||_2, the mean over the batch (Liu et al. 2025, N2R); ``[batch, channel]``. The
-    official code adds 1e-6 to the norm."""
+    """-log ||v||_2, the mean over the batch (Liu et al. 2025, N2R, where v is the representation
+    Enc(Z)); ``[batch, channel]``. The official code adds 1e-6 to the norm."""
     return -(torch.linalg.vector_norm(representation, dim=1) + 1e-6).log().mean()
 
 

@@ -21,6 +21,7 @@ from rekd_edge.compare import (
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.distill.loop import DivergedError
 from rekd_edge.errors import UsageError
+from rekd_edge.evaluate.accuracy import evaluate_classifier, evaluate_rationalist
 from rekd_edge.evaluate_pipeline import evaluate_run
 from rekd_edge.fuse.report import count_flops, mean_tokens
 from rekd_edge.machine import hardware, package_versions
@@ -106,6 +107,7 @@ def run_suite(
     """
     chosen = tuple(suite.seeds if seeds is None else seeds)
     rows = [row for row in suite.rows if row.name in recipes]
+    rows.sort(key=lambda row: row.name != suite.simulated)
     columns = [column.title for column in suite.columns]
     result = SuiteResult(
         suite,
@@ -165,6 +167,12 @@ def _report_on(run: Run, suite: SuiteSpec, output: Path, device: str) -> None:
     if "flops" in wanted and run.report("flops") is None:
         flops = count_flops(run.fused(), mean_tokens(run.loader("test")))
         write_json(run.path / "reports" / "flops.json", flops.to_json())
+    if "simulability" in wanted and run.report("simulability") is None:
+        classifier = open_run(output / str(suite.simulated) / f"seed-{run.recipe.seed}")
+        write_json(
+            run.path / "reports" / "simulability.json",
+            {"agreement": _simulability(run, classifier), "classifier": suite.simulated},
+        )
     if "quality" in wanted and run.report(JUDGED) is None:
         judge = open_run(output / str(suite.judge) / f"seed-{run.recipe.seed}")
         teacher = judge.recipe.teacher
@@ -180,6 +188,13 @@ def _report_on(run: Run, suite: SuiteSpec, output: Path, device: str) -> None:
             save=False,
         )
         write_json(run.path / "reports" / f"{JUDGED}.json", found.to_json())
+
+
+def _simulability(run: Run, classifier: Run) -> float:
+    """Share (0..1) of the test examples in which the run's student answers as the classifier."""
+    own = evaluate_rationalist(run.student(), run.loader("test")).logits.argmax(dim=1)
+    theirs = evaluate_classifier(classifier.classifier(), classifier.loader("test"))
+    return float((own == theirs.logits.argmax(dim=1)).double().mean())
 
 
 def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:

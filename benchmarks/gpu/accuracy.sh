@@ -5,11 +5,17 @@
 # from build/gpu/pieces as pack.sh makes them (contents: packages, cifar10).
 #
 #   LIMIT_S=570 DEVICE=cuda OUTPUT=runs/gpu/accuracy-cifar10 SUITE=... benchmarks/gpu/accuracy.sh
+#
+# SET="KEY=VALUE ..." overrides recipe keys of every row.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source benchmarks/gpu/prepare.sh
 output="${OUTPUT:-runs/gpu/accuracy-cifar10}"
 suite="${SUITE:-benchmarks/suites/accuracy-cifar10.yaml}"
 
+overrides=()
+for override in ${SET:-}; do overrides+=(--set "$override"); done
+
 unpack
-in_time "$python" -m rekd_edge suite "$suite" --output "$output" --device "${DEVICE:-cuda}"
+in_time "$python" -m rekd_edge suite "$suite" --output "$output" --device "${DEVICE:-cuda}" \
+  ${overrides[@]+"${overrides[@]}"}

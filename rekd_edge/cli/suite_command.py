@@ -13,7 +13,7 @@ from rekd_edge.errors import GateError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rekd_edge.recipe.suite_file import RowSpec
+    from rekd_edge.recipe.suite_file import RowSpec, SuiteSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +48,7 @@ def suite(
 
     spec = load_suite(file)
     spec = spec.model_copy(update={"overrides": (*spec.overrides, *(overrides or []))})
-    spec = spec.model_copy(update={"rows": _rows(rows, spec.rows)})
+    spec = spec.model_copy(update={"rows": _rows(rows, spec)})
     recipes = row_recipes(spec, file.parent)
     if dry_run:
         plan: dict[str, Any] = {row.name: list(row.overrides) for row in spec.rows}
@@ -70,7 +70,8 @@ def suite(
         )
 
 
-def _rows(text: str | None, rows: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
+def _rows(text: str | None, spec: SuiteSpec) -> tuple[RowSpec, ...]:
+    rows = spec.rows
     if text is None:
         return rows
     known, names = [row.name for row in rows], [name.strip() for name in text.split(",")]
@@ -82,11 +83,12 @@ def _rows(text: str | None, rows: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
         )
     stated = [row.model_copy(update={"against": row.against or known[0]}) for row in rows]
     chosen = tuple(row for row in stated if row.name in names)
-    for row in chosen:
-        if row.against not in names:
+    needed = [(row.against, f"row {row.name!r} is compared with") for row in chosen]
+    needed += [(spec.judge, "the suite's judge is"), (spec.simulated, "what is simulated is")]
+    for name, why in needed:
+        if name is not None and name not in names:
             raise UsageError(
-                f"row {row.name!r} is compared with {row.against!r}, which --rows leaves out",
-                hint=f"add it: --rows {row.against},{text}",
+                f"{why} {name!r}, which --rows leaves out", hint=f"add it: --rows {name},{text}"
             )
     return chosen
 

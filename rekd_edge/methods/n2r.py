@@ -3,9 +3,13 @@
 Two updates of each batch, each with a draw of its own, as in the official code:
 
     answer:  CE(Y, f_P(Z)) + Omega(M)         N2R detaches Z, so the selector gets Omega alone
-    norm:    -lambda_norm * log ||Enc(Z)||_2 + Omega(M), the predictor held still
+    norm:    -lambda_norm * log ||v||_2 + Omega(M), the predictor held still
 
-Enc(Z) is what the predictor's head reads.
+v is what ``objective.norm_of`` says: Enc(Z), which the predictor's head reads, or what the head
+makes of it, the weights times Enc(Z) less their mean over the classes. The published encoders
+(GRU, max-pooled) have representations whose norm grows with what they recognise; the last
+LayerNorm of a transformer takes that away, while the part in the row space of the head is left
+(docs/deviations.md).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from rekd_edge import losses
 from rekd_edge.distill.loop import Turn
 from rekd_edge.distill.objectives import Progress
 from rekd_edge.methods.base import Method
+from rekd_edge.models.encoder import TokenView
 from rekd_edge.types import Batch
 
 
@@ -34,10 +39,18 @@ class N2r(Method):
         keep = self.draw(scores, progress).keep
         penalties = self.penalties(keep, scores.view)
         if turn == "norm":
-            found = losses.norm_utilisation(self.represent(scores.view, keep))
+            found = losses.norm_utilisation(self._utilised(scores.view, keep))
             return self.spec.lambda_norm * found + self.omega(penalties), {"norm": found}
         shown = keep.detach() if self.spec.method == "n2r" else keep
         logits = self.answer(scores.view, shown)
         terms = {"ce": self.task_loss(logits, batch), **penalties}
         loss = terms["ce"] + self.omega(penalties)
         return self.distil(loss, terms, batch, scores, logits, progress), terms
+
+    def _utilised(self, view: TokenView, keep: Tensor) -> Tensor:
+        """v of ``keep`` float ``[batch, token]``: ``[batch, channel]`` or ``[batch, class]``."""
+        representation = self.represent(view, keep)
+        if self.spec.norm_of == "representation":
+            return representation
+        weight = self.model.predictor.head.weight
+        return representation @ (weight - weight.mean(dim=0)).T

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rekd_edge.errors import UsageError
@@ -61,13 +63,67 @@ def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Te
 
     ``query``, ``key``, ``value`` ``[batch, head, token, channel]``; ``key_weight`` float
     ``[batch, token]``. With weights 0/1 it equals attention with those keys excluded; unlike a
-    boolean mask it has a gradient with respect to the weight of an excluded key.
+    boolean mask it has a gradient with respect to the weight of an excluded key. A compiler gets
+    the formula and fuses it; otherwise the backward pass is written by hand.
     """
+    if torch.compiler.is_compiling():
+        return weighted_formula(query, key, value, key_weight)
+    attended: Tensor = _WeightedAttention.apply(query, key, value, key_weight)
+    return attended
+
+
+def weighted_formula(query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor) -> Tensor:
+    """:func:`weighted_attention` in plain operations."""
     logit = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     excluded = (key_weight <= 0)[:, None, None, :]
     highest = logit.detach().masked_fill(excluded, -torch.inf).amax(dim=-1, keepdim=True)
     weight = (logit - highest).clamp_max(MAX_RELATIVE_LOGIT).exp() * key_weight[:, None, None, :]
     return (weight / weight.sum(dim=-1, keepdim=True)) @ value
+
+
+class _WeightedAttention(Function):
+    """:func:`weighted_attention` with half the passes over ``[batch, head, token, token]``.
+
+    With r_ij = exp(l_ij - max_kept l_i) / sum_k w_k exp(l_ik - max) and p = r * w, and for the
+    gradient g of the answer o: d_ij = r_ij (<g_i, v_j> - <g_i, o_i>) is, summed over heads and
+    queries, the gradient of w_j, and w_j d_ij that of the logit l_ij. It is no function that can be
+    differentiated twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor) -> Tensor:
+        scale = query.shape[-1] ** -0.5
+        scaled = query * scale
+        logit = scaled @ key.transpose(-2, -1)
+        weight = key_weight[:, None, None, :].to(torch.promote_types(logit.dtype, torch.float32))
+        share = logit.to(weight.dtype)
+        excluded = torch.zeros_like(weight).masked_fill_(weight <= 0, -torch.inf)
+        highest = (share + excluded).amax(dim=-1, keepdim=True)
+        share = share.sub_(highest).clamp_max_(MAX_RELATIVE_LOGIT).exp_()
+        counted = share * weight
+        total = counted.sum(dim=-1, keepdim=True)
+        share.div_(total)
+        attended = counted.div_(total).to(value.dtype) @ value
+        ctx.save_for_backward(scaled, key, value, weight, share, attended)
+        ctx.scale, ctx.weight_type = scale, key_weight.dtype
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        scaled, key, value, weight, share, attended = ctx.saved_tensors
+        gradient = grad_outputs[0].to(value.dtype)
+        of_value = (share * weight).to(value.dtype).transpose(-2, -1) @ gradient
+        own = (gradient * attended).sum(dim=-1, keepdim=True, dtype=share.dtype)
+        moved = (gradient @ value.transpose(-2, -1)).to(share.dtype).sub_(own).mul_(share)
+        of_weight = None
+        if ctx.needs_input_grad[3]:
+            of_weight = moved.sum(dim=(1, 2)).to(ctx.weight_type)
+        of_logit = moved.mul_(weight).to(value.dtype)
+        of_query = (of_logit @ key) * ctx.scale
+        return of_query, of_logit.transpose(-2, -1) @ scaled, of_value, of_weight
 
 
 def deployed_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 MethodName = Literal["rekd", "rnp", "fr", "n2r", "mmi_n2r", "a2r", "nir", "a2i", "inter_rat"]
 
 PENALTIES = ("lambda_sparsity", "lambda_coherence")
-METHOD_KEYS = (*PENALTIES, "lambda_norm", "lambda_divergence", "noise_share", "lambda_attack")
+NORM = ("lambda_norm", "norm_of")
+METHOD_KEYS = (*PENALTIES, *NORM, "lambda_divergence", "noise_share", "lambda_attack")
 """Keys of an objective that only some methods read."""
 REKD_KEYS = ("lambda_select", "lambda_contiguity")
 """Keys of an objective that only REKD reads."""
@@ -41,8 +42,8 @@ METHODS: dict[MethodName, Method] = {
     "rekd": Method("REKD", _COOPERATIVE, ()),
     "rnp": Method("RNP", _EVERY, PENALTIES),
     "fr": Method("FR", _EVERY, PENALTIES),
-    "n2r": Method("N2R", _COOPERATIVE, (*PENALTIES, "lambda_norm"), alternates=True),
-    "mmi_n2r": Method("MMI+N2R", _COOPERATIVE, (*PENALTIES, "lambda_norm"), alternates=True),
+    "n2r": Method("N2R", _COOPERATIVE, (*PENALTIES, *NORM), alternates=True),
+    "mmi_n2r": Method("MMI+N2R", _COOPERATIVE, (*PENALTIES, *NORM), alternates=True),
     "a2r": Method("A2R", ("exactly_k",), ("lambda_divergence",)),
     "nir": Method("NIR", ("exactly_k",), ("lambda_divergence", "noise_share")),
     "a2i": Method("A2I", _COOPERATIVE, (*PENALTIES, "lambda_attack"), alternates=True),

@@ -284,7 +284,10 @@ class ObjectiveSpec(Spec):
     """Methods: weight of the mean |m_i - m_j| of the drawn mask over neighbouring tokens or patches
     (Lei et al. 2016)."""
     lambda_norm: float = Field(default=1.0, ge=0)
-    """`n2r`, `mmi_n2r`: weight of -log of the norm of the predictor's representation."""
+    """`n2r`, `mmi_n2r`: weight of -log of the norm."""
+    norm_of: Literal["representation", "logits"] = "logits"
+    """`n2r`, `mmi_n2r`: norm of the predictor's `representation` (published), or of the `logits`
+    that its head makes of it, without bias and less their mean over the classes."""
     lambda_divergence: float = Field(default=1.0, ge=0)
     """`a2r`, `nir`: weight of the Jensen-Shannon divergence of the soft and the hard answer."""
     noise_share: Share = 0.1

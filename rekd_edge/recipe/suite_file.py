@@ -14,9 +14,9 @@ from rekd_edge.recipe.document import MAX_BYTES, Problem, dotted, parse
 from rekd_edge.recipe.load import InvalidRecipeError, find_recipe, load_recipe
 from rekd_edge.recipe.schema import Recipe, Spec
 
-REPORTS = ("distill", "fuse", "flops", "quality")
-"""Reports of a run that a column can read: those of training and fusing, the operations alone, and
-what `rekd-edge evaluate` says of its rationales."""
+REPORTS = ("distill", "fuse", "flops", "quality", "simulability")
+"""Reports of a run that a column can read: those of training and fusing, the operations alone,
+what `rekd-edge evaluate` says of its rationales, and how often it answers as a plain classifier."""
 ROW_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 SpecT = TypeVar("SpecT", bound=Spec)
 
@@ -77,6 +77,9 @@ class SuiteSpec(VariantsSpec):
     all rationales, and they are compared with those of its teacher."""
     judged_examples: int | None = Field(default=None, ge=1)
     """So many test examples, drawn by class, are enough for `quality`; null: all."""
+    simulated: str | None = None
+    """For columns of `simulability`: a row of `task: classify`. The share of test examples in which
+    a row's student answers as that classifier of the same seed, which is trained first."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SuiteSpec:
@@ -86,6 +89,11 @@ class SuiteSpec(VariantsSpec):
             raise ValueError(f"column {judged[0].title!r} needs `judge`, the name of a row")
         if self.judge is not None and self.judge != names[0]:
             raise ValueError(f"judge {self.judge!r} must be the first row, here {names[0]!r}")
+        asked = [column for column in self.columns if column.value.startswith("simulability.")]
+        if asked and self.simulated is None:
+            raise ValueError(f"column {asked[0].title!r} needs `simulated`, the name of a row")
+        if self.simulated is not None and self.simulated not in names:
+            raise ValueError(f"simulated {self.simulated!r} is no row")
         for row in self.rows:
             if row.against is not None and row.against not in names:
                 raise ValueError(f"row {row.name!r} is compared with {row.against!r}, no row")
@@ -145,6 +153,9 @@ def row_recipes(
             recipes[row.name] = load_recipe(file, [*suite.overrides, *overrides, *row.overrides])
         except InvalidRecipeError as error:
             problems += [f"row {row.name}: {problem}" for problem in error.problems]
+    simulated = getattr(suite, "simulated", None)
+    if simulated in recipes and recipes[simulated].task != "classify":
+        problems.append(f"row {simulated}: what is simulated must be a classifier (task=classify)")
     if problems:
         raise RecipeError("\n  ".join(["rows without a valid recipe:", *problems]))
     return recipes

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from rekd_edge.distill.loop import Silent
 from rekd_edge.errors import UsageError
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import load_recipe
 from rekd_edge.recipe.suite_file import load_suite, row_recipes
+from rekd_edge.run_folder import open_run
 from rekd_edge.suite import run_suite
 
 ROOT = Path(__file__).parents[2]
@@ -134,8 +136,10 @@ overrides:
 seeds: [0]
 judge: convolution
 judged_examples: 8
+simulated: plain
 columns:
   - {title: accuracy, value: distill.student.test.accuracy}
+  - {title: simulability, value: simulability.agreement}
   - {title: shared, value: quality.stability.all_runs.jaccard}
   - {title: sufficiency, value: quality.faithfulness.scores.sufficiency}
   - {title: lexicon, value: quality.gold.0.scores.token_micro.f1}
@@ -151,6 +155,17 @@ rows:
   - name: plain
     overrides: [task=classify]
 """
+
+
+def deployed_answers(folder: Path) -> Tensor:
+    run = open_run(folder)
+    found = []
+    for batch in run.loader("test"):
+        inputs = tuple(batch.inputs.values())
+        model = run.plain() if run.recipe.task == "classify" else run.fused()
+        assert model is not None
+        found.append(model(*inputs)[0].argmax(dim=1))
+    return torch.cat(found)
 
 
 def test_rationales_of_all_rows_are_judged_by_one_judge(tmp_path: Path) -> None:
@@ -173,6 +188,10 @@ def test_rationales_of_all_rows_are_judged_by_one_judge(tmp_path: Path) -> None:
     teachers = [report["stability"]["runs"][0]["run"] for report in reports]
     assert teachers[0] == teachers[1]
     assert convolution["share"]["mean"] != published["share"]["mean"]
+    plain_answers, own_answers = (
+        deployed_answers(output / row / "seed-0") for row in ("plain", "convolution")
+    )
+    assert convolution["simulability"]["mean"] == (plain_answers == own_answers).double().mean()
     assert not list(output.rglob("fuse.json"))
 
 
@@ -210,6 +229,20 @@ def test_the_command_runs_some_rows_and_fails_with_those_that_diverge(
     assert "loss became" in rows["wild"]["failures"]["0"]
     assert rows["plain"]["values"]["exported"]["mean"] >= 0
     assert not rows["plain"]["failures"]
+
+
+def test_the_command_refuses_rows_without_their_judge(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(JUDGED)
+    words = [str(path), "--output", str(tmp_path / "out"), "--rows"]
+    without = command(*words, "plain,convolution")  # published is left out: nothing needs it
+    assert without.returncode == 0, without.stderr
+    for rows, missing in (("plain,published", "convolution"), ("convolution,published", "plain")):
+        text = JUDGED.replace("- name: published", "- name: published\n    against: published")
+        path.write_text(text.replace("- name: plain", "- name: plain\n    against: plain"))
+        refused = command(*words, rows)
+        assert refused.returncode == 2, refused.stderr
+        assert f"is '{missing}', which --rows leaves out" in refused.stderr.replace("\n", " ")
 
 
 def test_the_commands_dry_run_trains_nothing(suite_file: Path, tmp_path: Path) -> None:

@@ -139,11 +139,12 @@ def test_folded_parts_share_every_block(
     assert own < 0.05 * sum(p.numel() for p in folded_model.parameters())
 
 
+@pytest.mark.parametrize("norm_of", ["representation", "logits"])
 @pytest.mark.parametrize("name", ["n2r", "mmi_n2r"])
 def test_n2r_takes_two_turns(
-    name: str, make_method: Make, text_model: Rationalist, examples: Batch
+    name: str, norm_of: str, make_method: Make, text_model: Rationalist, examples: Batch
 ) -> None:
-    method = make_method(name, lambda_norm=2.0, lambda_coherence=0.0)
+    method = make_method(name, lambda_norm=2.0, lambda_coherence=0.0, norm_of=norm_of)
     answer, norm = method.turns
     assert (answer.name, norm.name) == ("answer", "norm")
     assert set(answer.trained) == {text_model.selector, text_model.predictor}
@@ -159,6 +160,9 @@ def test_n2r_takes_two_turns(
     terms = method(examples, NOW, "norm")
     view, keep = rationale(text_model, examples)
     hidden = text_model.predictor.represent(view.content, view.position, keep)
+    if norm_of == "logits":
+        logits = hidden @ text_model.predictor.head.weight.T
+        hidden = logits - logits.mean(dim=1, keepdim=True)
     expected = -2.0 * torch.log(hidden.norm(dim=1) + 1e-6).mean()
     assert float(terms["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
     terms["loss"].backward()

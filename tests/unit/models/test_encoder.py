@@ -14,6 +14,7 @@ from rekd_edge.models.encoder import (
     _attend,
     deployed_attention,
     weighted_attention,
+    weighted_formula,
 )
 
 CLS, SEP = 101, 102
@@ -142,6 +143,46 @@ def test_weighted_attention_survives_a_huge_excluded_logit() -> None:
     out.sum().backward()
     assert weight.grad is not None
     assert bool(weight.grad.isfinite().all())
+
+
+def test_weighted_attention_has_the_gradients_of_its_formula() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weight = torch.tensor([[1.0, 0.0, 0.25, 0.0, 1.0, 1.0, 0.0], [1.0] * 7], dtype=torch.float64)
+    inputs.append(weight.requires_grad_(True))
+    query, key, value, weight = inputs
+    counted = (query @ key.transpose(-2, -1) / 2).exp() * weight[:, None, None, :]
+    expected = (counted / counted.sum(dim=-1, keepdim=True)) @ value
+    torch.testing.assert_close(weighted_formula(*inputs), expected)
+    found = weighted_attention(*inputs)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, inputs, upstream)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, upstream), wanted)
+    compiled = torch.compile(weighted_attention, backend="eager", fullgraph=True)(*inputs)
+    torch.testing.assert_close(torch.autograd.grad(compiled, inputs, upstream), wanted)
+
+
+def test_weighted_attention_is_not_differentiated_twice_by_mistake() -> None:
+    query, key, value = (torch.randn(1, 1, 3, 4, requires_grad=True) for _ in range(3))
+    weight = torch.ones(1, 3, requires_grad=True)
+    out = weighted_attention(query, key, value, weight).square().sum()
+    (first,) = torch.autograd.grad(out, [weight], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weighted_attention_keeps_the_type_of_its_values(dtype: torch.dtype) -> None:
+    query, key, value = (torch.randn(2, 3, 9, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    weight = (torch.arange(9) % 2 == 0).float().expand(2, 9).clone().requires_grad_(True)
+    out = weighted_attention(query, key, value, weight)
+    assert out.dtype == dtype
+    wide = weighted_attention(query.float(), key.float(), value.float(), weight)
+    torch.testing.assert_close(out.float(), wide, atol=2e-2, rtol=2e-2)
+    out.float().sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["vit_relpos_small_patch16_224", "eva02_tiny_patch14_224"])

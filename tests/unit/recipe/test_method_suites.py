@@ -22,7 +22,9 @@ def test_a_suite_has_every_method_from_the_same_start(name: str) -> None:
     assert drawn == {"bernoulli", "exactly_k", "hard_kuma", "reinforce"}
     assert len(suite.seeds) >= 3
     own = {row: recipe for row, recipe in recipes.items() if row != suite.judge}
-    assert {recipe.task for recipe in recipes.values()} == {"extract"}
+    tasks = {row: recipe.task for row, recipe in recipes.items()}
+    assert tasks.pop(str(suite.simulated)) == "classify"
+    assert set(tasks.values()) == {"extract"}
     assert {recipe.student.train.warmup.selector for recipe in own.values()} == {"none"}
     assert len({repr(recipe.student.train) for recipe in own.values()}) == 1
     assert len({repr(recipe.student.predictor) for recipe in recipes.values()}) == 1

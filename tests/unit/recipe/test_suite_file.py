@@ -62,6 +62,8 @@ def test_a_row_can_have_another_recipe(tmp_path: Path) -> None:
         ("distill.student", "elsewhere.student", "suite.yaml:7: columns[0].value"),
         ("distill.student.test", "quality", "column 'accuracy' needs `judge`"),
         ("rows:", "judge: sharp\nrows:", "judge 'sharp' must be the first row, here 'base'"),
+        ("distill.student.test", "simulability", "column 'accuracy' needs `simulated`"),
+        ("rows:", "simulated: other\nrows:", "simulated 'other' is no row"),
         ("name: trial", "nme: trial", "Extra inputs"),
         ("schema_version: 1", "schema_version: [", "not valid YAML"),
     ],
@@ -75,6 +77,14 @@ def test_what_is_wrong_is_said_with_its_line(
     assert message in str(error.value)
     with pytest.raises(RecipeError, match="cannot be read"):
         load_suite(tmp_path / "none.yaml")
+
+
+def test_what_is_simulated_is_a_classifier(tmp_path: Path) -> None:
+    path = write(tmp_path, WHOLE.replace("rows:", "simulated: sharp\nrows:"))
+    with pytest.raises(RecipeError, match="row sharp: what is simulated must be a classifier"):
+        row_recipes(load_suite(path), tmp_path)
+    path.write_text(path.read_text().replace("[objective.kd_temperature=1.5]", "[task=classify]"))
+    assert row_recipes(load_suite(path), tmp_path)["sharp"].task == "classify"
 
 
 def test_all_rows_without_a_valid_recipe_are_named(tmp_path: Path) -> None:
