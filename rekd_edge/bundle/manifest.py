@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.runners.settings import RuntimeSettings
-from rekd_edge.types import DType, IoSpec, Modality, RuntimeName, TensorSpec
+from rekd_edge.types import DType, IoSpec, Modality, ProblemType, RuntimeName, TensorSpec
 
 FORMAT = "rekd-edge-bundle"
 SCHEMA_VERSION = 1
@@ -144,7 +144,9 @@ class BundleConfig(Record):
     model_type: str
     """``bert`` or ``vit``."""
     modality: Modality
-    label_names: tuple[str, ...] = Field(min_length=2)
+    problem_type: ProblemType = "single_label_classification"
+    label_names: tuple[str, ...] = Field(min_length=1)
+    """Classes, labels, or (regression) what the numbers measure, in the order of the logits."""
     id2label: dict[str, str]
     label2id: dict[str, int]
     rationale_ratio: float = Field(gt=0, le=1)

@@ -26,6 +26,7 @@ from rekd_edge.recipe.form import (
     TeacherPrediction,
 )
 from rekd_edge.recipe.methods import METHODS, MethodName
+from rekd_edge.types import ProblemType
 
 SCHEMA_VERSION = 1
 
@@ -480,6 +481,9 @@ class Recipe(Spec):
     """`distill`: teacher and student rationalists. `extract`: the student without a teacher.
     `classify`: the student's predictor on all tokens, the black box to beat."""
     modality: Literal["text", "image"]
+    problem_type: ProblemType = "single_label_classification"
+    """What is answered: one class of several, any number of labels (each with a probability of its
+    own), or numbers."""
     seed: int = Field(default=0, ge=0)
     rationale_ratio: Ratio = 0.2
     """Share of valid tokens kept: k = clamp(ceil(ratio * n_valid), 1, n_valid)."""
