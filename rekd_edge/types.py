@@ -29,10 +29,10 @@ IMAGE_INPUTS = ("pixel_values",)
 """Model input for images: ``[batch, 3, height, width]``, float32 and normalised while training,
 uint8 in deployed models (:class:`PixelScale`)."""
 OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
-"""Model outputs: float32 ``[batch, class]`` (of a regression the values themselves), bool ``[batch, token]``, float32
-``[batch, token]``, float32 ``[batch]``. Prefix tokens are part of the token axis of text
-(``[CLS]`` is token 0) and never selected; for images the token axis is the patch grid, row by
-row, without class or register tokens."""
+"""Model outputs: float32 ``[batch, class]`` (of a regression the values themselves), bool
+``[batch, token]``, float32 ``[batch, token]``, float32 ``[batch]``. Prefix tokens are part of the
+token axis of text (``[CLS]`` is token 0) and never selected; for images the token axis is the patch
+grid, row by row, without class or register tokens."""
 
 PAIR_OUTPUTS = ("answer_mask", "case")
 """What a pair of students answers besides (rekd_edge/fuse/pair.py): bool ``[batch, token]``, int64
