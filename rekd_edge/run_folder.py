@@ -204,6 +204,7 @@ class Run:
             label_names=self.label_names,
             max_length=self.max_length,
             pixel_scale=self.preprocessor.pixel_scale,
+            problem_type=self.recipe.problem_type,
         )
 
     def masked(self) -> MaskedRationalist:
@@ -225,6 +226,7 @@ class Run:
             label_names=run.label_names,
             max_length=run.max_length,
             pixel_scale=run.preprocessor.pixel_scale,
+            problem_type=run.recipe.problem_type,
         )
 
     def report(self, name: str) -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ from rekd_edge.types import (
     IoSpec,
     Modality,
     PixelScale,
+    ProblemType,
     TensorSpec,
     input_names,
 )
@@ -51,11 +52,13 @@ class DeployModel(nn.Module):
         *,
         label_names: tuple[str, ...],
         max_length: int | None,
+        problem_type: ProblemType = "single_label_classification",
     ) -> None:
         super().__init__()
         self.predictor = predictor
         self.reads_pixels = False
         self.label_names = label_names
+        self.problem_type: ProblemType = problem_type
         encoder = predictor.encoder
         self.modality: Modality = encoder.modality
         self.max_length = max_length if self.modality == "text" else None
@@ -143,8 +146,14 @@ class _SelectingModel(DeployModel):
         rationale_ratio_fraction: tuple[int, int],
         label_names: tuple[str, ...],
         max_length: int | None,
+        problem_type: ProblemType = "single_label_classification",
     ) -> None:
-        super().__init__(predictor, label_names=label_names, max_length=max_length)
+        super().__init__(
+            predictor,
+            label_names=label_names,
+            max_length=max_length,
+            problem_type=problem_type,
+        )
         self.selector = selector
         self.rationale_ratio = rationale_ratio
         self.rationale_ratio_fraction = rationale_ratio_fraction
@@ -267,6 +276,7 @@ def fuse(
     label_names: tuple[str, ...],
     max_length: int | None,
     pixel_scale: PixelScale | None = None,
+    problem_type: ProblemType = "single_label_classification",
 ) -> FusedRationalist:
     """The deterministic, gathered form of a trained rationalist, on the CPU, in float32.
 
@@ -282,6 +292,7 @@ def fuse(
         rationale_ratio_fraction=source.ratio_fraction,
         label_names=label_names,
         max_length=max_length,
+        problem_type=problem_type,
     )
     fused.folds = apply_folds(fused.eval(), pixel_scale)
     return frozen(fused)
@@ -296,6 +307,7 @@ def masked_form(fused: FusedRationalist) -> MaskedRationalist:
         rationale_ratio_fraction=fused.rationale_ratio_fraction,
         label_names=fused.label_names,
         max_length=fused.max_length,
+        problem_type=fused.problem_type,
     )
     model.reads_pixels = fused.reads_pixels
     return frozen(model)
@@ -307,10 +319,16 @@ def plain_form(
     label_names: tuple[str, ...],
     max_length: int | None,
     pixel_scale: PixelScale | None = None,
+    problem_type: ProblemType = "single_label_classification",
 ) -> PlainClassifier:
     """A trained plain classifier as a deploy model; ``pixel_scale`` as in :func:`fuse`."""
     source = copy.deepcopy(classifier).cpu().float()
-    model = PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
+    model = PlainClassifier(
+        source.predictor,
+        label_names=label_names,
+        max_length=max_length,
+        problem_type=problem_type,
+    )
     apply_folds(model.eval(), pixel_scale)
     return frozen(model)
 
