@@ -604,8 +604,8 @@ def latency_table(result: Mapping[str, Any]) -> str:
         + f"; seed {result['seed']}, {result['test_examples']} test examples",
         "Median of `session.run` alone, a query of so many examples, all files in one interleaved "
         f"run for each column; ratio to {result['reference']} there ({'; '.join(marks)})",
-        f"{score[0].upper()}{score[1:]} is that of the very file on the whole test split, in batches "
-        f"of {result['settings']['accuracy_batch']}",
+        f"{score[0].upper()}{score[1:]} is that of the very file on the whole test split, in "
+        f"batches of {result['settings']['accuracy_batch']}",
         f"{machine['processor']}, {machine['cores']} cores, onnxruntime "
         f"{versions.get('onnxruntime', '-')}, torch {versions['torch']}, timed {result['timed']}",
     ]

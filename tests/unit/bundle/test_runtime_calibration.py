@@ -158,8 +158,8 @@ def test_bundles_of_the_first_schema_still_answer(
 
 
 def test_a_config_of_a_newer_schema_is_refused(text_bundle: Path, tmp_path: Path) -> None:
-    bundle = with_config(text_bundle, tmp_path / "b", schema_version=3)
-    with pytest.raises(runtime.IntegrityError, match="schema_version 3 is newer than 2") as caught:
+    bundle = with_config(text_bundle, tmp_path / "b", schema_version=4)
+    with pytest.raises(runtime.IntegrityError, match="schema_version 4 is newer than 3") as caught:
         runtime.Rationalist.load(bundle)
     assert "upgrade" in caught.value.hint
     config = json.loads((text_bundle / "config.json").read_text())

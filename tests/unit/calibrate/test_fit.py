@@ -92,9 +92,8 @@ def test_near_ties_are_refused_where_rationales_differ() -> None:
 
 def test_a_promise_is_about_those_finally_answered() -> None:
     dev = answers(1000, seed=14)
-    surest = np.argsort(
-        -confidence_of(dev.logits, dev.problem, calibrate(dev).calibration.temperature)
-    )
+    temperature = calibrate(dev).calibration.temperature
+    surest = np.argsort(-confidence_of(dev.logits, dev.problem, temperature))
     changed = np.zeros(1000, dtype=bool)
     changed[surest[:400:50]] = True
     changed[surest[3]] = True
