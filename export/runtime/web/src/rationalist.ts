@@ -4,11 +4,27 @@
  *     const model = await Rationalist.load("bundle/");
  *     const answer = await model.predict("a text");       // or a File with an image
  *     answer.label, answer.probability, answer.rationale, answer.abstain
+ *
+ * What is answered is the bundle's problem type, `answer.problemType`: one `label`, any number of
+ * `labels`, or `values`.
  */
 import * as ort from "onnxruntime-web/wasm";
 
-import { type Calibration, type Config, type ImageConfig, readConfig } from "./config.js";
-import { type Decision, type Refusal, decide } from "./decision.js";
+import {
+  type Calibration,
+  type Config,
+  type ImageConfig,
+  type ProblemType,
+  readConfig,
+} from "./config.js";
+import {
+  type Decision,
+  type Refusal,
+  type SaidLabel,
+  type SaidLabels,
+  type SaidValues,
+  decide,
+} from "./decision.js";
 import { RekdError, broken } from "./errors.js";
 import {
   type BundleSource,
@@ -33,14 +49,18 @@ export type {
   Config,
   Manifest,
   PatchBox,
+  ProblemType,
   Progress,
   RawPixels,
   Refusal,
+  SaidLabel,
+  SaidLabels,
+  SaidValues,
   View,
   WordSpan,
 };
 
-interface Answer extends Decision {
+interface Answer {
   readonly logits: Float32Array;
   /** Score of the last kept minus the best dropped token; infinite if nothing was dropped. */
   readonly margin: number;
@@ -55,7 +75,7 @@ interface Answer extends Decision {
   readonly modelMs: number;
 }
 
-export interface TextPrediction extends Answer {
+interface TextAnswer extends Answer {
   readonly modality: "text";
   readonly text: string;
   readonly rationale: readonly WordSpan[];
@@ -63,7 +83,7 @@ export interface TextPrediction extends Answer {
   readonly readTo: number;
 }
 
-export interface ImagePrediction extends Answer {
+interface ImageAnswer extends Answer {
   readonly modality: "image";
   readonly rationale: readonly PatchBox[];
   readonly view: View;
@@ -71,6 +91,8 @@ export interface ImagePrediction extends Answer {
   readonly grid: number;
 }
 
+export type TextPrediction = TextAnswer & Decision;
+export type ImagePrediction = ImageAnswer & Decision;
 export type Prediction = TextPrediction | ImagePrediction;
 
 export interface LoadOptions {
