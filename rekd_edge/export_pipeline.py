@@ -86,7 +86,6 @@ from rekd_edge.packages.backend import find_compiler
 from rekd_edge.packages.build import made_of, package_for, runnable_here
 from rekd_edge.packages.store import StoredPackage, find_packages
 from rekd_edge.packages.verify import check_package
-from rekd_edge.problem import PROBLEM_TITLES
 from rekd_edge.recipe import dump_recipe
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import RuntimeSettings, TorchRunner, file_runner, require_runtime
@@ -113,6 +112,7 @@ RECOVERABLE = frozenset(
         "accuracy",
         "worst_class_accuracy",
         "label_agreement",
+        "mean_value_error",
         "rationale_exact",
         "rationale_jaccard",
     }
@@ -166,6 +166,8 @@ class Agreement:
     rationale_exact: float | None
     rationale_jaccard: float | None
     failed_gates: tuple[str, ...]
+    mean_value_error: float | None = None
+    """Regression."""
 
     @staticmethod
     def of(report: CheckReport) -> Agreement:
@@ -176,6 +178,7 @@ class Agreement:
             found.get("rationale_exact"),
             found.get("rationale_jaccard"),
             report.failures,
+            found.get("mean_value_error"),
         )
 
 
@@ -456,11 +459,10 @@ def make_package(
 
 def recovery_of(target: TargetSpec, wanted: bool | None, run: Run) -> RecoverySpec | None:
     """How a file of ``target`` is recovered; ``wanted`` None leaves it to the target. A pair of
-    students is not: what is trained in int8 is one student against its own fp32 answers. Nor is
-    what does not choose between classes.
+    students is not: what is trained in int8 is one student against its own fp32 answers.
 
-    Raises :class:`UsageError` where it is wanted and the target is not int8, the run's students
-    answer as a pair, or it is no single-label classification.
+    Raises :class:`UsageError` where it is wanted and the target is not int8, or the run's students
+    answer as a pair.
     """
     if wanted is False:
         return None
@@ -469,15 +471,6 @@ def recovery_of(target: TargetSpec, wanted: bool | None, run: Run) -> RecoverySp
             raise UsageError(
                 f"--recover trains one student, and {run.path} holds an ensemble",
                 hint="leave it out, or train with ensemble: null",
-            )
-        return None
-    problem = run.recipe.problem_type
-    if problem != "single_label_classification":
-        if wanted:
-            raise UsageError(
-                "--recover compares distributions over classes, in fp32 and in int8, and "
-                f"{run.path} holds a {PROBLEM_TITLES[problem]}",
-                hint="leave it out, or export in fp32 or fp16",
             )
         return None
     if wanted and not target.precision.startswith("int8"):
@@ -573,7 +566,8 @@ def _better(after: CheckReport, before: CheckReport) -> bool:
 
     def rank(report: CheckReport) -> tuple[float, ...]:
         names = ("rationale_exact", "rationale_jaccard", "label_agreement", "score")
-        return (-len(report.failures), *(report.metrics.get(name, 0.0) for name in names))
+        found = (report.metrics.get(name, 0.0) for name in names)
+        return (-len(report.failures), *found, -report.metrics.get("mean_value_error", 0.0))
 
     return rank(after) > rank(before)
 
