@@ -62,16 +62,22 @@ def clear_answers(
 
 
 def uninformed(labels: np.ndarray, problem: ProblemType, count: int) -> np.ndarray:
-    """Logits float64 ``[example, label]`` of whoever does not look at the input: the commonest
-    class, the commonest set of labels, or the mean."""
+    """Logits float64 ``[example, label]`` of whoever does not look at the input and always answers
+    alike: the commonest class; the commonest labels, as many of them as score best (which of all
+    sets is the one with the highest micro F1); or the mean."""
     if problem == "regression":
         return np.broadcast_to(labels.mean(axis=0, dtype=np.float64), labels.shape)
     if problem == "single_label_classification":
         row = np.zeros(count)
         row[np.bincount(labels, minlength=count).argmax()] = 1.0
         return np.broadcast_to(row, (len(labels), count))
-    sets, counts = np.unique(labels > 0.5, axis=0, return_counts=True)
-    return np.broadcast_to(np.where(sets[counts.argmax()], 1.0, -1.0), labels.shape)
+    counts = (labels > 0.5).sum(axis=0)
+    order = np.argsort(-counts, kind="stable")
+    some = np.arange(1, count + 1)
+    most = int((2 * counts[order].cumsum() / (len(labels) * some + counts.sum())).argmax()) + 1
+    row = np.full(count, -1.0)
+    row[order[:most]] = 1.0
+    return np.broadcast_to(row, labels.shape)
 
 
 def penalised(logits: np.ndarray, labels: np.ndarray, problem: ProblemType) -> np.ndarray:

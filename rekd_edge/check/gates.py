@@ -102,8 +102,8 @@ class Gate(BaseModel):
     value: float = Field(allow_inf_nan=False)
     """A share is 0..1; in `percent-...` goals it is in percent of the reference's value."""
     reference: ReferenceName | None = None
-    """`torch` (the fused model), `teacher`, `plain`, or `majority` (always the commonest class or
-    set of labels; regression: always the mean)."""
+    """`torch` (the fused model), `teacher`, `plain`, or `majority` (always the commonest class;
+    several labels: the set that scores best; regression: the mean)."""
     optional: bool = False
     """Passes over a gate whose reference this run does not have (no teacher, say). A metric that
     is missing is never passed over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from rekd_edge.fuse import FusedRationalist
 from rekd_edge.problem import (
     PRIMARY,
     Reading,
-    answers,
     clear_answers,
     label_scores,
     penalised,
@@ -282,10 +282,17 @@ def test_labels_agree_where_all_of_them_do() -> None:
     assert single.tolist() == [True, True, True]
 
 
-def test_whoever_does_not_look_answers_the_commonest_set_or_the_mean() -> None:
-    labels = np.array([[1, 0], [1, 0], [0, 1], [1, 1], [0, 1], [1, 0]], np.float32)
-    several = uninformed(labels, SEVERAL, 2)
-    assert answers(several, SEVERAL).tolist() == [[True, False]] * 6
+def test_whoever_does_not_look_answers_what_scores_best_or_the_mean() -> None:
+    rng = np.random.default_rng(4)
+    for shares in ((0.9, 0.3, 0.1), (0.02, 0.1, 0.05), (0.5, 0.5, 0.5)):
+        labels = (rng.random((60, 3)) < shares).astype(np.float32)
+        found = uninformed(labels, SEVERAL, 3)
+        assert (found == found[0]).all()
+        best = scores(found, labels, SEVERAL)["f1_micro"]
+        assert best > 0
+        for other in itertools.product((-1.0, 1.0), repeat=3):
+            alike = np.broadcast_to(np.array(other), labels.shape)
+            assert scores(alike, labels, SEVERAL)["f1_micro"] <= best
     values = np.array([[1.0], [2.0], [6.0]])
     assert uninformed(values, VALUES, 1).tolist() == [[3.0]] * 3
     assert scores(uninformed(values, VALUES, 1), values, VALUES)["r2"] == pytest.approx(0.0)
