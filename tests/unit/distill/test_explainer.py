@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from rekd_edge.distill.attribution import class_margin, gradient_x_input
+from rekd_edge.distill.attribution import gradient_x_input
 from rekd_edge.distill.explainer import (
     AttentionExplainer,
     HeadMixture,
