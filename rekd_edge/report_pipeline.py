@@ -257,6 +257,11 @@ def _finished(run: Run) -> Run:
         )
     if run.recipe.task == "classify":
         raise UsageError(f"{run.path} holds a plain classifier, which has no rationales to show")
+    if run.recipe.problem_type != "single_label_classification":
+        raise UsageError(
+            f"{run.path} answers a {run.recipe.problem_type} problem; the page is about classes",
+            hint="see reports/*.json of the run, or: rekd-edge evaluate RUN",
+        )
     return run
 
 

@@ -21,7 +21,7 @@ SEPARATOR = "|"
 
 
 def parse_label(value: Any, problem: ProblemType, columns: Sequence[str]) -> Any:
-    """What a row's label says: a class name; a tuple of names, perhaps empty; or a tuple of numbers.
+    """What a row's label says: a class name; a tuple of names, perhaps empty; or one of numbers.
 
     ``value`` is the cell of the one column, or a sequence of the cells of several.
 

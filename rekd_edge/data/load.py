@@ -188,3 +188,16 @@ def class_counts(split: Split, label_names: tuple[str, ...]) -> dict[str, int]:
     several = labels.ndim == 2
     counts = labels.sum(axis=0) if several else np.bincount(labels, minlength=len(label_names))
     return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
+
+
+def target_ranges(split: Split, label_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and range of each number in ``split``, by name."""
+    return {
+        name: {
+            "mean": float(values.mean()),
+            "deviation": float(values.std()),
+            "min": float(values.min()),
+            "max": float(values.max()),
+        }
+        for name, values in zip(label_names, split.labels.T, strict=True)
+    }

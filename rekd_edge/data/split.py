@@ -30,8 +30,8 @@ class Split(ABC):
     """Labelled examples. Compared and hashed by identity.
 
     ``labels`` is int64 ``[example]``, or float32 ``[example, label]``: 0 and 1 of a multi-label
-    classification, the values of a regression. ``name`` is ``train``, ``dev`` or ``test``; ``gold`` is the
-    evidence of each example, where the source knows it.
+    classification, the values of a regression. ``name`` is ``train``, ``dev`` or ``test``;
+    ``gold`` is the evidence of each example, where the source knows it.
     """
 
     gold: Sequence[Gold] | None = None
@@ -140,7 +140,7 @@ class EncodedImageSplit(Split):
 
 
 class JoinedSplit(Split):
-    """Splits one after another under one name. ``labels``, one for each example, replaces theirs."""
+    """Splits one after another under one name. ``labels``, of each example, replaces theirs."""
 
     def __init__(self, name: str, parts: Sequence[Split], labels: np.ndarray | None = None) -> None:
         examples = sum(len(part) for part in parts)
@@ -170,8 +170,8 @@ class JoinedSplit(Split):
 
 
 def strata(labels: np.ndarray, *, least: int) -> np.ndarray:
-    """What each example is drawn by, int64 ``[example]``: its class, which is ``labels`` itself; its
-    combination of labels; or the bin of its values.
+    """What each example is drawn by, int64 ``[example]``: its class, which is ``labels`` itself;
+    its combination of labels; or the bin of its values.
 
     Combinations of fewer than ``least`` examples are joined by their rarest label, and what is
     still rare in one stratum. Values (standardised; of several targets their mean) are cut into

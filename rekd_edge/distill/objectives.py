@@ -83,7 +83,8 @@ class ClassifyObjective(nn.Module):
 class PredictorWarmup(nn.Module):
     """The predictor on random subsets, of one ratio U(rationale_ratio, 1) for each batch.
 
-    L = CE (the task's loss, :mod:`rekd_edge.models.problem`), or with a teacher alpha * CE + (1 - alpha) * T^2 * KL_Y, where the teacher's predictor
+    L = CE (the task's loss, :mod:`rekd_edge.models.problem`), or with a teacher
+    alpha * CE + (1 - alpha) * T^2 * KL_Y, where the teacher's predictor
     answers from the same subset (it was trained on random subsets too, and is an honest judge of
     any of them). Afterwards the predictor can judge any subset, and no early selection has been
     overfitted (the guard against interlocking).
@@ -191,10 +192,10 @@ class ValueRegression(nn.Module):
     Jethani et al. 2022).
 
     L = mean over S of (v(S) - v(all) + sum of scores outside S)^2, divided by the variance of
-    v(all) over the batch; v is the judge's margin of the explained class (or labels), and S is drawn with its
-    complement from the Shapley kernel, P(|S| = k) proportional to 1 / (k (n - k)). Deviation:
-    values are measured from the full input, not from the empty one, which the judge never saw,
-    and nothing enforces that all scores sum to v(all) - v(none).
+    v(all) over the batch; v is the judge's margin of the explained class (or labels), and S is
+    drawn with its complement from the Shapley kernel, P(|S| = k) proportional to
+    1 / (k (n - k)). Deviation: values are measured from the full input, not from the empty one,
+    which the judge never saw, and nothing enforces that all scores sum to v(all) - v(none).
     """
 
     def __init__(self, model: Rationalist, judge: Rationalist, explain: str) -> None:
@@ -286,11 +287,11 @@ class JointObjective(nn.Module):
     """Joint training of selector and predictor, in the form that the objective's keys give it.
 
     L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y]
-    + lambda_contiguity * TV, where CE and KL_Y are those of the problem; without a teacher, L = CE + lambda_select *
-    L_sel + lambda_contiguity * TV. Only Bernoulli selection has L_sel; TV is noiseless and
-    threshold-centred. The preset `deploy` trains exactly what is exported: exactly k kept, all
-    other keys excluded, and noise only perturbs which tokens are tried. The preset `paper` is
-    arXiv 2601.22531 as its official code has it.
+    + lambda_contiguity * TV, where CE and KL_Y are those of the problem; without a teacher,
+    L = CE + lambda_select * L_sel + lambda_contiguity * TV. Only Bernoulli selection has L_sel; TV
+    is noiseless and threshold-centred. The preset `deploy` trains exactly what is exported: exactly
+    k kept, all other keys excluded, and noise only perturbs which tokens are tried. The preset
+    `paper` is arXiv 2601.22531 as its official code has it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What each problem type makes of logits: losses, what is explained, what counts as the same answer.
+"""What each problem type makes of logits: losses, what is explained, when two answers agree.
 
 A predictor holds the problem that it answers (:attr:`Predictor.problem`), and objectives,
 attributions and measures ask it. Scores on a whole split are in :mod:`rekd_edge.problem`;
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ class Problem(nn.Module, ABC):
     """Base of the three. Only regression has a state: the unit of its targets."""
 
     kind: ProblemType
-    term_names: Mapping[str, str] = {}
-    """What the terms `ce` and `kl_prediction` of an objective are called in logs, where otherwise."""
+    term_names: ClassVar[Mapping[str, str]] = {}
+    """What the terms `ce` and `kl_prediction` of an objective are called in logs, if otherwise."""
 
     def in_unit(self, raw: Tensor) -> Tensor:
         """What the predictor's head says, as an answer."""
@@ -84,6 +85,11 @@ class Problem(nn.Module, ABC):
     def chance_loss(self, labels: Tensor, classes: int) -> float:
         """The task's loss of a model that knows nothing of its input."""
 
+    @abstractmethod
+    def constant(self, labels: Tensor) -> Tensor:
+        """The answer that fits ``labels`` best of those that are the same for every example, as
+        logits ``[1, label]``."""
+
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """:func:`rekd_edge.problem.scores` of a split."""
         return scores(logits.float().cpu().numpy(), labels.cpu().numpy(), self.kind)
@@ -128,6 +134,11 @@ class SingleLabel(Problem):
     def chance_loss(self, labels: Tensor, classes: int) -> float:
         return math.log(classes)
 
+    def constant(self, labels: Tensor) -> Tensor:
+        """The commonest class."""
+        counts = labels.bincount()
+        return F.one_hot(counts.argmax(), len(counts)).unsqueeze(0)
+
 
 class MultiLabel(Problem):
     """Any number of labels, each with a probability of its own: sigmoids."""
@@ -169,6 +180,17 @@ class MultiLabel(Problem):
         share = labels.double().mean(dim=0).clamp(1e-12, 1 - 1e-12)
         return float(-(share * share.log() + (1 - share) * (1 - share).log()).mean())
 
+    def constant(self, labels: Tensor) -> Tensor:
+        """The commonest labels, as many of them as score best."""
+        count = labels.double().sum(dim=0)
+        rank = count.argsort(descending=True, stable=True).argsort()
+        sets = [rank <= most for most in range(len(count))]
+        found = [
+            2 * float(count[one].sum()) / (len(labels) * int(one.sum()) + float(count.sum()))
+            for one in sets
+        ]
+        return torch.where(sets[int(np.argmax(found))], 1.0, -1.0).unsqueeze(0)
+
 
 class Regression(Problem):
     """One or more numbers. The predictor's head speaks of targets with mean 0 and deviation 1, in
@@ -176,7 +198,10 @@ class Regression(Problem):
     ``deviation``, float ``[target]``, are those of the training targets, kept with the weights."""
 
     kind = "regression"
-    term_names = {"ce": "squared_error", "kl_prediction": "squared_difference"}
+    term_names: ClassVar[Mapping[str, str]] = {
+        "ce": "squared_error",
+        "kl_prediction": "squared_difference",
+    }
     mean: Tensor
     deviation: Tensor
 
@@ -241,6 +266,10 @@ class Regression(Problem):
         spread = labels.float().cpu().var(dim=0, correction=0) / self.deviation.cpu().square()
         return float(spread.mean())
 
+    def constant(self, labels: Tensor) -> Tensor:
+        """The mean."""
+        return labels.double().mean(dim=0, keepdim=True)
+
 
 def class_margin(logits: Tensor, explained: Tensor) -> Tensor:
     """Logit of ``explained`` int64 ``[batch]`` minus the mean of the other logits; ``[batch]``."""
@@ -250,8 +279,8 @@ def class_margin(logits: Tensor, explained: Tensor) -> Tensor:
 
 
 def label_set_margin(logits: Tensor, explained: Tensor) -> Tensor:
-    """Mean logit of the labels in ``explained`` (bool or 0 and 1, ``[batch, label]``) minus the mean
-    of the others; a side without labels counts 0. ``[batch]``; of one label it is
+    """Mean logit of the labels in ``explained`` (bool or 0 and 1, ``[batch, label]``) minus the
+    mean of the others; a side without labels counts 0. ``[batch]``; of one label it is
     :func:`class_margin`."""
     present = explained.to(logits.dtype)
     absent = 1 - present

@@ -37,6 +37,7 @@ from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.models.attention_maps import pooled_attention
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, TokenView, VitEncoder
+from rekd_edge.models.problem import class_margin
 from rekd_edge.models.rationalist import (
     BlockSelector,
     Classifier,
