@@ -248,7 +248,6 @@ class _DeviceTable:
         recipe, labels = self.recipes[candidate.run], self._read().label_names
         torch.manual_seed(self.spec.seed)
         facts: dict[str, Any] = {"label_names": labels, "max_length": None}
-        facts["problem_type"] = recipe.problem_type
         if recipe.modality == "text":
             facts["max_length"] = recipe.data.max_length
         if candidate.form == "plain":

@@ -859,10 +859,7 @@ def export_twins(
     trained = plain is not None
     if plain is None:
         plain = PlainClassifier(
-            fused.predictor,
-            label_names=fused.label_names,
-            max_length=fused.max_length,
-            problem_type=fused.problem_type,
+            fused.predictor, label_names=fused.label_names, max_length=fused.max_length
         ).eval()
         plain.reads_pixels = fused.reads_pixels
     folder = run.path / TWINS_FOLDER

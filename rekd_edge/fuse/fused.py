@@ -52,13 +52,12 @@ class DeployModel(nn.Module):
         *,
         label_names: tuple[str, ...],
         max_length: int | None,
-        problem_type: ProblemType = "single_label_classification",
     ) -> None:
         super().__init__()
         self.predictor = predictor
         self.reads_pixels = False
         self.label_names = label_names
-        self.problem_type: ProblemType = problem_type
+        self.problem_type: ProblemType = predictor.problem.kind
         encoder = predictor.encoder
         self.modality: Modality = encoder.modality
         self.max_length = max_length if self.modality == "text" else None
@@ -146,14 +145,8 @@ class _SelectingModel(DeployModel):
         rationale_ratio_fraction: tuple[int, int],
         label_names: tuple[str, ...],
         max_length: int | None,
-        problem_type: ProblemType = "single_label_classification",
     ) -> None:
-        super().__init__(
-            predictor,
-            label_names=label_names,
-            max_length=max_length,
-            problem_type=problem_type,
-        )
+        super().__init__(predictor, label_names=label_names, max_length=max_length)
         self.selector = selector
         self.rationale_ratio = rationale_ratio
         self.rationale_ratio_fraction = rationale_ratio_fraction
@@ -276,7 +269,6 @@ def fuse(
     label_names: tuple[str, ...],
     max_length: int | None,
     pixel_scale: PixelScale | None = None,
-    problem_type: ProblemType = "single_label_classification",
 ) -> FusedRationalist:
     """The deterministic, gathered form of a trained rationalist, on the CPU, in float32.
 
@@ -285,6 +277,7 @@ def fuse(
     leaves normalised input. The weights are copied: training may go on with ``model``.
     """
     source = copy.deepcopy(model).cpu().float()
+    source.predictor.fold_unit()
     fused = FusedRationalist(
         source.selector,
         source.predictor,
@@ -292,7 +285,6 @@ def fuse(
         rationale_ratio_fraction=source.ratio_fraction,
         label_names=label_names,
         max_length=max_length,
-        problem_type=problem_type,
     )
     fused.folds = apply_folds(fused.eval(), pixel_scale)
     return frozen(fused)
@@ -307,7 +299,6 @@ def masked_form(fused: FusedRationalist) -> MaskedRationalist:
         rationale_ratio_fraction=fused.rationale_ratio_fraction,
         label_names=fused.label_names,
         max_length=fused.max_length,
-        problem_type=fused.problem_type,
     )
     model.reads_pixels = fused.reads_pixels
     return frozen(model)
@@ -319,16 +310,11 @@ def plain_form(
     label_names: tuple[str, ...],
     max_length: int | None,
     pixel_scale: PixelScale | None = None,
-    problem_type: ProblemType = "single_label_classification",
 ) -> PlainClassifier:
     """A trained plain classifier as a deploy model; ``pixel_scale`` as in :func:`fuse`."""
     source = copy.deepcopy(classifier).cpu().float()
-    model = PlainClassifier(
-        source.predictor,
-        label_names=label_names,
-        max_length=max_length,
-        problem_type=problem_type,
-    )
+    source.predictor.fold_unit()
+    model = PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
     apply_folds(model.eval(), pixel_scale)
     return frozen(model)
 
