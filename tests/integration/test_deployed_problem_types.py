@@ -31,6 +31,7 @@ from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.report_pipeline import build_report
 from rekd_edge.run_folder import Run
 from rekd_edge.types import ProblemType
+from tests.changed_bundle import with_config
 
 SEVERAL: ProblemType = "multi_label_classification"
 VALUES: ProblemType = "regression"
@@ -151,10 +152,9 @@ def test_it_is_checked_again_and_a_lie_is_found(run: Run, exported: ExportResult
     assert report.passed, report.failures
     assert place == exported.path
     other = {SEVERAL: VALUES, VALUES: SEVERAL}[run.recipe.problem_type]
-    lying = Run(run.path, run.recipe.model_copy(update={"problem_type": other}), run.label_names)
-    lying.__dict__["_data"] = run.data()
-    with pytest.raises(GateError, match=f"config.json says problem_type is .*, the run {other}"):
-        check_bundle(exported.path, run=lying, threads=1, reject_failed=False)
+    lie = with_config(exported.path, run.path / "lie", problem_type=other, calibration=None)
+    with pytest.raises(GateError, match=f"config.json says problem_type is {other}, the run"):
+        check_bundle(lie, run=run, threads=1, reject_failed=False)
 
 
 def test_a_gate_of_one_label_is_held_as_a_whole_or_refused(
