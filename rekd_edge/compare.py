@@ -17,6 +17,7 @@ from rekd_edge.distill.loop import ProgressListener
 from rekd_edge.errors import UsageError
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.pipeline import train_run
+from rekd_edge.problem import PRIMARY
 from rekd_edge.recipe.schema import RationalistSpec, Recipe, ScaffoldSpec
 from rekd_edge.run_folder import ANSWERS_FOLDER, RUN_FILE, Run, Simulability, open_run
 
@@ -39,7 +40,8 @@ class TitledListener(ProgressListener, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Test accuracies (0..1) by row of :data:`ROWS`, one for each seed."""
+    """Test accuracies (0..1; of another problem than one class its primary ``score``) by row of
+    :data:`ROWS`, one for each seed."""
 
     seeds: tuple[int, ...]
     accuracies: dict[str, list[float]]
@@ -50,6 +52,11 @@ class Comparison:
     """Test accuracies of the students of the teacher's answers alone; empty: not asked for."""
     wall_s: float
     runs: tuple[Run, ...]
+
+    @property
+    def score(self) -> str:
+        """What ``accuracies`` are."""
+        return PRIMARY[self.runs[0].recipe.problem_type]
 
     def mean(self, row: str) -> float:
         return statistics.fmean(self.accuracies[row])
@@ -87,20 +94,20 @@ class Comparison:
         return [rekd - extract for rekd, extract in pairs]
 
     def to_json(self) -> dict[str, Any]:
-        recipe = self.runs[0].recipe
+        recipe, score = self.runs[0].recipe, self.score
         return {
             "recipe": recipe.name,
             "data": self.runs[0].info.get("data", {}),
             "rationale_ratio": recipe.rationale_ratio,
             "seeds": list(self.seeds),
             "examples": self.examples,
-            "accuracy": {row: self.mean(row) for row in ROWS},
-            "accuracy_spread": {row: self.spread(row) for row in ROWS},
-            "accuracy_per_seed": self.accuracies,
+            score: {row: self.mean(row) for row in ROWS},
+            f"{score}_spread": {row: self.spread(row) for row in ROWS},
+            f"{score}_per_seed": self.accuracies,
             "rekd_minus_extract_per_seed": self.gain(),
             "agreement_with_teacher": self.agreement,
             "simulability": [asdict(one) for one in self.simulability],
-            "answers_alone_accuracy": self.answers_alone,
+            f"answers_alone_{score}": self.answers_alone,
             "fuse": [run.report("fuse") for run in self.runs],
             "train_wall_s": round(self.wall_s, 1),
             "versions": package_versions(),
@@ -134,7 +141,7 @@ def compare(
             f"compare needs a recipe with task: distill, not {recipe.task}",
             hint="add a teacher section",
         )
-    started = time.monotonic()
+    started, score = time.monotonic(), PRIMARY[recipe.problem_type]
     accuracies: dict[str, list[float]] = {row: [] for row in ROWS}
     agreement: list[dict[str, float]] = []
     simulated: list[Simulability] = []
@@ -156,10 +163,11 @@ def compare(
                 listener.retitle(f"seed {seed}, {task}")
             found[task] = finished_run(variant, place, device, listener)
         distilled = found["distill"].report("distill") or {}
-        accuracies["teacher"].append(_accuracy(distilled, "teacher"))
-        accuracies["rekd_student"].append(_accuracy(distilled, "student"))
+        accuracies["teacher"].append(_score(distilled, "teacher", score))
+        accuracies["rekd_student"].append(_score(distilled, "student", score))
         for row, task in (("extract_student", "extract"), ("plain_student", "classify")):
-            accuracies[row].append(_accuracy(found[task].report("distill") or {}, "student"))
+            report = found[task].report("distill") or {}
+            accuracies[row].append(_score(report, "student", score))
         agreement.append(distilled["agreement_with_teacher"])
         if simulability:
             variant = learning_answers_alone(found["distill"].recipe, folder)
@@ -168,7 +176,7 @@ def compare(
             control = finished_run(
                 variant, folder / ANSWERS_FOLDER, device, listener, with_fuse_report=False
             )
-            answers_alone.append(_accuracy(control.report("distill") or {}, "student"))
+            answers_alone.append(_score(control.report("distill") or {}, "student", score))
         one = found["distill"].simulability()
         assert one is not None
         simulated.append(one)
@@ -281,5 +289,5 @@ def forget_checkpoints(run: Run) -> None:
         (run.path / role / "last.safetensors").unlink(missing_ok=True)
 
 
-def _accuracy(report: dict[str, Any], role: str) -> float:
-    return float(report[role]["test"]["accuracy"])
+def _score(report: dict[str, Any], role: str, score: str) -> float:
+    return float(report[role]["test"][score])

@@ -63,6 +63,7 @@ from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.packages.backend import find_compiler
 from rekd_edge.packages.build import made_of, package_for, quiet_compilers
 from rekd_edge.packages.spec import PackageSpec
+from rekd_edge.problem import clear_answers
 from rekd_edge.recipe.latency_file import CandidateSpec, LatencySpec, OnDeviceSpec
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.runners import PackageRunner, TensorRtRunner, file_runner
@@ -74,8 +75,8 @@ from rekd_edge.suite import row_run
 FOLDER = "device"
 SCHEMA_VERSION = 1
 AGREE = 0.97
-"""Share of labels in which a model must agree with the fp32 model in torch; else its timing is that
-of another function, and INVALID."""
+"""Share of answers in which a model must agree with the fp32 model in torch; else its timing is
+that of another function, and INVALID."""
 NEAR = 0.02
 """Of the largest logit: two labels that lie nearer are a tie that rounding decides."""
 COMPARED = 128
@@ -417,8 +418,8 @@ class _DeviceTable:
     def _agreement(
         self, candidate: CandidateSpec, resident: Resident, inputs: Sequence[Inputs]
     ) -> float | None:
-        """Share of labels as the fp32 model gives them in torch on the CPU, where its two best are
-        not near; None where they always are (heads that have learnt nothing)."""
+        """Share of answers as the fp32 model gives them in torch on the CPU, where its own are not
+        in doubt; None where they always are (heads that have learnt nothing)."""
         held = self.model(candidate)
         same: list[np.ndarray] = []
         size = len(next(iter(inputs[0].values())))
@@ -426,11 +427,10 @@ class _DeviceTable:
             given = [torch.from_numpy(np.ascontiguousarray(query[name])) for name in held.inputs]
             with torch.inference_mode():
                 want = held.model(*given)[0].numpy()
-            best = np.sort(want, axis=1)
-            clear = best[:, -1] - best[:, -2] > NEAR * np.abs(want).max()
             resident.place(query)
             resident.launch()
-            same.append((resident.fetch()["logits"].argmax(axis=1) == want.argmax(axis=1))[clear])
+            found = resident.fetch()["logits"]
+            same.append(clear_answers(want, found, held.model.problem_type, NEAR))
         every = np.concatenate(same)
         return float(every.mean()) if every.size else None
 

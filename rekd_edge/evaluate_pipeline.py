@@ -32,7 +32,9 @@ from rekd_edge.evaluate.stability import Overlap, mean_overlap, overlap
 from rekd_edge.models.build import same_tokens
 from rekd_edge.models.encoder import patch_grid
 from rekd_edge.models.rationalist import Predictor, Rationalist
+from rekd_edge.problem import PRIMARY
 from rekd_edge.run_folder import Run, Simulability
+from rekd_edge.types import ProblemType
 
 SplitName = Literal["train", "dev", "test"]
 EVALUATION_BATCH = 64
@@ -92,16 +94,39 @@ class QualityReport:
     """The student beside its partner, where the run has one; everything else is the student's."""
     notes: tuple[str, ...] = ()
     wall_s: float = 0.0
+    problem_type: ProblemType = "single_label_classification"
+    scores: dict[str, float] = field(default_factory=dict)
+    """Every score of the student, the primary one (``accuracy``) first."""
     schema_version: int = field(default=1)
 
+    @property
+    def score(self) -> str:
+        """What accuracies in this report are; in its JSON they have this name."""
+        return PRIMARY[self.problem_type]
+
     def to_json(self) -> dict[str, Any]:
-        content: dict[str, Any] = asdict(self)
+        content = self._named()
         content["pair"] = None if self.pair is None else self.pair.to_json()
         if self.faithfulness.scores is not None:
             content["faithfulness"]["scores"]["by_share"] = [
                 {"share": share, "comprehensiveness": c, "sufficiency": s}
                 for share, (c, s) in self.faithfulness.scores.by_share.items()
             ]
+        return content
+
+    def _named(self) -> dict[str, Any]:
+        content: dict[str, Any] = asdict(self)
+        if self.problem_type == "single_label_classification":
+            del content["problem_type"], content["scores"]
+            return content
+        del content["accuracy"]
+
+        def renamed(figures: dict[str, Any]) -> dict[str, Any]:
+            return {key.replace("accuracy", self.score): value for key, value in figures.items()}
+
+        content["probe"] = renamed(content["probe"])
+        judged = content["faithfulness"]
+        judged["scores"] = None if judged["scores"] is None else renamed(judged["scores"])
         return content
 
 
@@ -176,6 +201,8 @@ def evaluate_run(
         pair=None if partner is None else evaluate_pair(student, partner, _loader(run, examples)),
         notes=tuple(notes),
         wall_s=round(time.monotonic() - started, 1),
+        problem_type=run.recipe.problem_type,
+        scores=rationales.scores,
     )
     if save:
         write_json(report_file(run, split), report.to_json())
@@ -202,7 +229,9 @@ def _require_same_data(run: Run, other: Run) -> None:
     """Refuses a run whose rationales are not about the same tokens of the same examples."""
     if other.recipe.task == "classify":
         raise UsageError(f"--against {other.path}: it holds a plain classifier, no rationales")
-    if run.recipe.data != other.recipe.data or run.label_names != other.label_names:
+    same_problem = run.recipe.problem_type == other.recipe.problem_type
+    same_labels = same_problem and run.label_names == other.label_names
+    if run.recipe.data != other.recipe.data or not same_labels:
         raise UsageError(
             f"--against {other.path}: it was trained on other data, or cut in another way",
             hint="compare runs whose recipes have the same `data` section",
@@ -234,6 +263,8 @@ def _judge(
     if judge_run is not None:
         if judge_run.label_names != run.label_names:
             raise UsageError(f"--judge {judge_run.path}: it knows other labels")
+        if judge_run.recipe.problem_type != run.recipe.problem_type:
+            raise UsageError(f"--judge {judge_run.path}: it answers another problem_type")
         if not same_tokens(judge_run.preprocessor, run.preprocessor):
             raise UsageError(f"--judge {judge_run.path}: it reads its input as other tokens")
     for role in ("teacher", "student"):

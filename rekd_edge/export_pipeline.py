@@ -52,6 +52,7 @@ from rekd_edge.check import (
     check_artefact,
     load_gates,
 )
+from rekd_edge.check.checker import reading_of
 from rekd_edge.check.gates import GateResult
 from rekd_edge.check.inputs import examples_of
 from rekd_edge.convert import (
@@ -91,7 +92,7 @@ from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import RuntimeSettings, TorchRunner, file_runner, require_runtime
 from rekd_edge.runners.gpu_runner import PROFILE_KEY, require_provider
 from rekd_edge.runtime_options import TENSORRT_PROVIDER
-from rekd_edge.types import PackageBackend, RuntimeName
+from rekd_edge.types import PackageBackend, ProblemType, RuntimeName
 
 if TYPE_CHECKING:
     from rekd_edge.bench.tune import TunePlan, TuneReport
@@ -108,9 +109,11 @@ CALIBRATION_REPORT = "calibration"
 PACKAGE_REPORT = "package"
 RECOVERABLE = frozenset(
     {
+        "score",
         "accuracy",
         "worst_class_accuracy",
         "label_agreement",
+        "mean_value_error",
         "rationale_exact",
         "rationale_jaccard",
     }
@@ -156,23 +159,27 @@ class ExportResult:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What a file reaches on the test split, shares in 0..1, and the gates that it fails."""
+    """What a file reaches on the test split, and the gates that it fails. ``accuracy`` is the
+    primary score; that of a single-label classification and all others are shares in 0..1."""
 
     accuracy: float | None
     label_agreement: float | None
     rationale_exact: float | None
     rationale_jaccard: float | None
     failed_gates: tuple[str, ...]
+    mean_value_error: float | None = None
+    """Regression."""
 
     @staticmethod
     def of(report: CheckReport) -> Agreement:
         found = report.metrics
         return Agreement(
-            found.get("accuracy"),
+            found.get("score"),
             found.get("label_agreement"),
             found.get("rationale_exact"),
             found.get("rationale_jaccard"),
             report.failures,
+            found.get("mean_value_error"),
         )
 
 
@@ -225,12 +232,15 @@ def export_bundle(
     withheld; None takes the target's (:func:`calibrate_file`).
 
     A failed gate is a result with ``passed`` False. Raises :class:`UsageError` for an unknown
-    target, a taken ``output`` or a run without a rationalist, and :class:`BackendError` where an
-    engine cannot be built; nothing is written then.
+    target, a taken ``output``, a run without a rationalist, and gates or abstention that are not
+    for its problem type, and :class:`BackendError` where an engine cannot be built; nothing is
+    written then.
     """
     spec = load_target(target)
     require_target(run.recipe, spec)
     gate_set = load_gates(gates or spec.gates)
+    gate_set.applicable(run.recipe.problem_type)
+    require_calibratable(run.recipe.problem_type, abstention or spec.abstention)
     require_free(output, force=force)
     if tune:
         require_tunable(spec)
@@ -575,8 +585,9 @@ def _better(after: CheckReport, before: CheckReport) -> bool:
         return False
 
     def rank(report: CheckReport) -> tuple[float, ...]:
-        names = ("rationale_exact", "rationale_jaccard", "label_agreement", "accuracy")
-        return (-len(report.failures), *(report.metrics.get(name, 0.0) for name in names))
+        names = ("rationale_exact", "rationale_jaccard", "label_agreement", "score")
+        found = (report.metrics.get(name, 0.0) for name in names)
+        return (-len(report.failures), *found, -report.metrics.get("mean_value_error", 0.0))
 
     return rank(after) > rank(before)
 
@@ -598,7 +609,8 @@ def tune_file(
     from rekd_edge.bench.tune import tune
 
     require_tunable(target)
-    examples = examples_of(test_batches(run.data().test, run.preprocessor), BENCH_EXAMPLES)
+    held = list(test_batches(run.data().test, run.preprocessor))
+    examples = examples_of(held, BENCH_EXAMPLES)
     found = tune(
         file,
         examples,
@@ -606,6 +618,7 @@ def tune_file(
         threads=threads,
         provider=target.execution_provider,
         plan=plan,
+        reading=reading_of(run.recipe.problem_type, held),
     )
     if found.settings.is_default:
         return report, found
@@ -739,6 +752,7 @@ def check_bundle(
     _require_same_run(bundle, run)
     target = load_target(bundle.manifest.target)
     gate_set = load_gates(gates or target.gates)
+    gate_set.applicable(run.recipe.problem_type)
     fused = run.fused()
     wrong = _contradictions(bundle, run, fused, target)
     if not wrong:
@@ -964,25 +978,40 @@ def calibrate_file(
     asked: AbstentionSpec | None,
 ) -> CalibrationReport | None:
     """Temperature and thresholds of one file, from its own answers to the development split, and
-    what they are worth on the test split. None where that split is too small and nothing is asked.
+    what they are worth on the test split. None where that split is too small and nothing is asked,
+    and for a regression, which has no probabilities.
 
-    Raises :class:`UsageError` where it is too small for what is asked, :class:`GateError` where
-    that cannot be had.
+    Raises :class:`UsageError` where it is too small for what is asked, or a regression is asked,
+    :class:`GateError` where that cannot be had.
     """
+    problem = run.recipe.problem_type
+    require_calibratable(problem, asked)
+    if problem == "regression":
+        return None
     data = run.data()
     if asked is None and len(data.dev) < FEWEST_EXAMPLES:
         return None
     splits = [list(test_batches(split, run.preprocessor)) for split in (data.dev, data.test)]
     provider = target.execution_provider
     with file_runner(file, runtime=target.runtime, threads=1, provider=provider) as runner:
-        dev, test = (answers_of(runner, batches) for batches in splits)
+        dev, test = (answers_of(runner, batches, problem) for batches in splits)
     dev_torch = test_torch = None
     if asked is not None and asked.rationale_risk is not None:
         names = tuple(tensor.name for tensor in fused.io_spec().inputs)
         with TorchRunner(fused, names, threads=1) as reference:
-            dev_torch, test_torch = (answers_of(reference, batches) for batches in splits)
+            dev_torch, test_torch = (answers_of(reference, batches, problem) for batches in splits)
     fitted = calibrate(dev, asked, dev_torch)
     return report_of(fitted, dev, test, dev_reference=dev_torch, test_reference=test_torch)
+
+
+def require_calibratable(problem: ProblemType, asked: AbstentionSpec | None) -> None:
+    """Raises :class:`UsageError` where abstention is asked of a regression."""
+    if problem == "regression" and asked is not None:
+        raise UsageError(
+            "a regression answers with numbers, and nothing says how sure it is of them: no answer "
+            "can be withheld for being unsure",
+            hint="leave --coverage, --risk and --rationale-risk (and the target's abstention) out",
+        )
 
 
 def test_batches(
@@ -1022,7 +1051,7 @@ def measure_baselines(run: Run) -> dict[str, Accuracy]:
     if plain is not None:
         functions["plain"] = _positional_logits(plain)
     batches = test_batches(run.data().test, run.preprocessor, run.teacher_preprocessor)
-    return baseline_accuracy(functions, batches, run.label_names)
+    return baseline_accuracy(functions, batches, run.label_names, run.recipe.problem_type)
 
 
 def _mapping_logits(model: nn.Module) -> Any:
@@ -1050,6 +1079,8 @@ def artefact_metadata(run: Run, fused: FusedRationalist) -> dict[str, str]:
     numerator, denominator = fused.rationale_ratio_fraction
     partner = run.path / PARTNER_WEIGHTS
     second = {"partner_sha256": file_sha256(partner)} if isinstance(fused, FusedPair) else {}
+    if fused.problem_type != "single_label_classification":
+        second["problem_type"] = fused.problem_type
     return second | {
         "recipe": run.recipe.name,
         "modality": fused.modality,
@@ -1095,6 +1126,7 @@ def bundle_config(
     special = dict(preprocessor.special_ids) if isinstance(preprocessor, TextPreprocessor) else {}
     return BundleConfig.create(
         modality=fused.modality,
+        problem_type=fused.problem_type,
         label_names=run.label_names,
         rationale_ratio=fused.rationale_ratio,
         rationale_ratio_fraction=fused.rationale_ratio_fraction,
@@ -1273,7 +1305,9 @@ def _contradictions(
     stated_config = bundle.config
     expected = bundle_config(
         run, fused, target, stated_config.runtime_settings, stated_config.calibration
-    ).model_copy(update={"schema_version": stated_config.schema_version})
+    )
+    if stated_config.schema_version < expected.schema_version <= 2:  # bundles before calibration
+        expected = expected.model_copy(update={"schema_version": stated_config.schema_version})
     for name in BundleConfig.model_fields:
         stated, true = getattr(stated_config, name), getattr(expected, name)
         if stated != true:

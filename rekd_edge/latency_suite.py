@@ -50,6 +50,7 @@ from rekd_edge.fuse.report import mean_tokens, model_flops
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import same_tokens
 from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.problem import PRIMARY, SCORE_TITLES, penalised, scores
 from rekd_edge.recipe.latency_file import RESULT_FOLDER, CandidateSpec, LatencySpec, PeerSpec
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.resources import benchmarks_dir
@@ -144,6 +145,7 @@ def run_latency(
         "reference": f"{spec.reference.name}.{load_target(spec.reference.targets[0]).name}",
         "data": plain.info.get("data", {}),
         "test_examples": len(plain.data().test),
+        "score": SCORE_TITLES[PRIMARY[plain.recipe.problem_type]],
         "rows": rows,
         "settings": asdict(settings) | {"accuracy_batch": CHECK_BATCH},
         "validity": validity,
@@ -192,7 +194,8 @@ class _Table:
             recipe = recipes[candidate.run]
             for target in candidate.targets:
                 load_target(target)
-            if recipe.data != base.data or recipe.modality != base.modality:
+            kind, like = ((r.modality, r.problem_type) for r in (recipe, base))
+            if recipe.data != base.data or kind != like:
                 raise UsageError(
                     f"candidate {candidate.name!r} has other data than {spec.reference.name!r}"
                 )
@@ -386,26 +389,26 @@ class _Table:
     ) -> dict[str, Any]:
         """Accuracy of the file over the test split, and its rationales beside the student's."""
         selecting = candidate.form in {"gathered", "masked"}
-        right, parts = [], []
+        problem = run.recipe.problem_type
+        answered, parts = [], []
         with OnnxRunner(file, provider=target.execution_provider) as runner:
             for position, batch in enumerate(self.batches()):
                 names = OUTPUTS if selecting else ("logits",)
                 found = runner.run_named(batch.inputs, names)
-                logits = found["logits"]
-                finite = np.isfinite(logits).all(axis=1)
-                right.append((logits.argmax(axis=1) == batch.labels) & finite)
+                answered.append(found["logits"])
                 if selecting:
                     own = self._own_answers(candidate.run, run)[position]
                     parts.append(differences(alone(own), Outputs(**found)))
-        every = np.concatenate(right)
+        labels = np.concatenate([batch.labels for batch in self.batches()])
+        logits = penalised(np.concatenate(answered), labels, problem)
         exact = jaccard = None
         if parts:
             joined = concatenate(parts)
             exact = float(joined.same_rationale.mean())
             jaccard = float(joined.jaccard.mean())
         return {
-            "examples": int(every.size),
-            "accuracy": float(every.mean()),
+            "examples": len(labels),
+            "accuracy": scores(logits, labels, problem)[PRIMARY[problem]],
             "rationale_exact": exact,
             "rationale_jaccard": jaccard,
         }
@@ -575,9 +578,10 @@ def latency_table(result: Mapping[str, Any]) -> str:
     rows = result["rows"]
     settings = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
     found = {(row["name"], row["target"], row["threads"], row["batch"]): row for row in rows}
+    score = result.get("score", "accuracy")
     titles = [f"{t} thread{'s' if t > 1 else ''}, batch {b}: ms (ratio)" for t, b in settings]
     lines = [
-        "| model | precision | test accuracy | rationale as in fp32: equal, Jaccard "
+        f"| model | precision | test {score} | rationale as in fp32: equal, Jaccard "
         f"| share of FLOPs | {' | '.join(titles)} |",
         f"|---|---|---|---|---|{'---|' * len(titles)}",
     ]
@@ -600,8 +604,8 @@ def latency_table(result: Mapping[str, Any]) -> str:
         + f"; seed {result['seed']}, {result['test_examples']} test examples",
         "Median of `session.run` alone, a query of so many examples, all files in one interleaved "
         f"run for each column; ratio to {result['reference']} there ({'; '.join(marks)})",
-        "Accuracy is that of the very file on the whole test split, in batches of "
-        f"{result['settings']['accuracy_batch']}",
+        f"{score[0].upper()}{score[1:]} is that of the very file on the whole test split, in "
+        f"batches of {result['settings']['accuracy_batch']}",
         f"{machine['processor']}, {machine['cores']} cores, onnxruntime "
         f"{versions.get('onnxruntime', '-')}, torch {versions['torch']}, timed {result['timed']}",
     ]

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rekd_edge.bench.load import Example, LoadReport, run_load_test, write_examples
+import numpy as np
+
+from rekd_edge.bench.load import Example, Label, LoadReport, run_load_test, write_examples
 from rekd_edge.boards.load_test import run_load_test_on_board
 from rekd_edge.boards.openssh import SshBoard
 from rekd_edge.boards.session import BoardFacts
@@ -17,14 +19,16 @@ from rekd_edge.data.images import IMAGE_SUFFIXES
 from rekd_edge.errors import UsageError
 from rekd_edge.export_pipeline import BENCH_EXAMPLES, find_run
 from rekd_edge.run_folder import Run
+from rekd_edge.types import ProblemType
 
 
 @dataclass(frozen=True, slots=True)
 class LoadExamples:
-    """``labels`` are indices of the bundle's labels, where they are known."""
+    """``labels``, where they are known: indices of the bundle's labels, 0 or 1 for each of several
+    labels, or values."""
 
     examples: Sequence[Example]
-    labels: Sequence[int] | None
+    labels: Sequence[Label] | None
     source: str
     """In words."""
 
@@ -49,9 +53,16 @@ def load_examples(
     count = len(test) if limit is None else min(limit, len(test))
     return LoadExamples(
         [test.raw(index) for index in range(count)],
-        test.labels[:count].tolist(),
+        _plain(test.labels[:count], run.recipe.problem_type),
         f"test split of {data.source.get('name', run.recipe.data.source)}",
     )
+
+
+def _plain(labels: np.ndarray, problem: ProblemType) -> list[Label]:
+    """Python's own numbers; 0 and 1 whole ones."""
+    several = problem == "multi_label_classification"
+    found: list[Label] = (labels.astype(np.int64) if several else labels).tolist()
+    return found
 
 
 def _given(path: Path, modality: str) -> list[Example]:

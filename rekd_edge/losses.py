@@ -59,13 +59,16 @@ def rationale_kl(
     Deviations from the published term: no noise (its KL has a floor of its own), centred on the
     threshold of exactly-k, and averaged over tokens so that its scale does not grow with length.
     """
-    teacher_logit = teacher_margin / temperature
-    student_logit = student_margin / temperature
+    divergence = _bernoulli_kl(teacher_margin / temperature, student_margin / temperature)
+    return (divergence * valid).sum() / valid.sum().clamp_min(1)
+
+
+def _bernoulli_kl(teacher_logit: Tensor, student_logit: Tensor) -> Tensor:
+    """KL(teacher || student) of each pair of log-odds."""
     probability = torch.sigmoid(teacher_logit)
-    divergence = probability * (F.logsigmoid(teacher_logit) - F.logsigmoid(student_logit)) + (
+    return probability * (F.logsigmoid(teacher_logit) - F.logsigmoid(student_logit)) + (
         1.0 - probability
     ) * (F.logsigmoid(-teacher_logit) - F.logsigmoid(-student_logit))
-    return (divergence * valid).sum() / valid.sum().clamp_min(1)
 
 
 def prediction_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float) -> Tensor:
@@ -79,6 +82,19 @@ def prediction_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature
         reduction="batchmean",
         log_target=True,
     )
+
+
+def bernoulli_prediction_kl(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """KL_Y of independent labels: KL(Bernoulli(sigmoid(teacher / T)) || Bernoulli(sigmoid(student /
+    T))), the mean over labels and batch, *without* T^2; ``[batch, label]`` each.
+
+    One against all, as in Yang et al. 2023 (Multi-Label Knowledge Distillation); the mean over
+    labels is that of the task's binary cross-entropy, so that alpha weighs the two alike.
+    """
+    teacher, student = teacher_logits.float(), student_logits.float()
+    return _bernoulli_kl(teacher / temperature, student / temperature).mean()
 
 
 def contiguity(probability: Tensor, valid: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

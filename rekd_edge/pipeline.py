@@ -86,7 +86,9 @@ from rekd_edge.models.build import (
 from rekd_edge.models.candidates import ALL_CONTENT, Positions
 from rekd_edge.models.encoder import BertEncoder, patch_grid
 from rekd_edge.models.intervention import set_label_shares
+from rekd_edge.models.problem import take_unit
 from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.problem import PRIMARY
 from rekd_edge.recipe import dump_recipe, load_recipe
 from rekd_edge.recipe.schema import (
     ObjectiveSpec,
@@ -101,11 +103,12 @@ from rekd_edge.run_folder import (
     PREPROCESSOR_FOLDER,
     RECIPE_FILE,
     RUN_FILE,
+    SIMULABILITY,
     TEACHER_PREPROCESSOR_FOLDER,
     Run,
     open_run,
 )
-from rekd_edge.types import Batch
+from rekd_edge.types import Batch, ProblemType
 
 EVALUATION_BATCH = 64
 MONITORED_EXAMPLES = 512
@@ -288,7 +291,7 @@ class _Trainer:
         beside = self._build_partner(student)
         if isinstance(teacher, BlackBox) and isinstance(teacher.selector, HeadMixture):
             practising = copy.deepcopy(student)
-            set_label_shares(practising, self._label_counts())
+            self._tell_labels(practising)
             results["teacher"]["explainer"] = self._learn_mixture(teacher, practising)
             torch.manual_seed(recipe.seed)  # the same, learned just now or before
         results["student"] = self._fit_rationalist(
@@ -360,6 +363,7 @@ class _Trainer:
 
     def _report_fuse(self, student: Rationalist) -> None:
         assert self.preprocessor is not None
+        student.predictor.fold_unit()
         deployed = self.preprocessor.deployed()
         fused = fuse(
             student,
@@ -412,6 +416,12 @@ class _Trainer:
                 f"the teacher of {path} knows the labels {', '.join(run.label_names)}; "
                 f"this recipe's data have {', '.join(self.data.label_names)}",
                 hint="train a teacher on this recipe's data",
+            )
+        if run.recipe.problem_type != self.recipe.problem_type:
+            raise UsageError(
+                f"the teacher of {path} answers a {run.recipe.problem_type} problem; this recipe's "
+                f"is {self.recipe.problem_type}",
+                hint="name a run of the recipe's problem_type",
             )
         if run.recipe.modality != self.recipe.modality:
             raise UsageError(
@@ -492,20 +502,21 @@ class _Trainer:
         found = load_transfer(self.recipe, spec, self.data)
         device = self._device(self.recipe.student.train)
         teacher.to(device).eval()
-        answers = np.zeros(len(found.examples), dtype=np.int64)
+        problem = teacher.predictor.problem
+        answers = np.zeros((len(found.examples), *self.data.train.labels.shape[1:]), np.float32)
         for raw in self._loader(found.examples):
             view = teacher.predictor.encoder.view(move_batch(raw, device).inputs)
             logits = teacher.classify_whole(view)
-            answers[raw.index.numpy()] = logits.argmax(dim=1).cpu().numpy()
+            answers[raw.index.numpy()] = problem.decision(logits).cpu().numpy()
+        answers = answers.astype(self.data.train.labels.dtype)
         labels = np.concatenate([self.data.train.labels, answers])
         self.training = JoinedSplit("train", [self.data.train, found.examples], labels)
-        counts = np.bincount(answers, minlength=len(self.data.label_names))
         return {
             "source": spec.source,
             "examples": len(answers),
             "left_out_known": found.known,
             "left_out_repeated": found.repeated,
-            "answers": dict(zip(self.data.label_names, map(int, counts), strict=True)),
+            "answers": _answer_summary(answers, self.recipe.problem_type, self.data.label_names),
         }
 
     def _adopt(self, role: str, weights: Mapping[str, Any], preprocessor: Preprocessor) -> None:
@@ -566,6 +577,7 @@ class _Trainer:
     def _fit_classifier(
         self, model: Classifier, role: str, train: TrainSpec, objective: ObjectiveSpec
     ) -> dict[str, Any]:
+        self._tell_labels(model)
         # As many steps as a rationalist's predictor gets, warm-up included.
         epochs = train.classifier_epochs or train.epochs + train.warmup.predictor_epochs
 
@@ -575,7 +587,7 @@ class _Trainer:
             criterion = None
             if objective.form.dev_selection == "re_loss":
                 criterion = classification_loss(result, batch_size=train.batch_size)
-            return DevResult(result.accuracy, result.loss, criterion)
+            return _dev_result(result, criterion)
 
         phase = Phase(
             "classify",
@@ -598,7 +610,7 @@ class _Trainer:
         teacher: Rationalist | None,
     ) -> dict[str, Any]:
         mode = evaluation_mode(objective)
-        set_label_shares(model, self._label_counts())
+        self._tell_labels(model)
 
         def dev(candidate: nn.Module) -> DevResult:
             assert isinstance(candidate, Rationalist)
@@ -612,7 +624,7 @@ class _Trainer:
                     rationale_ratio=self.recipe.rationale_ratio,
                     lambda_select=objective.lambda_select,
                 )
-            return DevResult(result.accuracy, result.loss, criterion)
+            return _dev_result(result, criterion)
 
         met = None
         if teacher is not None:
@@ -630,9 +642,13 @@ class _Trainer:
         self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
         return {**_summary(report), **self._evaluate(model, objective), "dev_mode": mode}
 
-    def _label_counts(self) -> list[int]:
-        labels = np.asarray(self.training.labels)
-        return np.bincount(labels, minlength=len(self.data.label_names)).tolist()
+    def _tell_labels(self, model: nn.Module) -> None:
+        """Gives the model what it keeps of the training labels: shares, or unit."""
+        if self.recipe.problem_type == "single_label_classification":
+            counts = np.bincount(self.training.labels, minlength=len(self.data.label_names))
+            set_label_shares(model, counts.tolist())
+        elif self.recipe.problem_type == "regression":
+            take_unit(model, self.data.train.labels)
 
     def _monitor(self, train: TrainSpec, role: str, mode: SelectionMode) -> SelectionMonitor:
         dev = self.data.dev
@@ -657,12 +673,13 @@ class _Trainer:
             seeds = range(self.recipe.seed * draws, (self.recipe.seed + 1) * draws)
             own = [self._under(model, objective, self.data.test, seed) for seed in seeds]
         accuracies = [result.accuracy for result in own]
+        score = PRIMARY[self.recipe.problem_type]
         return {
             **_test(predictions, self.data.label_names),
             "test_own": {
                 "mode": mode,
-                "accuracy": statistics.fmean(accuracies),
-                "accuracy_spread": statistics.stdev(accuracies) if len(own) > 1 else 0.0,
+                score: statistics.fmean(accuracies),
+                f"{score}_spread": statistics.stdev(accuracies) if len(own) > 1 else 0.0,
                 "loss": statistics.fmean(result.loss for result in own),
                 "kept_share": statistics.fmean(result.kept_share for result in own),
                 "draws": len(own),
@@ -895,30 +912,34 @@ class _Trainer:
         rationale is carried to the student's tokens."""
         device = next(teacher.student.parameters()).device
         teacher.model.to(device)
-        same_label, same_mask, jaccard, count = 0, 0, 0.0, 0
+        same_mask, jaccard, count = 0, 0.0, 0
+        answers: list[Tensor] = []
+        mine: list[Tensor] = []
         for raw in self._loader(self.data.test, self.teacher_preprocessor):
             batch = move_batch(raw, device)
             theirs = teacher.targets(batch)
             _, keep, logits = rationale_and_answer(teacher.student, batch.inputs)
-            same_label += int((theirs.logits.argmax(1) == logits.argmax(1)).sum())
+            answers.append(theirs.logits.cpu())
+            mine.append(logits.cpu())
             same_mask += int((theirs.keep == keep).all(dim=1).sum())
             both = (theirs.keep & keep).sum(dim=1)
             either = (theirs.keep | keep).sum(dim=1).clamp_min(1)
             jaccard += float((both / either).sum())
             count += len(batch.labels)
+        problem = copy.deepcopy(teacher.student.predictor.problem).cpu()
         return {
-            "label_agreement": same_label / count,
+            **problem.agreement(torch.cat(answers), torch.cat(mine)),
             "rationale_exact": same_mask / count,
             "rationale_jaccard": jaccard / count,
         }
 
 
 def simulability_of(agreement: Mapping[str, float], recipe: Recipe) -> dict[str, Any]:
-    """How often the student answers as its teacher, and whether it learned anything but answers."""
+    """How far the student answers as its teacher, and whether it learned anything but answers."""
     warmup = recipe.student.train.warmup
     warmed_up = warmup.selector.startswith("teacher") and warmup.selector_epochs > 0
     return {
-        "agreement": agreement["label_agreement"],
+        "agreement": agreement[SIMULABILITY[recipe.problem_type]],
         "with_rationales": warmed_up or recipe.objective.lambda_rationale > 0,
     }
 
@@ -938,23 +959,45 @@ def evaluation_mode(objective: ObjectiveSpec) -> SelectionMode:
     return zeroed if form.masking == "zero" else excluded
 
 
+def _dev_result(found: Predictions, criterion: float | None) -> DevResult:
+    scores = found.scores
+    single = found.problem.kind == "single_label_classification"
+    return DevResult(found.accuracy, found.loss, criterion, None if single else scores)
+
+
+def _answer_summary(
+    answers: np.ndarray, problem: ProblemType, names: Sequence[str]
+) -> dict[str, Any]:
+    """How often each label was answered, or mean and deviation of each number."""
+    if problem == "regression":
+        return {
+            name: {"mean": float(column.mean()), "deviation": float(column.std())}
+            for name, column in zip(names, answers.T, strict=True)
+        }
+    several = answers.ndim == 2
+    counts = answers.sum(axis=0) if several else np.bincount(answers, minlength=len(names))
+    return dict(zip(names, map(int, counts), strict=True))
+
+
 def _summary(report: FitReport) -> dict[str, Any]:
+    best = report.best
     return {
-        "dev": asdict(report.best) if report.best else None,
+        "dev": None if best is None else best.values() | {"criterion": best.criterion},
         "history": report.history,
         "steps": report.steps,
         "train_wall_s": round(report.wall_s, 1),
     }
 
 
-def _test(predictions: Any, label_names: tuple[str, ...]) -> dict[str, Any]:
-    per_class = dict(zip(label_names, predictions.per_class(), strict=True))
+def _test(predictions: Predictions, label_names: tuple[str, ...]) -> dict[str, Any]:
+    single = predictions.problem.kind == "single_label_classification"
+    each = dict(zip(label_names, predictions.per_label(), strict=True))
     return {
         "test": {
-            "accuracy": predictions.accuracy,
+            **predictions.scores,
             "loss": predictions.loss,
             "examples": len(predictions.labels),
-            "per_class": per_class,
+            "per_class" if single else "per_label": each,
         }
     }
 

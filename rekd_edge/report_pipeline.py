@@ -29,6 +29,7 @@ from rekd_edge.errors import BackendError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import find_run, student_sha256
 from rekd_edge.fuse import FusedRationalist, fuse
 from rekd_edge.models.build import same_tokens
+from rekd_edge.problem import PROBLEM_TITLES
 from rekd_edge.report.content import (
     Answer,
     Box,
@@ -138,11 +139,12 @@ def build_report(
     ``limit`` runs the models on that many test examples, drawn by class.
 
     Raises:
-        UsageError: a path is neither run nor bundle, or they are about other data or labels; a
-            benchmark that measured none of the bundles.
+        UsageError: a path is neither run nor bundle, they are about other data or labels, or are no
+            single-label classification; a benchmark that measured none of the bundles.
         IntegrityError: a file is not what it should be.
     """
     subjects = _subjects(paths)
+    _require_classes(subjects)
     labels = common_labels(subjects)
     bundles = [pair for subject in subjects for pair in subject.bundles]
     calibrations = tuple((name, calibration_of(name, bundle)) for name, bundle in bundles)
@@ -247,6 +249,21 @@ def _subjects(paths: Sequence[Path]) -> list[Subject]:
         else:
             subjects[home].bundles.append((named, bundle))
     return [*subjects.values(), *orphans]
+
+
+def _require_classes(subjects: Sequence[Subject]) -> None:
+    """Raises :class:`UsageError` for several labels and for values."""
+    for subject in subjects:
+        found = [bundle.config.problem_type for _, bundle in subject.bundles]
+        found += [] if subject.run is None else [subject.run.recipe.problem_type]
+        others = [one for one in found if one != "single_label_classification"]
+        if others:
+            raise UsageError(
+                "the page counts answers as right or wrong, by class, and "
+                f"{subject.name or 'this'} is a {PROBLEM_TITLES[others[0]]}",
+                hint="its figures are in the bundle's README.md, and what `rekd-edge evaluate RUN` "
+                "and `rekd-edge check BUNDLE` say",
+            )
 
 
 def _finished(run: Run) -> Run:

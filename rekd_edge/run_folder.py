@@ -41,7 +41,7 @@ from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from rekd_edge.types import Batch
+    from rekd_edge.types import Batch, ProblemType
 
 RECIPE_FILE = "recipe.resolved.yaml"
 RUN_FILE = "run.json"
@@ -52,10 +52,19 @@ ANSWERS_FOLDER = "answers"
 """The student of the teacher's answers alone (`rekd-edge compare --simulability`)."""
 
 
+SIMULABILITY: dict[ProblemType, str] = {
+    "single_label_classification": "label_agreement",
+    "multi_label_classification": "label_agreement",
+    "regression": "value_r2",
+}
+"""What simulability is, among the figures of ``agreement_with_teacher``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Simulability:
-    """Shares (0..1) of the test examples in which a student answers as its teacher, after training
-    with the teacher's rationales and from its answers alone; None where there is no such student.
+    """Shares (0..1) of the test examples in which a student answers as its teacher (all labels
+    equal; of a regression R^2 of its values against the teacher's), after training with the
+    teacher's rationales and from its answers alone; None where there is no such student.
     """
 
     with_rationales: float | None
@@ -183,6 +192,7 @@ class Run:
             return None
         assert isinstance(built.model, Classifier)
         load_model(file, built.model.predictor)
+        built.model.predictor.fold_unit()
         return built.model.predictor.eval()
 
     def partner(self) -> Rationalist | None:
@@ -237,7 +247,7 @@ class Run:
         found = self.report("distill") or {}
         if "agreement_with_teacher" not in found:
             return None
-        own = float(found["agreement_with_teacher"]["label_agreement"])
+        own = float(found["agreement_with_teacher"][SIMULABILITY[self.recipe.problem_type]])
         if not found.get("simulability", {}).get("with_rationales", True):
             return Simulability(None, own)
         beside = self.path / ANSWERS_FOLDER
@@ -250,12 +260,14 @@ class Run:
         built: Built = build_rationalist(spec, self.recipe, len(self.label_names))
         assert isinstance(built.model, Rationalist)
         load_model(self._weights(role), built.model)
+        built.model.predictor.fold_unit()
         return built.model.eval()
 
     def _classifier(self, spec: RationalistSpec, role: str) -> Classifier:
         built = build_classifier(spec, self.recipe, len(self.label_names))
         assert isinstance(built.model, Classifier)
         load_model(self._weights(role), built.model)
+        built.model.predictor.fold_unit()
         return built.model
 
     def _weights(self, role: str) -> Path:

@@ -19,16 +19,20 @@ EngineBackend = Literal["tensorrt-rtx", "tensorrt"]
 PackageBackend = Literal["aoti", "torch-trt"]
 """What compiles packages from a fused model, and runs them in torch."""
 
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""What a model answers, in the words of transformers: one class of several, any number of labels,
+or numbers."""
+
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """Model inputs for text: int64 ``[batch, token]`` each."""
 IMAGE_INPUTS = ("pixel_values",)
 """Model input for images: ``[batch, 3, height, width]``, float32 and normalised while training,
 uint8 in deployed models (:class:`PixelScale`)."""
 OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
-"""Model outputs: float32 ``[batch, class]``, bool ``[batch, token]``, float32
-``[batch, token]``, float32 ``[batch]``. Prefix tokens are part of the token axis of text
-(``[CLS]`` is token 0) and never selected; for images the token axis is the patch grid, row by
-row, without class or register tokens."""
+"""Model outputs: float32 ``[batch, class]`` (of a regression the values themselves), bool
+``[batch, token]``, float32 ``[batch, token]``, float32 ``[batch]``. Prefix tokens are part of the
+token axis of text (``[CLS]`` is token 0) and never selected; for images the token axis is the patch
+grid, row by row, without class or register tokens."""
 
 PAIR_OUTPUTS = ("answer_mask", "case")
 """What a pair of students answers besides (rekd_edge/fuse/pair.py): bool ``[batch, token]``, int64

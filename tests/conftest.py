@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rekd_edge.bundle import BundleManifest
     from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
     from rekd_edge.fuse import FusedRationalist
+    from rekd_edge.types import ProblemType
 
 collect_ignore = ["optimum"]
 """Run in an environment of its own: tests/integration/test_optimum.py."""
@@ -131,6 +132,7 @@ def make_bundle() -> Callable[..., BundleManifest]:
             label_names=model.label_names,
             config=BundleConfig.create(
                 modality=model.modality,
+                problem_type=model.problem_type,
                 label_names=model.label_names,
                 rationale_ratio=model.rationale_ratio,
                 rationale_ratio_fraction=model.rationale_ratio_fraction,
@@ -200,6 +202,61 @@ def image_bundle(
     convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
     make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_image_preprocessor)
     return folder / "bundle"
+
+
+def _of_another_type(
+    bundle: Path,
+    model: FusedRationalist,
+    preprocessor: TextPreprocessor,
+    make: Callable[..., BundleManifest],
+    problem_type: ProblemType,
+    folder: Path,
+) -> Path:
+    """The same file, whose three logits mean something else."""
+    import copy
+
+    other = copy.copy(model)
+    other.problem_type = problem_type
+    make(folder, bundle / "model.onnx", other, preprocessor)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multi_label_bundle(
+    text_bundle: Path,
+    bundled_text_model: FusedRationalist,
+    bundled_text_preprocessor: TextPreprocessor,
+    make_bundle: Callable[..., BundleManifest],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """As ``text_bundle``, with three labels of which any number may hold."""
+    return _of_another_type(
+        text_bundle,
+        bundled_text_model,
+        bundled_text_preprocessor,
+        make_bundle,
+        "multi_label_classification",
+        tmp_path_factory.mktemp("multi-label") / "bundle",
+    )
+
+
+@pytest.fixture(scope="session")
+def regression_bundle(
+    text_bundle: Path,
+    bundled_text_model: FusedRationalist,
+    bundled_text_preprocessor: TextPreprocessor,
+    make_bundle: Callable[..., BundleManifest],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """As ``text_bundle``, with three values."""
+    return _of_another_type(
+        text_bundle,
+        bundled_text_model,
+        bundled_text_preprocessor,
+        make_bundle,
+        "regression",
+        tmp_path_factory.mktemp("regression") / "bundle",
+    )
 
 
 @pytest.fixture(scope="session")

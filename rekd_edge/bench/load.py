@@ -27,6 +27,8 @@ from rekd_edge.errors import (
     RekdEdgeError,
     UsageError,
 )
+from rekd_edge.problem import PRIMARY, SCORE_TITLES
+from rekd_edge.types import ProblemType
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,15 +63,17 @@ def program_path() -> Path:
     return path
 
 
+Label = int | Sequence[int] | Sequence[float]
 Example = str | np.ndarray | Path
 """A text, an image uint8 ``[height, width, 3]``, or an image file."""
 
 
 def write_examples(
-    folder: Path, examples: Iterable[Example], labels: Sequence[int] | None = None
+    folder: Path, examples: Iterable[Example], labels: Sequence[Label] | None = None
 ) -> int:
     """``FOLDER/examples.jsonl`` and the image files that it names; returns how many. Pixels become
-    PNG files, image files are copied as they are."""
+    PNG files, image files are copied as they are. A label is the number of a class; 0 or 1 for
+    each of several labels; or the values of a regression."""
     from PIL import Image
 
     lines = []
@@ -85,7 +89,7 @@ def write_examples(
             Image.fromarray(example).save(folder / name)
             entry = {"image": name}
         if labels is not None:
-            entry["label"] = int(labels[number])
+            entry["label"] = labels[number]
         lines.append(json.dumps(entry, ensure_ascii=True))
     (folder / EXAMPLES_FILE).write_text("\n".join(lines) + "\n", encoding="ascii")
     return len(lines)
@@ -273,10 +277,12 @@ class LoadReport:
             )
 
     def _render_quality(self, console: Console, quality: Mapping[str, Any]) -> None:
+        problem: ProblemType = quality.get("problem_type", "single_label_classification")
+        title = SCORE_TITLES[PRIMARY[problem]]
         right = "no labels" if quality["accuracy"] is None else f"{quality['accuracy']:.4f}"
         sure = quality["accuracy_of_answered"]
         console.print(
-            f"accuracy {right}, coverage {quality['coverage']:.4f} "
+            f"{title} {right}, coverage {quality['coverage']:.4f} "
             f"({quality['abstained_count']} of {quality['example_count']} withheld)"
             + ("" if sure is None else f", of those answered {sure:.4f}"),
             markup=False,

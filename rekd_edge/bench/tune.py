@@ -24,6 +24,7 @@ from rekd_edge.bench.timing import Ratio, describe_machine, ratio_of_medians
 from rekd_edge.check.compare import Comparison, differences, summarise
 from rekd_edge.check.gates import GateSet, evaluate_gates
 from rekd_edge.errors import BackendError, UsageError
+from rekd_edge.problem import Reading
 from rekd_edge.runners import OnnxRunner, RuntimeSettings, available_cores
 from rekd_edge.types import Outputs
 
@@ -155,8 +156,10 @@ def tune(
     threads: int | None = None,
     provider: str = "CPUExecutionProvider",
     plan: TunePlan | None = None,
+    reading: Reading | None = None,
 ) -> TuneReport:
-    """Searches settings for ``file``. ``examples`` are single real inputs (``[1, ...]`` each).
+    """Searches settings for ``file``. ``examples`` are single real inputs (``[1, ...]`` each),
+    ``reading`` is what its logits mean [single-label].
 
     ``threads`` are kept, where they are given; otherwise they are searched too, and stay open
     (all cores of the machine that runs the file) unless fewer win. Raises :class:`UsageError`
@@ -164,7 +167,9 @@ def tune(
     """
     if not examples:
         raise UsageError("settings are searched with real inputs, and there are none")
-    search = _Search(file, examples, gates, provider, plan or TunePlan())
+    reading = reading or Reading()
+    held = gates.applicable(reading.problem)
+    search = _Search(file, examples, held, provider, plan or TunePlan(), reading)
     start = RuntimeSettings(threads=threads)
     found = start
     for name in SETTINGS:
@@ -202,7 +207,9 @@ class _Search:
         gates: GateSet,
         provider: str,
         plan: TunePlan,
+        reading: Reading,
     ) -> None:
+        self.reading = reading
         self.file, self.gates, self.provider, self.plan = file, gates, provider, plan
         order = np.random.default_rng(plan.seed).permutation(len(examples))
         self.examples = [examples[i] for i in order]
@@ -293,7 +300,8 @@ class _Search:
             mine = self.answers(settings)
         except BackendError as error:
             return error.message
-        parts = [differences(a, b) for a, b in zip(self._default_answers, mine, strict=True)]
+        both = zip(self._default_answers, mine, strict=True)
+        parts = [differences(a, b, self.reading) for a, b in both]
         return unlike(summarise(parts, near_tie_margin=self.gates.near_tie_margin), self.gates)
 
     def answers(self, settings: RuntimeSettings) -> list[Outputs]:
@@ -314,7 +322,8 @@ class _Search:
 def unlike(comparison: Comparison, gates: GateSet) -> str:
     """Why two answers to the same examples are not alike: another rationale or label anywhere, or
     an error beyond what ``gates`` allow a file; empty where they are."""
-    if comparison.rationale_exact < 1.0 or comparison.label_agreement < 1.0:
+    same_labels = comparison.label_agreement in (None, 1.0)  # values are held by their errors
+    if comparison.rationale_exact < 1.0 or not same_labels:
         return "other rationales or labels than with the default settings"
     found = {
         name: float(value)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rekd_edge.boards.openssh import printable
+from rekd_edge.types import ProblemType
 
 Text = Annotated[str, Field(max_length=4000), AfterValidator(printable)]
 """Shown to people, so without anything that could steer a terminal."""
@@ -16,6 +17,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Score = Annotated[float, Field(le=1, allow_inf_nan=False)]
 Counts = Annotated[dict[Text, Count], Field(max_length=4000)]
 Numbers = Annotated[dict[Text, Number], Field(max_length=4000)]
 Median = Annotated[list[Number], Field(min_length=3, max_length=3)]
@@ -139,13 +141,14 @@ class _ColdStart(_Part):
 class _Quality(_Part):
     example_count: Count
     labelled_count: Count
+    problem_type: ProblemType = "single_label_classification"
     label_names: list[str]
-    accuracy: Share | None
-    accuracy_of_answered: Share | None
+    accuracy: Score | None
+    accuracy_of_answered: Score | None
     abstained_count: Count
     coverage: Share
     reason: Text | None
-    predicted: list[Count]
+    predicted: list[Count] | list[list[Count]] | list[list[Number]]
     abstained: list[bool]
     margins: list[Number | None]
     digests: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rekd_edge.bundle.manifest import BundleConfig, BundleManifest
 from rekd_edge.engines.store import StoredEngine, counted
-from rekd_edge.types import PAIR_OUTPUTS
+from rekd_edge.types import PAIR_OUTPUTS, ProblemType
 
 _MODEL_NAMES = {
     "student": "the same student in torch",
@@ -22,6 +22,30 @@ _READS_INPUT = {"text": "tokenizers", "image": "pillow"}
 _OPTIMUM_CLASSES = {
     "text": "ORTModelForSequenceClassification",
     "image": "ORTModelForImageClassification",
+}
+_WITH: dict[ProblemType, str] = {
+    "single_label_classification": "its probabilities and its rationale",
+    "multi_label_classification": "its probabilities and its rationale",
+    "regression": "its values and its rationale",
+}
+_MEASURED: dict[ProblemType, tuple[str, str, str]] = {
+    "single_label_classification": ("accuracy", "Share of right answers", "class"),
+    "multi_label_classification": ("micro F1", "F1 over all labels of all examples", "label"),
+    "regression": ("R²", "Share of the variance that is explained (mean over values)", "value"),
+}
+"""The primary score, in words, and what it is given for besides."""
+_ALWAYS: dict[ProblemType, str] = {
+    "single_label_classification": (
+        "Every input gets one of the labels, also one that belongs to none of them."
+    ),
+    "multi_label_classification": (
+        "A label is answered where its probability is above one half; an input may get none. "
+        "Inputs unlike those of its data get labels too."
+    ),
+    "regression": (
+        "Every input gets a value, also one unlike those of its data; nothing keeps it in their "
+        "range."
+    ),
 }
 _RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO, in fp32"}
 
@@ -55,7 +79,7 @@ def _head(manifest: BundleManifest, config: BundleConfig) -> str:
 
 
 def _title(manifest: BundleManifest, config: BundleConfig) -> str:
-    what, unit, _ = _UNITS[config.modality]
+    unit = _UNITS[config.modality][1]
     answers = (
         f"a selector keeps {config.rationale_ratio:.0%} of the {unit}, and a predictor answers "
         "from those alone"
@@ -69,11 +93,21 @@ def _title(manifest: BundleManifest, config: BundleConfig) -> str:
     described = f"\n\n{_line(manifest.lineage.description)}" if manifest.lineage.description else ""
     return (
         f"# {_line(manifest.name)}{described}\n\n"
-        f"Classifies {'an' if what == 'image' else 'a'} {what} into {len(config.label_names)} "
-        f"classes and shows what the answer was read from: {answers}. "
+        f"{_does(config)} and shows what the answer was read from: {answers}. "
         f"Exported by rekd-edge {manifest.versions.get('rekd-edge', '')} on "
         f"{manifest.created[:10]}."
     )
+
+
+def _does(config: BundleConfig) -> str:
+    what = "an image" if config.modality == "image" else "a text"
+    count = len(config.label_names)
+    if config.problem_type == "regression":
+        named = ", ".join(_code(name) for name in config.label_names)
+        return f"Answers {what} with {'a number' if count == 1 else f'{count} numbers'} ({named})"
+    if config.problem_type == "multi_label_classification":
+        return f"Says of {what} which of {count} labels it has (any number of them)"
+    return f"Classifies {what} into {count} classes"
 
 
 def is_pair(config: BundleConfig) -> bool:
@@ -86,7 +120,7 @@ def _running(config: BundleConfig) -> str:
         "## How to run\n\nPython 3.10 or newer; no torch.\n\n```\n"
         f"python -m pip install numpy {config.runtime} {_READS_INPUT[config.modality]}\n"
         f"python runtime/rekd_runtime.py {_INPUT_EXAMPLES[config.modality]}\n```\n\n"
-        "`--json -` prints the answer, its probabilities and its rationale as JSON. Every file "
+        f"`--json -` prints the answer, {_WITH[config.problem_type]} as JSON. Every file "
         "is checked against `manifest.json` first. With rekd-edge installed: "
         f"`rekd-edge predict . {_INPUT_EXAMPLES[config.modality]}`.\n\n"
         "optimum opens the folder as it is "
@@ -99,7 +133,10 @@ def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
     lineage = manifest.lineage
     numerator, denominator = config.rationale_ratio_fraction
     rows = [
-        ("labels", ", ".join(_code(name) for name in config.label_names)),
+        (
+            "values" if config.problem_type == "regression" else "labels",
+            ", ".join(_code(name) for name in config.label_names),
+        ),
         (
             "rationale",
             f"k = clamp(ceil({numerator}/{denominator} * n), 1, n) of n valid "
@@ -137,9 +174,10 @@ def _accuracy(manifest: BundleManifest, config: BundleConfig) -> str:
     names = _MODEL_NAMES | {"student_onnx": f"this file ({_RUNTIME_NAMES[config.runtime]})"}
     rows = [(names.get(name, name), f"{value:.4f}") for name, value in manifest.accuracy.items()]
     seed = "" if manifest.lineage.seed is None else f", seed {manifest.lineage.seed}"
+    measured, of, each = _MEASURED[config.problem_type]
     text = (
-        f"## Accuracy\n\nShare of right answers on the full test split (one training run{seed}: "
-        "the spread over seeds is not shown here).\n\n" + _table(("model", "accuracy"), rows)
+        f"## Accuracy\n\n{of} on the full test split (one training run{seed}: "
+        "the spread over seeds is not shown here).\n\n" + _table(("model", measured), rows)
     )
     if manifest.accuracy_per_class:
         per_class = [
@@ -147,7 +185,7 @@ def _accuracy(manifest: BundleManifest, config: BundleConfig) -> str:
             for name in config.label_names
             if name in manifest.accuracy_per_class
         ]
-        text += "\n\nBy class, of this file:\n\n" + _table(("class", "accuracy"), per_class)
+        text += f"\n\nBy {each}, of this file:\n\n" + _table((each, measured), per_class)
     return text
 
 
@@ -170,16 +208,21 @@ def _gates(manifest: BundleManifest) -> str:
 
 def _calibration(config: BundleConfig) -> str:
     found = config.calibration
+    if config.problem_type == "regression":
+        return "A value comes without a measure of how sure it is, and none is withheld."
+    several = config.problem_type == "multi_label_classification"
+    values = "sigmoid values, each label's its own," if several else "softmax values"
     if found is None:
-        return "Probabilities are softmax values and are not calibrated."
+        return f"Probabilities are {values} and are not calibrated."
     text = (
-        f"Probabilities are softmax values at temperature {found.temperature:.3f}, fitted on "
+        f"Probabilities are {values} at temperature {found.temperature:.3f}, fitted on "
         f"{found.examples} examples of the development split; `reports/calibration.json` says how "
         "far they are from what comes true on the test split."
     )
     low = []
     if found.confidence_threshold is not None:
-        low.append(f"the probability is below {found.confidence_threshold:.4g}")
+        sure = "the surety of any label, max(p, 1 - p)," if several else "the probability"
+        low.append(f"{sure} is below {found.confidence_threshold:.4g}")
     if found.margin_threshold is not None:
         low.append(f"the margin is below {found.margin_threshold:.4g}")
     if not low:
@@ -228,7 +271,7 @@ def _use_and_limits(config: BundleConfig) -> str:
         f"- That the answer was read from these {shown} does not make them the reason a person "
         "would give, nor does it make the answer right.\n"
         f"- {_calibration(config)}\n"
-        "- Every input gets one of the labels, also one that belongs to none of them.\n"
+        f"- {_ALWAYS[config.problem_type]}\n"
         f"- {beyond}\n"
         "- `margin` is the gap between the last kept and the best dropped score. Near 0, "
         "another machine or runtime may round to another rationale.\n"

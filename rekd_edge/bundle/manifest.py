@@ -5,7 +5,7 @@
       config.json                BundleConfig: what the model is, inputs, outputs, calibration
       preprocessor_config.json   how a text or an image becomes model input
       tokenizer.json, tokenizer_config.json   (text)
-      labels.json                class names in the order of the logits
+      labels.json                names of the classes, labels or values in the order of the logits
       model.onnx                 (and model.onnx.data where a model is above 1 GB)
       recipe.resolved.yaml       what was trained
       README.md                  the model card
@@ -22,11 +22,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.runners.settings import RuntimeSettings
-from rekd_edge.types import DType, IoSpec, Modality, RuntimeName, TensorSpec
+from rekd_edge.types import DType, IoSpec, Modality, ProblemType, RuntimeName, TensorSpec
 
 FORMAT = "rekd-edge-bundle"
 SCHEMA_VERSION = 1
@@ -34,6 +41,9 @@ SCHEMA_VERSION = 1
 CONFIG_SCHEMA_VERSION = 2
 """Of ``config.json``: 2 brought ``calibration``. A runtime that does not know it would answer where
 it should abstain, so it must refuse the file."""
+PROBLEM_SCHEMA_VERSION = 3
+"""Of ``config.json`` of anything but a single-label classification: a runtime that does not know
+``problem_type`` would make probabilities of classes out of it."""
 
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
@@ -106,9 +116,9 @@ class BundleManifest(Record):
     lineage: Lineage
     accuracy: dict[str, float] = {}
     """Share of right answers on the test split, by model: ``student_onnx``, ``student``,
-    ``teacher``, ``plain`` ..."""
+    ``teacher``, ``plain`` ... Of other problem types their primary score: micro F1, R²."""
     accuracy_per_class: dict[str, float] = {}
-    """Of the exported file, by label name."""
+    """Of the exported file, by label name. Of other problem types F1 or R²."""
     gates: tuple[GateRecord, ...] = ()
     files: tuple[FileEntry, ...]
 
@@ -140,11 +150,14 @@ class BundleConfig(Record):
         protected_namespaces=(),
     )
 
-    schema_version: Literal[1, 2] = CONFIG_SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = CONFIG_SCHEMA_VERSION
     model_type: str
     """``bert`` or ``vit``."""
     modality: Modality
-    label_names: tuple[str, ...] = Field(min_length=2)
+    problem_type: ProblemType = "single_label_classification"
+    """What the logits mean, in the words of transformers; left out in the file where it is this."""
+    label_names: tuple[str, ...] = Field(min_length=1)
+    """Classes, labels, or (regression) what the numbers measure, in the order of the logits."""
     id2label: dict[str, str]
     label2id: dict[str, int]
     rationale_ratio: float = Field(gt=0, le=1)
@@ -166,8 +179,8 @@ class BundleConfig(Record):
     runtime_settings: RuntimeSettings | None = None
     """Settings of ONNX Runtime found by ``rekd-edge export --tune``; null for the defaults."""
     calibration: Calibration | None = None
-    """Temperature and thresholds (docs/bundle.md); null: answers are softmax values as they come,
-    and none is withheld."""
+    """Temperature and thresholds (docs/bundle.md); null: answers are softmax values (several
+    labels: sigmoid values; a regression: values) as they come, and none is withheld."""
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
 
@@ -179,15 +192,31 @@ class BundleConfig(Record):
             raise ValueError("a text model needs max_length")
         if self.schema_version == 1 and self.calibration is not None:
             raise ValueError("calibration needs schema_version 2")
+        single = self.problem_type == "single_label_classification"
+        if not single and self.schema_version < PROBLEM_SCHEMA_VERSION:
+            raise ValueError(f"problem_type needs schema_version {PROBLEM_SCHEMA_VERSION}")
+        if single and len(self.label_names) < 2:
+            raise ValueError("a single-label classification needs two label_names")
+        if self.problem_type == "regression" and self.calibration is not None:
+            raise ValueError("a regression has no probabilities to calibrate")
         if len(set(self.label_names)) != len(self.label_names):
             raise ValueError("label_names must differ from one another")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Readers of schema 2 refuse keys that they do not know."""
+        document: dict[str, Any] = serialise(self)
+        if self.problem_type == "single_label_classification":
+            del document["problem_type"]
+        return document
 
     @classmethod
     def create(
         cls,
         *,
         modality: Modality,
+        problem_type: ProblemType = "single_label_classification",
         label_names: Sequence[str],
         rationale_ratio: float,
         rationale_ratio_fraction: tuple[int, int],
@@ -203,10 +232,14 @@ class BundleConfig(Record):
         max_length: int | None = None,
         special_ids: Mapping[str, int] | None = None,
     ) -> BundleConfig:
-        """Fill in what follows from the rest (``id2label``, ``label2id``, ``model_type``)."""
+        """Fill in what follows from the rest (``schema_version``, ``id2label``, ``label2id``,
+        ``model_type``)."""
+        single = problem_type == "single_label_classification"
         return cls(
+            schema_version=CONFIG_SCHEMA_VERSION if single else PROBLEM_SCHEMA_VERSION,
             model_type="bert" if modality == "text" else "vit",
             modality=modality,
+            problem_type=problem_type,
             label_names=tuple(label_names),
             id2label={str(index): name for index, name in enumerate(label_names)},
             label2id={name: index for index, name in enumerate(label_names)},

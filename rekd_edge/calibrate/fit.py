@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rekd_edge.calibrate.answers import Answers
-from rekd_edge.calibrate.probabilities import fit_temperature, softmax
+from rekd_edge.calibrate.probabilities import confidence_of, fit_temperature
 from rekd_edge.calibrate.selective import (
     COVERAGES_TRIED,
     BoundedThreshold,
@@ -32,11 +32,6 @@ class Fitted:
     promises: dict[str, BoundedThreshold]
 
 
-def confidence_of(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """The probability of the label: float64 ``[example]``."""
-    return softmax(logits, temperature).max(axis=1)
-
-
 def calibrate(
     dev: Answers, asked: AbstentionSpec | None = None, reference: Answers | None = None
 ) -> Fitted:
@@ -54,8 +49,8 @@ def calibrate(
             f"it has {len(dev)}",
             hint="raise data.split.dev or data.limit.dev in the recipe and train again",
         )
-    temperature = fit_temperature(dev.logits, dev.labels)
-    confidence = confidence_of(dev.logits, temperature)
+    temperature = fit_temperature(dev.logits, dev.labels, dev.problem)
+    confidence = confidence_of(dev.logits, dev.problem, temperature)
     promises: dict[str, BoundedThreshold] = {}
     margin_threshold: float | None = None
     changed: np.ndarray | None = None

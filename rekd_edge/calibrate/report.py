@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rekd_edge.calibrate.answers import Answers
-from rekd_edge.calibrate.fit import Fitted, confidence_of
+from rekd_edge.calibrate.fit import Fitted
 from rekd_edge.calibrate.probabilities import (
     ReliabilityBin,
+    confidence_of,
+    decisions,
     expected_calibration_error,
     negative_log_likelihood,
     reliability,
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """Of one split at one temperature. ``nll`` in nats."""
+    """Of one split at one temperature. ``nll`` in nats. Of several labels, over all of them."""
 
     temperature: float
     ece: float
@@ -32,21 +34,23 @@ class Probabilities:
 
     @staticmethod
     def of(answers: Answers, temperature: float) -> Probabilities:
-        confidence = confidence_of(answers.logits, temperature)
+        logits, labels, problem = answers.logits, answers.labels, answers.problem
+        stated, came_true = decisions(logits, labels, problem, temperature)
         return Probabilities(
             temperature=temperature,
-            ece=expected_calibration_error(confidence, answers.right),
-            nll=negative_log_likelihood(answers.logits, answers.labels, temperature),
-            reliability=reliability(confidence, answers.right),
+            ece=expected_calibration_error(stated, came_true),
+            nll=negative_log_likelihood(logits, labels, temperature, problem),
+            reliability=reliability(stated, came_true),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One split. ``risk`` is the share of wrong labels among the ``coverage`` answered (None if
-    none is), ``refused`` counts examples by reason, one may be under both. ``rationale_risk`` is
-    the share of rationales among those answered that the torch model did not choose (None where it
-    was not asked)."""
+    """One split. ``accuracy`` is the share of right answers, of several labels those with all
+    right; ``risk`` the share of wrong ones among the ``coverage`` answered (None if none is),
+    ``refused`` counts examples by reason, one may be under both. ``rationale_risk`` is the share of
+    rationales among those answered that the torch model did not choose (None where it was not
+    asked)."""
 
     examples: int
     accuracy: float
@@ -61,7 +65,7 @@ class Side:
 
     @staticmethod
     def of(answers: Answers, calibration: Calibration, reference: Answers | None = None) -> Side:
-        confidence = confidence_of(answers.logits, calibration.temperature)
+        confidence = confidence_of(answers.logits, answers.problem, calibration.temperature)
         refused = Refusals.of(confidence, answers.margin, calibration)
         answered = refused.answered
         wrong = ~answers.right

@@ -17,8 +17,8 @@ class AbstentionSpec(_Spec):
     coverage: float | None = Field(default=None, gt=0, le=1)
     """Share of inputs to be answered: the surest ones."""
     risk: float | None = Field(default=None, gt=0, lt=1)
-    """Share of wrong labels among those answered that must not be exceeded: as many as that allows
-    are answered."""
+    """Share of wrong answers (several labels: those with any wrong) among those answered that must
+    not be exceeded: as many as that allows are answered."""
     rationale_risk: float | None = Field(default=None, gt=0, lt=1)
     """Share of rationales other than the torch model's, among those answered, that must not be
     exceeded: near ties are refused."""
@@ -38,15 +38,15 @@ class AbstentionSpec(_Spec):
 class Calibration(_Spec):
     """What ``config.json`` holds and runtimes apply::
 
-    probabilities = softmax(logits / temperature)
-    abstain = max(probabilities) < confidence_threshold
-           or selection_margin < margin_threshold
+    probabilities = softmax(logits / temperature)      # several labels: sigmoid
+    confidence    = max(probabilities)                 # several labels: min(max(p, 1 - p))
+    abstain       = confidence < confidence_threshold or selection_margin < margin_threshold
     """
 
     method: Literal["temperature"] = "temperature"
     temperature: float = Field(ge=0.01, le=100, strict=True)
     confidence_threshold: float | None = Field(default=None, ge=0, le=1, strict=True)
-    """Lowest calibrated probability of the label that is answered; null: any."""
+    """Lowest confidence that is answered: the calibrated probability of the label; null: any."""
     margin_threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
     """Lowest selection margin that is answered; null: any."""
     asked: AbstentionSpec | None = None

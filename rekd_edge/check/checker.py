@@ -40,6 +40,7 @@ from rekd_edge.convert import IoSpecError, file_sha256, validate_io
 from rekd_edge.convert.graph import GraphError
 from rekd_edge.errors import BackendError, DataError, IntegrityError
 from rekd_edge.models.interactive import CaseCount, count_cases
+from rekd_edge.problem import Reading, label_scores, penalised, scores, uninformed
 from rekd_edge.runners import (
     FileRunner,
     RunError,
@@ -48,7 +49,9 @@ from rekd_edge.runners import (
     file_runner,
     resolve_threads,
 )
-from rekd_edge.types import IoSpec, RuntimeName
+from rekd_edge.types import IoSpec, ProblemType, RuntimeName
+
+_SINGLE: ProblemType = "single_label_classification"
 
 LogitFunction = Callable[[Inputs], np.ndarray]
 """Model inputs to logits, float ``[batch, class]``."""
@@ -69,12 +72,19 @@ ANSWER_METRICS = frozenset(
         "max_margin_error",
         "max_scaled_margin_error",
         "label_agreement",
+        "mean_value_error",
         "rationale_exact",
         "rationale_jaccard",
         "answer_agreement",
         "unexplained_flips",
+        "score",
         "accuracy",
         "worst_class_accuracy",
+        "f1_micro",
+        "f1_macro",
+        "r2",
+        "mean_absolute_error",
+        "root_mean_squared_error",
     }
 )
 """Those that :func:`check_answers` measures."""
@@ -97,16 +107,20 @@ def check_artefact(
     runtime_settings: RuntimeSettings | None = None,
     seed: int = 0,
 ) -> CheckReport:
-    """Checks ``path`` against ``model`` (fused, in eval mode) on all of ``batches``.
+    """Checks ``path`` against ``model`` (fused, in eval mode) on all of ``batches``. What its
+    logits mean is the ``problem_type`` of ``model``.
 
     ``batches`` is the whole test split. ``edges`` gives what the edge lengths of a text model
     are built from and is None for images. ``baselines`` is what other models (``teacher``,
     ``plain``) reach on the same batches (:func:`baseline_accuracy`).
 
     A gate that does not hold makes the report's ``passed`` False and raises nothing. Raises
-    :class:`IntegrityError` if the file is no ONNX model, :class:`BackendError` if the runtime or
-    its provider is not available, :class:`DataError` for an empty split.
+    :class:`UsageError` where one asks for what the problem type has not, :class:`IntegrityError` if
+    the file is no ONNX model, :class:`BackendError` if the runtime or its provider is not
+    available, :class:`DataError` for an empty split.
     """
+    problem = problem_of(model)
+    asked = gates.applicable(problem)
     threads = resolve_threads(
         threads, None if runtime_settings is None else runtime_settings.threads
     )
@@ -120,7 +134,7 @@ def check_artefact(
         raise IntegrityError(f"{path} does not exist") from error
     except DecodeError as error:
         raise IntegrityError(f"{path} is not an ONNX file, or is cut short") from error
-    found = _Found()
+    found = _Found(reading_of(problem, held))
     found.metrics["size_bytes"] = float(path.stat().st_size)
     _check_io(proto, io_spec, found)
     _check_structure(proto, found)
@@ -151,7 +165,9 @@ def check_artefact(
         runtime=runtime,
         runtime_settings={} if runtime_settings is None else runtime_settings.differences(),
         placement=found.placement,
-        gates=evaluate_gates(gates, found.metrics, references),
+        gates=evaluate_gates(asked, found.metrics, references),
+        problem_type=problem,
+        not_applicable=gates.not_applicable(problem),
         metrics=dict(sorted(found.metrics.items())),
         cases=tuple(found.cases),
         comparison=found.comparison,
@@ -161,6 +177,17 @@ def check_artefact(
         accuracy=found.accuracy,
         problems=tuple(found.problems),
     )
+
+
+def problem_of(model: nn.Module) -> ProblemType:
+    """What the model says of itself (:class:`~rekd_edge.fuse.fused.DeployModel`)."""
+    found: ProblemType = getattr(model, "problem_type", _SINGLE)
+    return found
+
+
+def reading_of(problem: ProblemType, batches: Sequence[LabelledBatch]) -> Reading:
+    """``batches`` are the whole split."""
+    return Reading.of(problem, np.concatenate([batch.labels for batch in batches]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +221,10 @@ def check_answers(
 
     Raises :class:`RunError` where it does not answer the test split.
     """
+    problem = problem_of(model)
+    applicable = gates.applicable(problem)
     held = [part for batch in batches for part in in_parts(batch, largest_batch)]
-    found = _Found()
+    found = _Found(reading_of(problem, held))
     examples = examples_of(held, PARITY_EXAMPLES)
     named = [
         batch
@@ -208,7 +237,7 @@ def check_answers(
         _check_split(runner, reference, held, label_names, gates, found)
     wanted = tuple(
         gate
-        for gate in gates.gates
+        for gate in applicable.gates
         if gate.metric in ANSWER_METRICS and gate.reference in (None, "torch", "majority")
     )
     references = _references(held, label_names, found)
@@ -246,8 +275,9 @@ class _Engine:
 
 @dataclass(slots=True)
 class _Found:
-    """What has been measured so far."""
+    """What has been measured so far, and what a row of logits means."""
 
+    reading: Reading
     metrics: dict[str, float] = field(default_factory=dict)
     cases: list[ParityCase] = field(default_factory=list)
     comparison: Comparison | None = None
@@ -290,7 +320,7 @@ def _check_sizes(
         shapes = {name: tuple(value.shape) for name, value in batch.inputs.items()}
         error = comparison = None
         try:
-            part = differences(reference.run(batch.inputs), runner.run(batch.inputs))
+            part = differences(reference.run(batch.inputs), runner.run(batch.inputs), found.reading)
             comparison = summarise([part], near_tie_margin=gates.near_tie_margin)
         except (RunError, ValueError) as problem:
             failed += 1
@@ -315,7 +345,7 @@ def _check_split(
     for batch in batches:
         want, have = reference.run(batch.inputs), runner.run(batch.inputs)
         try:
-            parts.append(differences(want, have))
+            parts.append(differences(want, have, found.reading))
         except ValueError as error:
             found.problems.append(str(error))
             return
@@ -328,21 +358,24 @@ def _check_split(
     if decided:
         right = np.concatenate(mine).argmax(axis=1) == labels
         found.pair_cases = count_cases(np.concatenate(decided), right)
-    found.accuracy["onnx"] = _accuracy(np.concatenate(mine), labels, label_names)
-    found.accuracy["torch"] = _accuracy(np.concatenate(theirs), labels, label_names)
-    found.metrics["accuracy"] = found.accuracy["onnx"].overall
-    found.metrics["worst_class_accuracy"] = found.accuracy["onnx"].worst_class
+    problem = found.reading.problem
+    for name, logits in (("onnx", mine), ("torch", theirs)):
+        found.accuracy[name] = _accuracy(np.concatenate(logits), labels, label_names, problem)
+    found.metrics.update(_scores(found.accuracy["onnx"], problem))
     # The worst over the split and over the batches of odd sizes.
     seen = [found.comparison, *(c.comparison for c in found.cases if c.comparison is not None)]
     total = found.comparison
     found.metrics.update(
         **{name: _worst(getattr(item, name) for item in seen) for name in _WORST},
-        label_agreement=total.label_agreement,
         rationale_exact=total.rationale_exact,
         rationale_jaccard=total.rationale_jaccard,
         answer_agreement=total.answer_agreement,
         unexplained_flips=float(sum(item.unexplained_flips for item in seen)),
     )
+    if total.label_agreement is not None:
+        found.metrics["label_agreement"] = total.label_agreement
+    if total.mean_value_error is not None:
+        found.metrics["mean_value_error"] = total.mean_value_error
 
 
 _WORST = (
@@ -370,7 +403,11 @@ def _check_numbers(
 ) -> None:
     try:
         numerical = numerical_exclusion(
-            proto, [batch.inputs for batch in batches], seed=seed, **engine.options()
+            proto,
+            [batch.inputs for batch in batches],
+            seed=seed,
+            reading=found.reading,
+            **engine.options(),
         )
     except (GraphError, BackendError) as error:
         found.problems.append(f"exclusion could not be measured: {error.message}")
@@ -389,6 +426,7 @@ def baseline_accuracy(
     baselines: Mapping[str, LogitFunction],
     batches: Iterable[LabelledBatch],
     label_names: Sequence[str],
+    problem: ProblemType = _SINGLE,
 ) -> dict[str, Accuracy]:
     """What other models reach on the whole test split, by name."""
     held = list(batches)
@@ -398,6 +436,7 @@ def baseline_accuracy(
             np.concatenate([answer(one.other_inputs.get(name, one.inputs)) for one in held]),
             labels,
             label_names,
+            problem,
         )
         for name, answer in baselines.items()
     }
@@ -406,26 +445,32 @@ def baseline_accuracy(
 def _references(
     batches: Sequence[LabelledBatch], label_names: Sequence[str], found: _Found
 ) -> dict[str, dict[str, float]]:
+    problem = found.reading.problem
     labels = np.concatenate([batch.labels for batch in batches])
-    counts = np.bincount(labels, minlength=len(label_names))
-    references = {"majority": {"accuracy": float(counts.max() / counts.sum())}}
-    for name, accuracy in found.accuracy.items():
-        if name != "onnx":
-            references[name] = {
-                "accuracy": accuracy.overall,
-                "worst_class_accuracy": accuracy.worst_class,
-            }
-    return references
+    alike = uninformed(labels, problem, len(label_names))
+    known = {"majority": _accuracy(alike, labels, label_names, problem), **found.accuracy}
+    return {name: _scores(one, problem) for name, one in known.items() if name != "onnx"}
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> Accuracy:
-    right = (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
-    support = {name: int((labels == i).sum()) for i, name in enumerate(label_names)}
-    per_class = {
-        name: float(right[labels == i].mean()) if support[name] else 0.0
-        for i, name in enumerate(label_names)
-    }
-    return Accuracy(float(right.mean()), per_class, support)
+def _scores(found: Accuracy, problem: ProblemType) -> dict[str, float]:
+    """As metrics."""
+    own = {"score": found.overall, **found.scores}
+    if problem == "single_label_classification":
+        own["worst_class_accuracy"] = found.worst_class
+    return own
+
+
+def _accuracy(
+    logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str], problem: ProblemType
+) -> Accuracy:
+    found = penalised(logits, labels, problem)
+    each, support = label_scores(found, labels, problem, len(label_names))
+    return Accuracy(
+        per_class=dict(zip(label_names, each.tolist(), strict=True)),
+        support=dict(zip(label_names, support.tolist(), strict=True)),
+        scores=scores(found, labels, problem),
+        examples=len(labels),
+    )
 
 
 def _measure_latency(

@@ -15,29 +15,34 @@ from typing import Any
 
 import numpy as np
 
+from rekd_edge.problem import Reading, same_answers
 from rekd_edge.types import Outputs
 
 LOWEST_SCORE = float(np.finfo(np.float32).min)
 """Score of positions that can never be selected; they are left out of score errors."""
+_AS_LOGITS = Reading()
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleDifferences:
     """Per example, ``[example]`` each.
 
-    ``logit_error``, ``score_error`` and ``margin_error`` are largest absolute differences;
-    not-a-number counts as infinite. ``logit_scale`` and ``score_scale`` are the reference's
-    largest magnitudes, at least 1: float32 rounds in proportion to them. ``margin`` is the
-    reference's selection margin. ``same_answer`` says of a pair of students that the same one
-    answers, from the same rationale and in the same case; it is True of a student alone.
+    ``logit_error``, ``score_error`` and ``margin_error`` are largest absolute differences, those of
+    logits in the units of :class:`~rekd_edge.problem.Reading`; not-a-number counts as infinite.
+    ``mean_logit_error`` is over an example's logits. ``logit_scale`` and ``score_scale`` are the
+    reference's largest magnitudes, at least 1: float32 rounds in proportion to them. ``margin`` is
+    the reference's selection margin. ``same_label`` is None for a regression. ``same_answer`` says
+    of a pair of students that the same one answers, from the same rationale and in the same case;
+    it is True of a student alone.
     """
 
     logit_error: np.ndarray
+    mean_logit_error: np.ndarray
     logit_scale: np.ndarray
     score_error: np.ndarray
     score_scale: np.ndarray
     margin_error: np.ndarray
-    same_label: np.ndarray
+    same_label: np.ndarray | None
     same_rationale: np.ndarray
     same_answer: np.ndarray
     jaccard: np.ndarray
@@ -50,7 +55,10 @@ class Comparison:
 
     ``max_logit_error`` is over examples with the same rationale (and, of a pair of students, the
     same of them answering, which ``rationale_exact`` asks for too), and is also the absolute
-    tolerance that would have passed; infinite if there is no such example. ``scaled`` errors are
+    tolerance that would have passed; infinite if there is no such example. Of a regression, whose
+    logits are values, all these are over the target's standard deviation; ``mean_value_error`` is
+    the mean over all its examples, whatever their rationale, and stands where ``label_agreement``
+    stands for a classification: each is None for the other. ``scaled`` errors are
     divided by the example's scale (:class:`ExampleDifferences`), margins by that of the scores.
     ``unexplained_flips`` counts examples whose rationale differs although their margin is above
     ``near_tie_margin`` times the scale of the scores; ``near_ties`` counts those at or below it.
@@ -64,19 +72,27 @@ class Comparison:
     max_scaled_score_error: float
     max_margin_error: float
     max_scaled_margin_error: float
-    label_agreement: float
+    label_agreement: float | None
     rationale_exact: float
     rationale_jaccard: float
     near_ties: int
     near_tie_margin: float
     unexplained_flips: int
     answer_agreement: float
+    mean_value_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without what the problem type does not have."""
+        found = asdict(self)
+        for name in ("label_agreement", "mean_value_error"):
+            if found[name] is None:
+                del found[name]
+        return found
 
 
-def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
+def differences(
+    reference: Outputs, candidate: Outputs, reading: Reading = _AS_LOGITS
+) -> ExampleDifferences:
     """Compares two answers to the same batch. Raises ValueError if their shapes differ."""
     for name in ("logits", "rationale_mask", "selection_score", "selection_margin"):
         mine, theirs = getattr(reference, name), getattr(candidate, name)
@@ -84,7 +100,8 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
             raise ValueError(f"{name} has shape {theirs.shape}, the torch model {mine.shape}")
     if reference.case is not None and candidate.case is None:
         raise ValueError("the file answers as a student alone, the torch model is a pair")
-    logit_error = _largest(_error(candidate.logits, reference.logits))
+    mine = reading.in_units(reference.logits)
+    logit_error = _error(reading.in_units(candidate.logits), mine)
     scored = reference.selection_score > LOWEST_SCORE
     score_difference = np.where(
         scored == (candidate.selection_score > LOWEST_SCORE),
@@ -95,12 +112,13 @@ def differences(reference: Outputs, candidate: Outputs) -> ExampleDifferences:
     union = (kept | kept_too).sum(axis=1)
     shared = (kept & kept_too).sum(axis=1)
     return ExampleDifferences(
-        logit_error=logit_error,
-        logit_scale=_scale(reference.logits),
+        logit_error=_largest(logit_error),
+        mean_logit_error=_finite(logit_error).mean(axis=1),
+        logit_scale=_scale(mine),
         score_error=_largest(score_difference),
         score_scale=_scale(np.where(scored, reference.selection_score, 0.0)),
         margin_error=_margin_error(reference.selection_margin, candidate.selection_margin),
-        same_label=reference.logits.argmax(axis=1) == candidate.logits.argmax(axis=1),
+        same_label=same_answers(reference.logits, candidate.logits, reading.problem),
         same_rationale=(kept == kept_too).all(axis=1),
         same_answer=_same_answer(reference, candidate),
         jaccard=np.where(union == 0, 1.0, shared / np.maximum(union, 1)),
@@ -126,24 +144,29 @@ def _scale(values: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(values.astype(np.float64)).max(axis=1, initial=0.0), 1.0)
 
 
+def _finite(difference: np.ndarray) -> np.ndarray:
+    """Not-a-number counts as infinite."""
+    return np.where(np.isnan(difference), np.inf, difference)
+
+
 def _largest(difference: np.ndarray) -> np.ndarray:
-    finite = np.where(np.isnan(difference), np.inf, difference)
-    return finite.max(axis=1, initial=0.0).astype(np.float64)
+    return _finite(difference).max(axis=1, initial=0.0).astype(np.float64)
 
 
 def _margin_error(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Infinite margins (nothing was dropped) are equal to each other and to nothing else."""
     both = np.isposinf(reference) & np.isposinf(candidate)
     error = np.where(both, 0.0, _error(candidate, reference))
-    return np.where(np.isnan(error), np.inf, error).astype(np.float64)
+    return _finite(error).astype(np.float64)
 
 
 def concatenate(parts: Sequence[ExampleDifferences]) -> ExampleDifferences:
-    fields = ExampleDifferences.__slots__
-    joined: Mapping[str, np.ndarray] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in fields
-    }
-    return ExampleDifferences(**joined)
+    def joined(name: str) -> np.ndarray | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values)
+
+    fields: Mapping[str, Any] = {name: joined(name) for name in ExampleDifferences.__slots__}
+    return ExampleDifferences(**fields)
 
 
 def summarise(parts: Sequence[ExampleDifferences], *, near_tie_margin: float) -> Comparison:
@@ -151,7 +174,7 @@ def summarise(parts: Sequence[ExampleDifferences], *, near_tie_margin: float) ->
     if not parts:
         raise ValueError("nothing was compared")
     every = concatenate(parts)
-    count = len(every.same_label)
+    count = len(every.same_rationale)
     if count == 0:
         raise ValueError("nothing was compared")
     same = every.same_rationale & every.same_answer
@@ -174,7 +197,10 @@ def summarise(parts: Sequence[ExampleDifferences], *, near_tie_margin: float) ->
         max_scaled_score_error=float(scaled_score.max()),
         max_margin_error=worst(every.margin_error),
         max_scaled_margin_error=worst(scaled_margin),
-        label_agreement=float(every.same_label.mean()),
+        label_agreement=None if every.same_label is None else float(every.same_label.mean()),
+        mean_value_error=(
+            float(every.mean_logit_error.mean()) if every.same_label is None else None
+        ),
         rationale_exact=float(same.mean()),
         rationale_jaccard=float(every.jaccard.mean()),
         near_ties=int(near.sum()),

@@ -32,6 +32,7 @@ from rekd_edge.convert.graph import (
     with_cut_outputs,
 )
 from rekd_edge.convert.io_spec import data_inputs
+from rekd_edge.problem import Reading
 from rekd_edge.runners import FileRunner, RuntimeSettings, file_runner
 from rekd_edge.types import CUT_NAMES, RuntimeName
 
@@ -261,8 +262,10 @@ def numerical_exclusion(
     provider: str = "CPUExecutionProvider",
     runtime: RuntimeName = "onnxruntime",
     runtime_settings: RuntimeSettings | None = None,
+    reading: Reading | None = None,
 ) -> NumericalExclusion:
-    """Holds each rationale and replaces everything else; see the module's description.
+    """Holds each rationale and replaces everything else; see the module's description. ``reading``
+    gives the units of ``reproduction_error``; that nothing changes is a matter of bits.
 
     Raises :class:`~rekd_edge.convert.graph.GraphError` where the graph cannot be cut.
     """
@@ -271,6 +274,7 @@ def numerical_exclusion(
     predictor = predictor_graph(model).SerializeToString()
     examples = replaced = changed = control = mismatches = 0
     max_change = reproduction = 0.0
+    units = Reading() if reading is None else reading
 
     def open_graph(graph: bytes) -> FileRunner:
         return file_runner(
@@ -287,7 +291,8 @@ def numerical_exclusion(
             keep = answer["rationale_mask"]
             mismatches += int((_as_mask(held, keep.shape) != keep).any(axis=1).sum())
             before = cut.run_named({**inputs, **held}, ("logits",))["logits"]
-            reproduction = max(reproduction, largest_difference(answer["logits"], before))
+            both = (units.in_units(logits) for logits in (answer["logits"], before))
+            reproduction = max(reproduction, largest_difference(*both))
             changed_rows = np.zeros(len(keep), dtype=bool)
             for _ in range(trials):
                 other = replace_content(inputs, ~keep, rng)

@@ -19,7 +19,7 @@ BATCH_SIZES = (1, 2, 5, 16)
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch:
-    """Model inputs as numpy arrays with their labels, int64 ``[batch]``.
+    """Model inputs as numpy arrays with their labels, as in :mod:`rekd_edge.problem`.
 
     ``other_inputs`` holds, by name, what a baseline reads that has a preprocessor of its own."""
 

@@ -10,9 +10,22 @@ from rekd_edge.check.compare import Comparison
 from rekd_edge.check.exclusion import NumericalExclusion, StructuralExclusion
 from rekd_edge.check.gates import METRICS, GateResult
 from rekd_edge.models.interactive import CaseCount
+from rekd_edge.problem import PRIMARY, PROBLEM_TITLES, SCORE_TITLES
+from rekd_edge.types import ProblemType
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+ACCURACY_TITLES: dict[ProblemType, tuple[str, str]] = {
+    problem: (SCORE_TITLES[PRIMARY[problem]], each)
+    for problem, each in (
+        ("single_label_classification", "class"),
+        ("multi_label_classification", "label"),
+        ("regression", "target"),
+    )
+}
+"""What a model's answers are measured by, and of what besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +49,19 @@ class ParityCase:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of right labels over a split, and by class; ``[class]`` counts in ``support``."""
+    """How good the answers to a split are (:mod:`rekd_edge.problem`): ``scores`` by name, the
+    primary one first, and ``per_class`` with ``support`` by label. Of a single-label classification
+    the share of right labels, and of each class's examples."""
 
-    overall: float
     per_class: dict[str, float]
     support: dict[str, int]
+    scores: dict[str, float]
+    examples: int
+
+    @property
+    def overall(self) -> float:
+        """The primary score."""
+        return next(iter(self.scores.values()))
 
     @property
     def worst_class(self) -> float:
@@ -51,6 +72,7 @@ class Accuracy:
             "overall": self.overall,
             "per_class": dict(self.per_class),
             "support": dict(self.support),
+            **({"scores": dict(self.scores)} if len(self.scores) > 1 else {}),
         }
 
 
@@ -69,6 +91,9 @@ class CheckReport:
     gate_set: str
     gates: tuple[GateResult, ...]
     metrics: Mapping[str, float]
+    problem_type: ProblemType = "single_label_classification"
+    not_applicable: tuple[str, ...] = ()
+    """Metrics of gates that are for other problem types, and that nothing was held to."""
     cases: tuple[ParityCase, ...] = ()
     comparison: Comparison | None = None
     pair_cases: tuple[CaseCount, ...] = ()
@@ -106,6 +131,8 @@ class CheckReport:
             **({} if self.placement is None else {"placement": dict(self.placement)}),
             "threads": self.threads,
             "gate_set": self.gate_set,
+            "problem_type": self.problem_type,
+            "not_applicable": list(self.not_applicable),
             "gates": [gate.to_json() for gate in self.gates],
             "metrics": dict(self.metrics),
             "accuracy": {name: value.to_json() for name, value in self.accuracy.items()},
@@ -144,6 +171,12 @@ class CheckReport:
                 f"[{colour}]{gate.outcome}[/{colour}]",
             )
         console.print(table)
+        if self.not_applicable:
+            console.print(
+                f"not applicable to a {PROBLEM_TITLES[self.problem_type]}: "
+                f"{', '.join(dict.fromkeys(self.not_applicable))}",
+                markup=False,
+            )
         if self.accuracy:
             self._render_accuracy(console)
         if self.pair_cases:
@@ -179,18 +212,22 @@ class CheckReport:
         from rich.table import Table
 
         names = list(self.accuracy)
-        table = Table(title="accuracy on the test split", title_justify="left")
-        table.add_column("class")
+        title, each = ACCURACY_TITLES[self.problem_type]
+        table = Table(title=f"{title} on the test split", title_justify="left")
+        table.add_column(each)
         table.add_column("examples", justify="right")
         for name in names:
             table.add_column(name, justify="right")
         first = self.accuracy[names[0]]
-        total = sum(first.support.values())
-        table.add_row("all", str(total), *(f"{self.accuracy[n].overall:.4f}" for n in names))
+        overall = (f"{self.accuracy[n].overall:.4f}" for n in names)
+        table.add_row("all", str(first.examples), *overall)
         for label, support in first.support.items():
             cells = (f"{self.accuracy[name].per_class[label]:.4f}" for name in names)
             table.add_row(escape(label), str(support), *cells)
         console.print(table)
+        for other in list(first.scores)[1:]:
+            found = ", ".join(f"{name} {self.accuracy[name].scores[other]:.4g}" for name in names)
+            console.print(f"{other.replace('_', ' ')}: {found}", markup=False)
 
 
 def _number(value: float | None) -> str:

@@ -137,6 +137,7 @@ def show(out: Console, comparison: Comparison, summary: dict[str, Any]) -> None:
     """The table of a comparison."""
     from rich.table import Table
 
+    from rekd_edge.cli.distill_command import said_of_simulability
     from rekd_edge.compare import ANSWERS_TITLE, ROWS
 
     latency = summary.get("latency_ratio", {})
@@ -144,7 +145,7 @@ def show(out: Console, comparison: Comparison, summary: dict[str, Any]) -> None:
     ratio = summary["rationale_ratio"]
     table = Table(
         "model",
-        "test accuracy",
+        f"test {comparison.score}",
         "latency",
         title=f"{summary['recipe']}: {summary['examples']['test']} test examples, "
         f"{len(comparison.seeds)} seed(s), rationales of {ratio:.0%}",
@@ -167,10 +168,12 @@ def show(out: Console, comparison: Comparison, summary: dict[str, Any]) -> None:
         table.add_row("published masking, same selector", "", f"{latency['masked']:.2f}x")
     out.print(table)
     for share, learned in comparison.simulability_means():
-        out.print(f"simulability, {learned}: {share:.3f} of the test answers are the teacher's")
+        what = said_of_simulability(share, comparison.runs[0].recipe.problem_type)
+        out.print(f"simulability, {learned}: {what}")
     gain = comparison.gain()
+    points = "points" if comparison.score == "accuracy" else f"hundredths of {comparison.score}"
     out.print(
-        f"REKD minus no teacher: {sum(gain) / len(gain) * 100:+.1f} points"
+        f"REKD minus no teacher: {sum(gain) / len(gain) * 100:+.1f} {points}"
         + (f" (per seed: {', '.join(f'{g * 100:+.1f}' for g in gain)})" if len(gain) > 1 else "")
     )
     if latency:

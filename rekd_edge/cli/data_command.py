@@ -154,7 +154,7 @@ def show_data(
     import numpy as np
 
     from rekd_edge.data.catalogue import BUNDLED_SETS
-    from rekd_edge.data.load import class_counts, load_data, load_source
+    from rekd_edge.data.load import class_counts, load_data, load_source, target_ranges
     from rekd_edge.recipe import load_recipe
     from rekd_edge.recipe.schema import DataSpec
 
@@ -163,21 +163,39 @@ def show_data(
         if name in BUNDLED_SETS:
             if overrides:
                 raise UsageError("--set is for recipes")
-            data = load_source(DataSpec(source=name), BUNDLED_SETS[name].modality)
+            bundled = BUNDLED_SETS[name]
+            problem = bundled.problem
+            data = load_source(DataSpec(source=name), bundled.modality, problem)
         else:
             from rekd_edge.recipe import find_recipe
 
-            data = load_data(load_recipe(find_recipe(name), overrides or ()))
+            recipe = load_recipe(find_recipe(name), overrides or ())
+            data, problem = load_data(recipe), recipe.problem_type
         splits = (data.train, data.dev, data.test)
         if read_all:
             for split in splits:
                 for index in range(len(split)):
                     split.raw(index)
     shown: dict[str, list[str]] = {}
+    numbers = problem == "regression"
     for label, label_name in enumerate(data.label_names):
-        chosen = np.flatnonzero(data.train.labels == label)[:examples]
+        labels = data.train.labels
+        if numbers:  # the lowest and the highest
+            order = labels[:, label].argsort(kind="stable")
+            chosen = np.concatenate([order[:examples], order[len(order) - examples :]])
+        else:
+            here = labels == label if labels.ndim == 1 else labels[:, label] > 0
+            chosen = np.flatnonzero(here)[:examples]
         shown[label_name] = [_describe(data.train.raw(int(index))) for index in chosen]
-    counts = {split.name: class_counts(split, data.label_names) for split in splits}
+    measure = target_ranges if numbers else class_counts
+    counts = {split.name: measure(split, data.label_names) for split in splits}
+
+    def said(found: Any) -> str:
+        if not isinstance(found, dict):
+            return str(found)
+        return (
+            f"{found['mean']:.3g} ± {found['deviation']:.3g}, {found['min']:g} to {found['max']:g}"
+        )
 
     def render(console: Console) -> None:
         from rich.markup import escape
@@ -186,12 +204,12 @@ def show_data(
         for key, value in data.source.items():
             console.print(f"{key}: {value}", soft_wrap=True, markup=False)
         table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("class")
+        table.add_column("number" if numbers else "class")
         for split in splits:
             table.add_column(split.name, justify="right")
         for label_name in data.label_names:
             table.add_row(
-                escape(label_name), *(str(counts[split.name][label_name]) for split in splits)
+                escape(label_name), *(said(counts[split.name][label_name]) for split in splits)
             )
         table.add_row("all", *(str(len(split)) for split in splits))
         console.print(table)
@@ -200,7 +218,7 @@ def show_data(
                 console.print(f"{label_name}: {text}", markup=False)
 
     emit(
-        {"source": data.source, "counts": counts, "examples": shown},
+        {"source": data.source, "ranges" if numbers else "counts": counts, "examples": shown},
         json_path=json_path,
         render=render,
     )

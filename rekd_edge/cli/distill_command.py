@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rekd_edge.pipeline import RunPlan
     from rekd_edge.run_folder import Run
+    from rekd_edge.types import ProblemType
 
 
 def register(app: typer.Typer) -> None:
@@ -107,15 +108,36 @@ def show_pair(out: Console, pair: Mapping[str, Any]) -> None:
     out.print(table)
 
 
+def said_of_simulability(share: float, problem: ProblemType) -> str:
+    """How far a student answers as its teacher, in words."""
+    if problem == "regression":
+        return f"R2 {share:.3f} of the test values against the teacher's"
+    answers = "answers" if problem == "single_label_classification" else "sets of labels"
+    return f"{share:.3f} of the test {answers} are the teacher's"
+
+
 def _show_run(out: Console, run: Run) -> None:
     from rich.table import Table
 
+    from rekd_edge.problem import PRIMARY
+
     distill = run.report("distill") or {}
-    table = Table("model", "test accuracy", "test examples", title=f"{run.recipe.name}")
-    for role in ("teacher", "student", "partner"):
-        test: dict[str, Any] | None = distill.get(role, {}).get("test")
-        if test is not None:
-            table.add_row(role, f"{test['accuracy']:.3f}", str(test["examples"]))
+    tests: dict[str, dict[str, Any]] = {
+        role: distill[role]["test"]
+        for role in ("teacher", "student", "partner")
+        if "test" in distill.get(role, {})
+    }
+    primary, others = PRIMARY[run.recipe.problem_type], {"loss", "examples"}
+    scores = [primary]
+    if run.recipe.problem_type != "single_label_classification":
+        first = next(iter(tests.values()), {})
+        scores += [
+            n for n, v in first.items() if isinstance(v, float) and n not in {*others, primary}
+        ]
+    titles = [f"test {name.replace('_', ' ')}" for name in scores]
+    table = Table("model", *titles, "test examples", title=f"{run.recipe.name}")
+    for role, test in tests.items():
+        table.add_row(role, *(f"{test[name]:.3f}" for name in scores), str(test["examples"]))
     pair = distill.get("pair", {}).get("test")
     if pair is not None:
         table.add_row("pair", f"{pair['accuracy']:.3f}", str(pair["examples"]))
@@ -127,19 +149,21 @@ def _show_run(out: Console, run: Run) -> None:
         share, learned = simulated.with_rationales, "its rationales and answers"
         if share is None:
             share, learned = simulated.without_rationales, "its answers alone"
-        found = f"simulability: {share:.3f} of the test answers are the teacher's"
-        out.print(f"{found}; learned from {learned}")
+        found = said_of_simulability(share or 0.0, run.recipe.problem_type)
+        out.print(f"simulability: {found}; learned from {learned}")
     for warning in distill.get("warnings", []):
         seen = f"steps {warning['step']} to {warning['last_step']} of {warning['phase']}"
         out.print(f"[yellow]warning[/] {warning['role']}, {seen}: {warning['message']}")
     fuse = run.report("fuse")
     if fuse is not None:
-        modes = Table("rationale chosen by", "accuracy", "spread", "kept", title="fuse report")
+        modes = Table("rationale chosen by", primary, "spread", "kept", title="fuse report")
         for name, mode in fuse["modes"].items():
-            spread = f"{mode['accuracy_spread']:.3f}" if mode["draws"] > 1 else ""
+            # The primary score, under its own name or that of classes.
+            key = primary if primary in mode else "accuracy"
+            spread = f"{mode[f'{key}_spread']:.3f}" if mode["draws"] > 1 else ""
             modes.add_row(
                 name.replace("_", " "),
-                f"{mode['accuracy']:.3f}",
+                f"{mode[key]:.3f}",
                 spread,
                 f"{mode['kept_share']:.2f}",
             )

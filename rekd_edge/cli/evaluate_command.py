@@ -77,6 +77,8 @@ def show(out: Console, report: QualityReport) -> None:
     """The table of a report."""
     from rich.table import Table
 
+    from rekd_edge.cli.distill_command import said_of_simulability
+
     table = Table(
         "measure",
         "value",
@@ -85,7 +87,11 @@ def show(out: Console, report: QualityReport) -> None:
         f"rationales of {report.kept_share:.1%}",
         title_justify="left",
     )
-    table.add_row("accuracy", f"{report.accuracy:.3f}", "")
+    for name, score in report.scores.items():
+        table.add_row(name.replace("_", " "), f"{score:.3f}", "")
+    numbers = report.problem_type == "regression"
+    classes = report.problem_type == "single_label_classification"
+    apart = "distance in deviations" if numbers else ""
     simulated = report.simulability
     if simulated is not None:
         for name, share in (
@@ -93,7 +99,8 @@ def show(out: Console, report: QualityReport) -> None:
             ("simulability, from the teacher's answers alone", simulated.without_rationales),
         ):
             if share is not None:
-                table.add_row(name, f"{share:.3f}", "answers as the teacher's")
+                said = said_of_simulability(share, report.problem_type)
+                table.add_row(name, f"{share:.3f}", "answers as the teacher's" if classes else said)
     scores = report.faithfulness.scores
     if scores is not None:
         at_random = "random rationale "
@@ -107,14 +114,14 @@ def show(out: Console, report: QualityReport) -> None:
             f"{scores.comprehensiveness:.3f}",
             at_random + f"{scores.random_comprehensiveness:.3f}",
         )
-        table.add_row("AOPC sufficiency", f"{scores.aopc_sufficiency:.3f}", "")
-        table.add_row("AOPC comprehensiveness", f"{scores.aopc_comprehensiveness:.3f}", "")
+        table.add_row("AOPC sufficiency", f"{scores.aopc_sufficiency:.3f}", apart)
+        table.add_row("AOPC comprehensiveness", f"{scores.aopc_comprehensiveness:.3f}", apart)
     probe = report.probe
     known = f"prior {probe.prior:.3f}"
     if probe.length_accuracy is not None:
         known += f", from the length {probe.length_accuracy:.3f}"
     table.add_row(
-        "label from the mask's shape",
+        f"{'value' if numbers else 'label'} from the mask's shape",
         f"{probe.accuracy:.3f}",
         f"{known}; {probe.excess_points:+.1f} ± {probe.standard_error_points:.1f} points",
     )
@@ -159,9 +166,14 @@ def show(out: Console, report: QualityReport) -> None:
 
         show_pair(out, report.pair.to_json())
     if report.faithfulness.judge is not None and scores is not None:
+        answer = {
+            "single_label_classification": "y is the class",
+            "multi_label_classification": "y is the set of labels",
+            "regression": "distances are from the value",
+        }[report.problem_type]
         out.print(
             f"judged by: {report.faithfulness.judge}, the predictor after its warm-up on random "
-            f"subsets (accuracy on the whole input {scores.judge_accuracy:.3f}); y is the class "
+            f"subsets ({report.score} on the whole input {scores.judge_accuracy:.3f}); {answer} "
             "that it predicts there"
         )
     for note in report.notes:

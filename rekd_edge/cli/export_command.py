@@ -96,6 +96,7 @@ def export_run(
     from rekd_edge.cli.engine_command import show_engines
     from rekd_edge.cli.progress import ExportProgress
     from rekd_edge.export_pipeline import export_bundle
+    from rekd_edge.problem import PRIMARY, SCORE_TITLES
     from rekd_edge.run_folder import open_run
 
     abstention = _abstention(coverage, risk, rationale_risk)
@@ -135,12 +136,13 @@ def export_run(
             listener=progress,
             builds=progress.builds,
         )
+    score = SCORE_TITLES[PRIMARY[opened.recipe.problem_type]]
 
     def render(console: Console) -> None:
         if result.report is not None:
             result.report.render(console)
         if result.recovery is not None:
-            show_recovery(console, target, result.recovery)
+            show_recovery(console, target, result.recovery, score)
         show_tuning(console, result)
         if result.calibration is not None:
             result.calibration.render(console)
@@ -174,6 +176,7 @@ def _export_fastest(
 ) -> None:
     from rekd_edge.cli.progress import ExportProgress
     from rekd_edge.precision_pipeline import export_fastest
+    from rekd_edge.problem import PRIMARY, SCORE_TITLES
 
     with ExportProgress("converting, checking and timing every precision") as progress:
         result, found = export_fastest(
@@ -191,7 +194,7 @@ def _export_fastest(
         )
 
     def render(console: Console) -> None:
-        show(console, found)
+        show(console, found, SCORE_TITLES[PRIMARY[run.recipe.problem_type]])
         show_tuning(console, result)
         if result.calibration is not None:
             result.calibration.render(console)
@@ -240,13 +243,13 @@ def show_package(console: Console, package: StoredPackage) -> None:
     )
 
 
-def show_recovery(console: Console, target: str, recovery: RecoveryReport) -> None:
+def show_recovery(console: Console, target: str, recovery: RecoveryReport, score: str) -> None:
     """One line: what the training after quantization did to the file."""
     parts = []
     for what, name in (
         ("labels", "label_agreement"),
         ("rationales", "rationale_exact"),
-        ("accuracy", "accuracy"),
+        (score, "accuracy"),
     ):
         after = None if recovery.after is None else getattr(recovery.after, name)
         parts.append(f"{what} {_cell(getattr(recovery.before, name), '.4f')} -> ")
@@ -274,8 +277,8 @@ def show_tuning(console: Console, result: ExportResult) -> None:
     console.print(line, markup=False)
 
 
-def show(console: Console, report: PrecisionReport) -> None:
-    """The variants as a table."""
+def show(console: Console, report: PrecisionReport, score: str) -> None:
+    """The variants as a table; ``score`` is what their primary score is called."""
     from rich.table import Table
 
     table = Table(
@@ -283,7 +286,7 @@ def show(console: Console, report: PrecisionReport) -> None:
         f"{report.validity or 'not measured'})",
         title_justify="left",
     )
-    for column in ("target", "accuracy", "labels", "rationale exact", "MB", "p50 ms", "to plain"):
+    for column in ("target", score, "labels", "rationale exact", "MB", "p50 ms", "to plain"):
         table.add_column(column, justify="left" if column == "target" else "right")
     table.add_column("")
     for one in report.variants:
@@ -299,7 +302,7 @@ def show(console: Console, report: PrecisionReport) -> None:
     console.print(table)
     for one in report.variants:
         if one.recovery is not None:
-            show_recovery(console, one.target, one.recovery)
+            show_recovery(console, one.target, one.recovery, score)
 
 
 def _cell(value: float | None, form: str) -> str:

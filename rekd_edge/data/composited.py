@@ -1,8 +1,9 @@
-"""CIFAR-10 images with a cut-out object on top: the object's mask is the gold rationale.
+"""CIFAR-10 images with cut-out objects on top: their masks are the gold rationale.
 
 The cut-outs are photographs with transparency from Debian's ``tuxpaint-stamps-default``. The
-label is the class of the cut-out; the background is drawn without regard to it, so that it says
-nothing about the label. Composites are made in memory and never stored.
+label is the class of the cut-out, or of several cut-outs the set of their classes; the background
+is drawn without regard to it, so that it says nothing about the label. Composites are made in
+memory and never stored.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,11 +29,22 @@ from rekd_edge.recipe.schema import SplitSpec
 if TYPE_CHECKING:
     from PIL import Image
 
+    Compose = Callable[
+        [str, list[Image.Image], np.ndarray, np.ndarray, int, tuple[int, int]], ArraySplit
+    ]
+
 CANVAS = 64
 """Side of a composite in pixels; the background is enlarged to it."""
 LONGER_SIDE = (0.5, 0.9)
 """Range of the object's longer side, as a share of the canvas."""
 IMAGES_PER_CLASS = 900
+OBJECT_IMAGES = 4500
+MOST_OBJECTS = 3
+OBJECT_SIDE = (0.35, 0.6)
+"""As :data:`LONGER_SIDE`, where an image holds up to :data:`MOST_OBJECTS`."""
+LEAST_VISIBLE = 0.6
+"""Share of each object that those pasted after it leave visible."""
+ATTEMPTS = 10
 
 _ROOT = "usr/share/tuxpaint/stamps/"
 _CLASSES: dict[str, tuple[str, ...]] = {
@@ -91,19 +104,35 @@ def cifar10_composited(split: SplitSpec) -> SourceData:
     backgrounds are CIFAR-10 test images). Everything depends on ``split`` alone. The gold mask is
     where the resized alpha is at least one half.
     """
+    return _composed(split, _one_object, IMAGES_PER_CLASS)
+
+
+def cifar10_objects(split: SplitSpec) -> SourceData:
+    """4,500 images of none to three objects of different classes (a quarter of each number), 64x64
+    pixels; a label for each class that is there. Gold are the visible parts of all objects.
+
+    Cut into splits as :func:`cifar10_composited`. An object that would hide more than 40% of one
+    below it is put elsewhere, or left out after ten attempts.
+    """
+    return _composed(split, _several_objects, OBJECT_IMAGES)
+
+
+def _composed(split: SplitSpec, compose: Compose, images: int) -> SourceData:
+    """What ``compose`` makes of each split's own cut-outs and backgrounds; ``images`` is its number
+    for the whole."""
     stamps, labels, label_names = _stamps()
     shares = {"test": split.test, "dev": split.dev * (1 - split.test)}
     parts = stratified_split(labels, shares, rest="train", seed=split.seed)
     backgrounds = _backgrounds(shares["dev"], split.seed)
     shares["train"] = 1 - shares["test"] - shares["dev"]
     splits = {
-        name: _composites(
+        name: compose(
             name,
             [stamps[index] for index in part],
             labels[part],
             backgrounds[name],
-            per_class=round(IMAGES_PER_CLASS * shares[name]),
-            seed=(split.seed, number),
+            round(images * shares[name]),
+            (split.seed, number),
         )
         for number, (name, part) in enumerate(sorted(parts.items()))
     }
@@ -173,12 +202,11 @@ def _backgrounds(dev_share: float, seed: int) -> dict[str, np.ndarray]:
     return {"train": images[order[dev_count:]], "dev": images[order[:dev_count]], "test": test}
 
 
-def _composites(
+def _one_object(
     name: str,
     stamps: list[Image.Image],
     stamp_labels: np.ndarray,
     backgrounds: np.ndarray,
-    *,
     per_class: int,
     seed: tuple[int, int],
 ) -> ArraySplit:
@@ -197,19 +225,67 @@ def _composites(
     return ArraySplit(name, labels[order], images[order], list(masks[order]))
 
 
+def _several_objects(
+    name: str,
+    stamps: list[Image.Image],
+    stamp_labels: np.ndarray,
+    backgrounds: np.ndarray,
+    images: int,
+    seed: tuple[int, int],
+) -> ArraySplit:
+    rng = np.random.default_rng(seed)
+    classes = np.unique(stamp_labels)
+    labels = np.zeros((images, len(_CLASSES)), dtype=np.float32)
+    pixels = np.empty((images, CANVAS, CANVAS, 3), dtype=np.uint8)
+    masks: list[np.ndarray] = []
+    for row in range(images):
+        canvas = _canvas(backgrounds[rng.integers(len(backgrounds))])
+        visible: list[np.ndarray] = []
+        least: list[float] = []
+        for label in rng.choice(classes, rng.integers(0, MOST_OBJECTS + 1), replace=False):
+            stamp = stamps[rng.choice(np.flatnonzero(stamp_labels == label))]
+            for _ in range(ATTEMPTS):
+                small, place, mask = _placed(stamp, OBJECT_SIDE, rng)
+                left = [one & ~mask for one in visible]
+                if all(one.sum() >= area for one, area in zip(left, least, strict=True)):
+                    canvas.paste(small, place, small)
+                    visible = [*left, mask]
+                    least.append(LEAST_VISIBLE * float(mask.sum()))
+                    labels[row, label] = 1.0
+                    break
+        pixels[row] = np.asarray(canvas)
+        nothing = np.zeros((CANVAS, CANVAS), dtype=bool)
+        masks.append(np.logical_or.reduce([nothing, *visible]))
+    return ArraySplit(name, labels, pixels, masks)
+
+
 def _composite(
     stamp: Image.Image, background: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
+    small, place, mask = _placed(stamp, LONGER_SIDE, rng)
+    canvas = _canvas(background)
+    canvas.paste(small, place, small)
+    return np.asarray(canvas), mask
+
+
+def _canvas(background: np.ndarray) -> Image.Image:
     from PIL import Image
 
-    longer = rng.uniform(*LONGER_SIDE) * CANVAS
+    return Image.fromarray(background).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
+
+
+def _placed(
+    stamp: Image.Image, side: tuple[float, float], rng: np.random.Generator
+) -> tuple[Image.Image, tuple[int, int], np.ndarray]:
+    """A cut-out in a random size, a random place for it (left, top), and its mask there."""
+    from PIL import Image
+
+    longer = rng.uniform(*side) * CANVAS
     scale = longer / max(stamp.size)
     width, height = (max(1, round(side * scale)) for side in stamp.size)
     small = stamp.resize((width, height), Image.Resampling.BICUBIC)
     left = int(rng.integers(0, CANVAS - width + 1))
     top = int(rng.integers(0, CANVAS - height + 1))
-    canvas = Image.fromarray(background).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
-    canvas.paste(small, (left, top), small)
     mask = np.zeros((CANVAS, CANVAS), dtype=bool)
     mask[top : top + height, left : left + width] = np.asarray(small.getchannel("A")) >= 128
-    return np.asarray(canvas), mask
+    return small, (left, top), mask

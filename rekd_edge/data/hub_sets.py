@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from rekd_edge.data.own_data import Row, examples_of_rows, label_text
+from rekd_edge.data.labels import label_array, parse_label
+from rekd_edge.data.own_data import Row, examples_of_rows
 from rekd_edge.data.reachability import hub_obstacle
-from rekd_edge.data.source import SourceData, label_indices
+from rekd_edge.data.source import SourceData
 from rekd_edge.data.split import EncodedImageSplit, Split
 from rekd_edge.errors import BackendError, DataError, RecipeError
 from rekd_edge.recipe.schema import DataSpec
-from rekd_edge.types import Modality
+from rekd_edge.types import Modality, ProblemType
 
 _DEV_NAMES = ("validation", "dev", "valid", "val")
 
 
-def read_huggingface(spec: DataSpec, modality: Modality) -> SourceData:
+def read_huggingface(
+    spec: DataSpec, modality: Modality, problem: ProblemType = "single_label_classification"
+) -> SourceData:
     """``data.name`` from the hub, or ``data.path`` as written by ``Dataset.save_to_disk``.
 
     Its own validation and test splits are used where they are labelled.
@@ -43,7 +46,7 @@ def read_huggingface(spec: DataSpec, modality: Modality) -> SourceData:
         if name is None or (part != "train" and _is_unlabelled(parts[name], spec)):
             continue
         splits[part], label_names = _read_part(
-            parts[name], part, f"{title} ({name})", spec, modality, label_names
+            parts[name], part, f"{title} ({name})", spec, modality, problem, label_names
         )
     facts = {"hub_name" if spec.path is None else "path": title}
     facts["fingerprint"] = str(getattr(parts["train"], "_fingerprint", ""))
@@ -87,14 +90,15 @@ def _load_from_hub(spec: DataSpec) -> dict[str, Any]:
 
 def _class_names(part: Any, label_column: str) -> list[str] | None:
     feature = part.features.get(label_column)
+    feature = getattr(feature, "feature", feature)  # of a list of classes: that of its items
     return list(feature.names) if hasattr(feature, "names") else None
 
 
 def _is_unlabelled(part: Any, spec: DataSpec) -> bool:
     """Published test splits often hide their labels as -1."""
-    if spec.label_column not in part.column_names:
+    if not set(spec.label_columns) <= set(part.column_names):
         return True
-    return all(value in (-1, None) for value in part[spec.label_column])
+    return all(value in (-1, None) for value in part[spec.label_columns[0]])
 
 
 def _read_part(
@@ -103,33 +107,44 @@ def _read_part(
     title: str,
     spec: DataSpec,
     modality: Modality,
+    problem: ProblemType,
     label_names: tuple[str, ...] | None,
 ) -> tuple[Split, tuple[str, ...]]:
     value_column = spec.text_column if modality == "text" else spec.image_column
-    for column in (value_column, spec.label_column):
+    columns = spec.label_columns
+    for column in (value_column, *columns):
         if column not in part.column_names:
             raise DataError(
                 f"{title}: has no column {column!r}; its columns are "
                 + ", ".join(repr(column) for column in part.column_names)
             )
-    names = _class_names(part, spec.label_column)
-    if names is not None and label_names is None:
-        label_names = tuple(names)
-    labels: list[Any] = list(part[spec.label_column])
-    if names is not None:
-        labels = [names[label] if label in range(len(names)) else None for label in labels]
+    labels: list[Any] = list(zip(*(part[column] for column in columns), strict=True))
+    if len(columns) == 1:
+        labels = [label for (label,) in labels]
+        names = None if problem == "regression" else _class_names(part, columns[0])
+        if names is not None:
+            label_names = label_names or tuple(names)
+            labels = [_named(label, names) for label in labels]
     places = [f"{title}: row {number}" for number in range(1, len(labels) + 1)]
     if modality == "text":
         rows = [
             Row(value, label, place)
             for value, label, place in zip(part[value_column], labels, places, strict=True)
         ]
-        return examples_of_rows(rows, Path(title), name, modality, label_names)
+        return examples_of_rows(rows, Path(title), name, modality, problem, columns, label_names)
     from datasets import Image
 
-    indices, label_names = label_indices([label_text(v) for v in labels], places, label_names)
+    parsed = [parse_label(value, problem, columns) for value in labels]
+    found, label_names = label_array(parsed, places, problem, columns, label_names)
     contents = _LazyImages(part.cast_column(value_column, Image(decode=False)), value_column)
-    return EncodedImageSplit(name, indices, contents, title), label_names
+    return EncodedImageSplit(name, found, contents, title), label_names
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
+    """A class number, or a list of them, as names; None for one that there is not."""
+    if isinstance(label, list | tuple):
+        return [_named(one, names) for one in label]
+    return names[label] if label in range(len(names)) else None
 
 
 class _LazyImages(Sequence[bytes]):

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rekd_edge.data.images import IMAGE_SUFFIXES, require_image_header
+from rekd_edge.data.labels import label_array, parse_label
 from rekd_edge.data.source import SourceData, label_indices, summary
 from rekd_edge.data.split import ArraySplit, EncodedImageSplit, FileSplit, Split
 from rekd_edge.data.storage import sha256_of
 from rekd_edge.errors import BackendError, DataError, RecipeError
 from rekd_edge.recipe.schema import DataSpec
-from rekd_edge.types import Modality
+from rekd_edge.types import Modality, ProblemType
 
 _FIELD_LIMIT = 1 << 24
 _TRAIN_FOLDERS = ("train", "training")
@@ -31,24 +32,32 @@ _TEST_FOLDERS = ("test", "testing")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example of a table, unchecked: ``value`` is a text, an image path or image bytes."""
+    """One example of a table, unchecked: ``value`` is a text, an image path or image bytes,
+    ``label`` the cell of the label column, or a list of those of several."""
 
     value: Any
     label: Any
     place: str
 
 
-def read_own_data(spec: DataSpec, modality: Modality) -> SourceData:
+def read_own_data(
+    spec: DataSpec, modality: Modality, problem: ProblemType = "single_label_classification"
+) -> SourceData:
     """Read ``spec.path`` (and ``spec.test_path``) as ``spec.source`` says.
 
     Raises:
-        RecipeError: no path, or an image folder for text.
+        RecipeError: no path, an image folder for text, or a source of single labels for another
+            ``problem``.
         DataError: a file, column, row, label or image that cannot be used.
         BackendError: Parquet without pyarrow.
     """
     if spec.path is None:
         raise RecipeError(f"data.path is needed for source {spec.source!r}")
     path = Path(spec.path)
+    if spec.source in {"eraser", "image-folder"} and problem != "single_label_classification":
+        raise RecipeError(
+            f"data.source {spec.source!r} gives each example one class; problem_type is {problem!r}"
+        )
     if spec.source == "eraser":
         from rekd_edge.data.eraser_layout import read_eraser
 
@@ -58,10 +67,10 @@ def read_own_data(spec: DataSpec, modality: Modality) -> SourceData:
         if modality != "image":
             raise RecipeError("an image-folder needs modality: image")
         return _read_image_folders(path, test_path, spec)
-    train, label_names = _read_table(path, "train", spec, modality, spec.labels)
+    train, label_names = _read_table(path, "train", spec, modality, problem, spec.labels)
     test = None
     if test_path is not None:
-        test, _ = _read_table(test_path, "test", spec, modality, label_names)
+        test, _ = _read_table(test_path, "test", spec, modality, problem, label_names)
     facts = {"path": str(path), "sha256": sha256_of(path)}
     if test_path is not None:
         facts |= {"test_path": str(test_path), "test_sha256": sha256_of(test_path)}
@@ -76,16 +85,17 @@ def _read_table(
     name: str,
     spec: DataSpec,
     modality: Modality,
+    problem: ProblemType,
     label_names: tuple[str, ...] | None,
 ) -> tuple[Split, tuple[str, ...]]:
     if not path.is_file():
         raise DataError(f"{path}: " + ("is a folder" if path.is_dir() else "no such file"))
     value_column = spec.text_column if modality == "text" else spec.image_column
     readers = {"csv": _csv_rows, "jsonl": _jsonl_rows, "parquet": _parquet_rows}
-    rows = readers[spec.source](path, value_column, spec.label_column)
+    rows = readers[spec.source](path, value_column, spec.label_columns)
     if not rows:
         raise DataError(f"{path}: holds no examples")
-    return examples_of_rows(rows, path, name, modality, label_names)
+    return examples_of_rows(rows, path, name, modality, problem, spec.label_columns, label_names)
 
 
 def examples_of_rows(
@@ -93,48 +103,33 @@ def examples_of_rows(
     path: Path,
     name: str,
     modality: Modality,
+    problem: ProblemType,
+    label_columns: tuple[str, ...],
     label_names: tuple[str, ...] | None,
 ) -> tuple[Split, tuple[str, ...]]:
-    """Check all rows and make a split of them, with the class names in order.
+    """Check all rows and make a split of them, with the names of its labels in order.
 
     Raises:
-        DataError: empty texts, missing labels, unreadable images: up to five are named.
+        DataError: empty texts, unusable labels, unreadable images: up to five are named.
     """
     problems: list[str] = []
-    labels: list[str] = []
+    labels: list[Any] = []
     values: list[Any] = []
     for row in rows:
         try:
-            labels.append(label_text(row.label))
+            labels.append(parse_label(row.label, problem, label_columns))
             values.append(_checked_value(row.value, path.parent, modality))
         except DataError as error:
             problems.append(f"{row.place}: {error.message}")
     if problems:
         raise DataError(summary(problems))
     places = [row.place for row in rows]
-    indices, label_names = label_indices(labels, places, label_names)
+    found, label_names = label_array(labels, places, problem, label_columns, label_names)
     if modality == "text":
-        return ArraySplit(name, indices, values), label_names
+        return ArraySplit(name, found, values), label_names
     if isinstance(values[0], Path):
-        return FileSplit(name, indices, values), label_names
-    return EncodedImageSplit(name, indices, values, str(path)), label_names
-
-
-def label_text(value: Any) -> str:
-    """A class name from a cell: a non-empty string, a whole number or a truth value.
-
-    Raises:
-        DataError: anything else.
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if value is None or isinstance(value, str):
-        raise DataError("the label is missing")
-    raise DataError(f"a label is a string or a whole number, not {value!r}")
+        return FileSplit(name, found, values), label_names
+    return EncodedImageSplit(name, found, values, str(path)), label_names
 
 
 def _checked_value(value: Any, folder: Path, modality: Modality) -> str | Path | bytes:
@@ -170,7 +165,11 @@ def _require_columns(path: Path, found: Sequence[str], wanted: Iterable[str]) ->
         )
 
 
-def _csv_rows(path: Path, value_column: str, label_column: str) -> list[Row]:
+def _label_of(cells: Sequence[Any]) -> Any:
+    return cells[0] if len(cells) == 1 else list(cells)
+
+
+def _csv_rows(path: Path, value_column: str, label_columns: tuple[str, ...]) -> list[Row]:
     csv.field_size_limit(_FIELD_LIMIT)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     rows: list[Row] = []
@@ -180,8 +179,9 @@ def _csv_rows(path: Path, value_column: str, label_column: str) -> list[Row]:
             header = next(reader, None)
             if not header:
                 raise DataError(f"{path}: is empty; its first line names the columns")
-            _require_columns(path, header, (value_column, label_column))
-            value_index, label_index = header.index(value_column), header.index(label_column)
+            _require_columns(path, header, (value_column, *label_columns))
+            value_index = header.index(value_column)
+            label_index = [header.index(column) for column in label_columns]
             for fields in reader:
                 if not fields:
                     continue
@@ -191,7 +191,8 @@ def _csv_rows(path: Path, value_column: str, label_column: str) -> list[Row]:
                         f"{place}: has {len(fields)} fields, the header has {len(header)}",
                         hint="quote texts that hold the separator or a line break",
                     )
-                rows.append(Row(fields[value_index], fields[label_index], place))
+                label = _label_of([fields[index] for index in label_index])
+                rows.append(Row(fields[value_index], label, place))
         except csv.Error as error:
             raise DataError(f"{path}: line {reader.line_num}: {error}") from error
         except UnicodeDecodeError as error:
@@ -202,7 +203,7 @@ def _csv_rows(path: Path, value_column: str, label_column: str) -> list[Row]:
     return rows
 
 
-def _jsonl_rows(path: Path, value_column: str, label_column: str) -> list[Row]:
+def _jsonl_rows(path: Path, value_column: str, label_columns: tuple[str, ...]) -> list[Row]:
     rows: list[Row] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -216,15 +217,16 @@ def _jsonl_rows(path: Path, value_column: str, label_column: str) -> list[Row]:
             if not isinstance(record, dict):
                 raise DataError(f"{place}: is not an object but {type(record).__name__}")
             try:
-                _require_columns(path, list(record), (value_column, label_column))
+                _require_columns(path, list(record), (value_column, *label_columns))
             except DataError as error:
                 message = error.message.replace(f"{path}:", f"{place}:", 1)
                 raise DataError(message, hint=error.hint) from error
-            rows.append(Row(record[value_column], record[label_column], place))
+            label = _label_of([record[column] for column in label_columns])
+            rows.append(Row(record[value_column], label, place))
     return rows
 
 
-def _parquet_rows(path: Path, value_column: str, label_column: str) -> list[Row]:
+def _parquet_rows(path: Path, value_column: str, label_columns: tuple[str, ...]) -> list[Row]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -232,15 +234,16 @@ def _parquet_rows(path: Path, value_column: str, label_column: str) -> list[Row]
         raise BackendError("Parquet needs `pyarrow`", hint="pip install pyarrow") from error
     try:
         names = pyarrow.parquet.read_schema(path).names
-        _require_columns(path, names, (value_column, label_column))
-        table = pyarrow.parquet.read_table(path, columns=[value_column, label_column])
+        _require_columns(path, names, (value_column, *label_columns))
+        wanted = list(dict.fromkeys((value_column, *label_columns)))
+        table = pyarrow.parquet.read_table(path, columns=wanted)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is not a readable Parquet file: {error}") from error
     values = table.column(value_column).to_pylist()
-    labels = table.column(label_column).to_pylist()
+    labels = zip(*(table.column(column).to_pylist() for column in label_columns), strict=True)
     return [
-        Row(value, label, f"{path}: row {number}")
-        for number, (value, label) in enumerate(zip(values, labels, strict=True), start=1)
+        Row(value, _label_of(cells), f"{path}: row {number}")
+        for number, (value, cells) in enumerate(zip(values, labels, strict=True), start=1)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,9 +39,9 @@ def unique_indices(
     that are also in ``beside`` (the test split) are left out altogether.
     """
     forms = [normal_form(text) for text in texts]
-    seen_labels: dict[str, set[int]] = {}
-    for form, label in zip(forms, labels, strict=True):
-        seen_labels.setdefault(form, set()).add(int(label))
+    seen_labels: dict[str, set[bytes]] = {}
+    for form, label in zip(forms, np.asarray(labels), strict=True):
+        seen_labels.setdefault(form, set()).add(label.tobytes())
     taken = {normal_form(text) for text in beside} | {""}
     kept: list[int] = []
     for index, form in enumerate(forms):
@@ -66,21 +66,31 @@ def label_indices(
         DataError: a value is not among ``label_names``; up to five places are named.
     """
     if label_names is None:
-        found = set(values)
-        numeric = all(re.fullmatch(r"-?\d{1,18}", value) for value in found)
-        label_names = tuple(sorted(found, key=int) if numeric else sorted(found))
+        label_names = sorted_names(set(values))
     index_of = {name: index for index, name in enumerate(label_names)}
-    unknown = [
-        f"{place}: label {value!r}"
-        for value, place in zip(values, places, strict=True)
-        if value not in index_of
-    ]
+    require_known(list(zip(values, places, strict=True)), label_names)
+    return np.asarray([index_of[value] for value in values], dtype=np.int64), label_names
+
+
+def sorted_names(found: Collection[str]) -> tuple[str, ...]:
+    """In order, numbers in numeric order."""
+    numeric = all(re.fullmatch(r"-?\d{1,18}", value) for value in found)
+    return tuple(sorted(found, key=int) if numeric else sorted(found))
+
+
+def require_known(named: Sequence[tuple[str, str]], label_names: Sequence[str]) -> None:
+    """Refuses (name, place) whose name is not among ``label_names``.
+
+    Raises:
+        DataError: with up to five places.
+    """
+    known = set(label_names)
+    unknown = [f"{place}: label {name!r}" for name, place in named if name not in known]
     if unknown:
         raise DataError(
             "labels that the recipe's `data.labels` does not name: " + summary(unknown),
             hint=f"data.labels is {', '.join(label_names)}",
         )
-    return np.asarray([index_of[value] for value in values], dtype=np.int64), label_names
 
 
 def summary(problems: Sequence[str], shown: int = 5) -> str:

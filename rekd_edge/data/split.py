@@ -15,6 +15,9 @@ import numpy as np
 from rekd_edge.data.images import rgb_from_bytes, rgb_from_file
 from rekd_edge.errors import DataError
 
+BINS = 10
+"""Strata of a regression, of equal size."""
+
 RawExample = str | np.ndarray
 """A text, or an image: uint8 ``[height, width, 3]`` (RGB)."""
 
@@ -26,15 +29,17 @@ Gold = tuple[tuple[int, int], ...] | np.ndarray
 class Split(ABC):
     """Labelled examples. Compared and hashed by identity.
 
-    ``labels`` is int64 ``[example]``; ``name`` is ``train``, ``dev`` or ``test``; ``gold`` is the
-    evidence of each example, where the source knows it.
+    ``labels`` is int64 ``[example]``, or float32 ``[example, label]``: 0 and 1 of a multi-label
+    classification, the values of a regression. ``name`` is ``train``, ``dev`` or ``test``;
+    ``gold`` is the evidence of each example, where the source knows it.
     """
 
     gold: Sequence[Gold] | None = None
 
     def __init__(self, name: str, labels: np.ndarray) -> None:
         self.name = name
-        self.labels = np.asarray(labels, dtype=np.int64)
+        several = np.ndim(labels) == 2
+        self.labels = np.asarray(labels, dtype=np.float32 if several else np.int64)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,13 +140,15 @@ class EncodedImageSplit(Split):
 
 
 class JoinedSplit(Split):
-    """Splits one after another under one name. ``labels``, int64 ``[example]``, replaces theirs."""
+    """Splits one after another under one name. ``labels``, of each example, replaces theirs."""
 
     def __init__(self, name: str, parts: Sequence[Split], labels: np.ndarray | None = None) -> None:
-        joined = np.concatenate([part.labels for part in parts])
-        if labels is not None and len(labels) != len(joined):
-            raise ValueError(f"{len(joined)} examples and {len(labels)} labels")
-        super().__init__(name, joined if labels is None else labels)
+        examples = sum(len(part) for part in parts)
+        if labels is None:
+            labels = np.concatenate([part.labels for part in parts])
+        if len(labels) != examples:
+            raise ValueError(f"{examples} examples and {len(labels)} labels")
+        super().__init__(name, labels)
         self.parts = tuple(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
@@ -162,10 +169,46 @@ class JoinedSplit(Split):
         return JoinedSplit(name or self.name, parts, self.labels[indices])
 
 
+def strata(labels: np.ndarray, *, least: int) -> np.ndarray:
+    """What each example is drawn by, int64 ``[example]``: its class, which is ``labels`` itself;
+    its combination of labels; or the bin of its values.
+
+    Combinations of fewer than ``least`` examples are joined by their rarest label, and what is
+    still rare in one stratum. Values (standardised; of several targets their mean) are cut into
+    :data:`BINS` bins of equal size, or fewer of at least ``least`` examples.
+    """
+    if labels.ndim == 1:
+        return labels
+    if np.isin(labels, (0.0, 1.0)).all():
+        return _by_combination(labels > 0.5, least)
+    deviation = labels.std(axis=0)
+    standard = (labels - labels.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    rank = standard.mean(axis=1).argsort(kind="stable").argsort(kind="stable")
+    bins = max(1, min(BINS, len(labels) // max(1, least)))
+    return rank * bins // max(1, len(labels))
+
+
+def _by_combination(labels: np.ndarray, least: int) -> np.ndarray:
+    frequency = np.where(labels, labels.sum(axis=0), len(labels) + 1)
+    rarest = np.where(labels.any(axis=1), frequency.argmin(axis=1), labels.shape[1])
+    combination = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    found = np.zeros(len(labels), dtype=np.int64)
+    rest = np.ones(len(labels), dtype=bool)
+    for keys in (combination, rarest):
+        for key in np.unique(keys[rest]):
+            members = rest & (keys == key)
+            if members.sum() >= least:
+                found[members] = found.max() + 1
+                rest &= ~members
+    if 0 < rest.sum() < least and not rest.all():
+        found[rest] = np.bincount(found[~rest]).argmax()
+    return found
+
+
 def stratified_split(
     labels: np.ndarray, shares: Mapping[str, float], *, rest: str, seed: int
 ) -> dict[str, np.ndarray]:
-    """Cut ``labels`` (int64 ``[example]``) into disjoint index arrays, class by class.
+    """Cut ``labels`` into disjoint index arrays, class by class (:func:`strata`).
 
     Each part of ``shares`` (name -> share of all examples) gets that share of every class,
     to within one example but at least one where the share is above 0; ``rest`` gets what
@@ -176,6 +219,7 @@ def stratified_split(
         DataError: a class has too few examples to be in every part. The message numbers the
             class; callers that know names check with :func:`require_examples` first.
     """
+    labels = strata(labels, least=1 + sum(share > 0 for share in shares.values()))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*shares, rest)}
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -211,6 +255,7 @@ def stratified_limit(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray
     """
     if limit >= len(labels):
         return np.arange(len(labels))
+    labels = strata(labels, least=-(-2 * len(labels) // limit))
     classes, counts = np.unique(labels, return_counts=True)
     if limit < len(classes):
         raise DataError(f"a limit of {limit} examples cannot hold {len(classes)} classes")
@@ -230,12 +275,18 @@ def stratified_limit(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray
 def require_examples(
     labels: np.ndarray, label_names: Sequence[str], needed: int, *, place: str, reason: str
 ) -> None:
-    """Refuse classes with fewer than ``needed`` examples, naming all of them at once.
+    """Refuse classes (or labels of 0 and 1, ``[example, label]``) with fewer than ``needed``
+    examples, naming all of them at once.
 
     Raises:
         DataError: with every such class and its count.
     """
-    counts = np.bincount(labels, minlength=len(label_names))
+    several = labels.ndim == 2
+    counts = (
+        labels.sum(axis=0).astype(int)
+        if several
+        else np.bincount(labels, minlength=len(label_names))
+    )
     rare = [
         f"{name!r} has {count}"
         for name, count in zip(label_names, counts, strict=True)

@@ -28,6 +28,15 @@ def movie_review_snippets() -> SourceData:
     return _single([texts[index] for index in rated], ratings[rated] > 0, POLARITY)
 
 
+def movie_review_ratings() -> SourceData:
+    """The same sentences with that rating as a number, ties included; of two that are equal the
+    first stays if their ratings are, otherwise neither."""
+    texts, ratings = rated_snippets()
+    labels = ratings.astype(np.float32)[:, None]
+    kept = unique_indices(texts, labels)
+    return SourceData(ArraySplit("train", labels, texts).take(kept), ("rating",))
+
+
 def rated_snippets() -> tuple[list[str], np.ndarray]:
     """Every snippet and its mean rating in -4..4, float ``[snippet]``."""
     outer = read_member(

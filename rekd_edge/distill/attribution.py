@@ -2,7 +2,9 @@
 
 Attributions explain one class of each example by its logit margin (that class's logit minus the
 mean of the others). On training data this is the label, or the class that the predictor itself
-predicts on the full input. The predictor's parameters get no gradient.
+predicts on the full input. Of several labels it is the mean logit of those that are there minus
+that of the others, of a regression the value with either sign (:mod:`rekd_edge.models.problem`).
+The predictor's parameters get no gradient.
 """
 
 from __future__ import annotations
@@ -14,18 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rekd_edge.models.encoder import TokenView
+from rekd_edge.models.problem import Problem
 from rekd_edge.models.rationalist import Predictor
 from rekd_edge.types import Batch
 
 AttributionSource = Callable[[Batch], Tensor]
 """The attribution of each content token of a batch, float ``[batch, token]``, 0 elsewhere."""
-
-
-def class_margin(logits: Tensor, explained: Tensor) -> Tensor:
-    """Logit of ``explained`` int64 ``[batch]`` minus the mean of the other logits; ``[batch]``."""
-    own = logits.gather(1, explained.unsqueeze(1)).squeeze(1)
-    others = (logits.sum(dim=1) - own) / max(1, logits.shape[1] - 1)
-    return own - others
 
 
 def mask_gradient(
@@ -45,7 +41,7 @@ def mask_gradient(
         whole = view.selectable if present is None else present
         weight = whole.to(torch.float32).requires_grad_(True)
         logits = predictor(view.content, view.position, weight)
-        return _margin_gradient(logits, weight, explained) * view.selectable
+        return _effect_of(predictor.problem, logits, weight, explained) * view.selectable
 
 
 def gradient_x_input(
@@ -64,13 +60,19 @@ def gradient_x_input(
         whole = view.selectable if present is None else present
         scale = torch.ones_like(whole, dtype=torch.float32).requires_grad_(True)
         logits = predictor(view.content, view.position, whole, scale)
-        return _margin_gradient(logits, scale, explained) * view.selectable
+        return _effect_of(predictor.problem, logits, scale, explained) * view.selectable
 
 
-def _margin_gradient(logits: Tensor, factor: Tensor, explained: Tensor | None) -> Tensor:
-    target = logits.detach().argmax(dim=1) if explained is None else explained
-    (gradient,) = torch.autograd.grad(class_margin(logits, target).sum(), factor)
-    return gradient
+def _effect_of(
+    problem: Problem, logits: Tensor, factor: Tensor, explained: Tensor | None
+) -> Tensor:
+    target = problem.decision(logits.detach()) if explained is None else explained
+    quantities = problem.quantities(logits, target)
+    gradients = [
+        torch.autograd.grad(quantity.sum(), factor, retain_graph=number < len(quantities))[0]
+        for number, quantity in enumerate(quantities, start=1)
+    ]
+    return problem.contribution(gradients)
 
 
 @torch.no_grad()
@@ -83,17 +85,20 @@ def occlusion(
     :func:`mask_gradient`.
     """
     batch, count = view.selectable.shape
+    problem = predictor.problem
     logits = predictor(view.content, view.position, view.selectable)
-    target = logits.argmax(dim=1) if explained is None else explained
+    target = problem.decision(logits) if explained is None else explained
     example, token = view.selectable.nonzero(as_tuple=True)
     drop = torch.zeros(batch, count, device=logits.device)
-    full = class_margin(logits, target)
+    full = problem.quantities(logits, target)
     for start in range(0, len(example), chunk):
         row, column = example[start : start + chunk], token[start : start + chunk]
         keep = view.selectable[row].clone()
         keep[torch.arange(len(row), device=row.device), column] = False
         without = predictor(view.content[row], view.position[row], keep)
-        drop[row, column] = (full[row] - class_margin(without, target[row])).to(drop.dtype)
+        left = problem.quantities(without, target[row])
+        effects = [all_of[row] - one for all_of, one in zip(full, left, strict=True)]
+        drop[row, column] = problem.contribution(effects).to(drop.dtype)
     return drop
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from rekd_edge.models.problem import Problem, SingleLabel
 
 RIDGE = 10.0
 """Penalty of the probe's least squares, in examples."""
@@ -57,17 +60,25 @@ def position_overlap(keep: Tensor, selectable: Tensor) -> float:
     return max(0.0, (best - kept_ratio) / (1 - kept_ratio))
 
 
-def position_probe(keep: Tensor, selectable: Tensor, labels: Tensor, classes: int) -> float:
-    """Accuracy (0..1) of a linear probe that sees only which positions were kept.
+def position_probe(
+    keep: Tensor,
+    selectable: Tensor,
+    labels: Tensor,
+    classes: int,
+    problem: Problem | None = None,
+) -> float:
+    """Accuracy, or the primary score of another ``problem`` (0..1), of a linear probe that sees
+    only which positions were kept.
 
-    Least squares onto one-hot labels with a ridge; ``labels`` int64 ``[example]``.
+    Least squares onto labels (one-hot ones of classes, int64 ``[example]``) with a ridge.
     """
     forms = [_aligned(keep, selectable, from_end=False)]
     if not bool(selectable.all()):
         forms.append(_aligned(keep, selectable, from_end=True))
     mark = torch.cat([form.double() for form in forms], dim=1)
-    target = torch.nn.functional.one_hot(labels, classes).double()
-    right = 0
+    several = labels.dim() == 2
+    target = labels.double() if several else F.one_hot(labels, classes).double()
+    answers = torch.zeros_like(target)
     for learn, test in _halves(len(keep)):
         if not bool(learn.any()) or not bool(test.any()):
             return 0.0
@@ -75,6 +86,8 @@ def position_probe(keep: Tensor, selectable: Tensor, labels: Tensor, classes: in
         centred = mark[learn] - middle
         square = centred.T @ centred + RIDGE * torch.eye(mark.shape[1], dtype=mark.dtype)
         weight = torch.linalg.solve(square, centred.T @ (target[learn] - mean))
-        answer = ((mark[test] - middle) @ weight + mean).argmax(dim=1)
-        right += int((answer == labels[test]).sum())
-    return right / len(keep)
+        answers[test] = (mark[test] - middle) @ weight + mean
+    problem = SingleLabel() if problem is None else problem
+    if problem.kind == "multi_label_classification":
+        answers = answers - 0.5
+    return max(0.0, problem.score(answers, labels))

@@ -108,13 +108,15 @@ class Phase:
 class DevResult:
     """Result on the development split: ``accuracy`` in 0..1 and mean cross-entropy.
 
-    ``criterion``, where there is one, is what the best epoch has least of; of equals the later
-    epoch is kept, as in the published code.
+    Of another problem than one class ``accuracy`` is the primary score, ``loss`` the task's, and
+    ``scores`` are all of them by name. ``criterion``, where there is one, is what the best epoch
+    has least of; of equals the later epoch is kept, as in the published code.
     """
 
     accuracy: float
     loss: float
     criterion: float | None = None
+    scores: dict[str, float] | None = None
 
     def better_than(self, other: DevResult | None) -> bool:
         if other is None:
@@ -125,7 +127,22 @@ class DevResult:
 
     def values(self) -> dict[str, float]:
         """What is there, for logs."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        named = {"accuracy": self.accuracy} if self.scores is None else self.scores
+        found = {**named, "loss": self.loss, "criterion": self.criterion}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def state(self) -> dict[str, Any]:
+        """JSON values of which this is made again."""
+        found = asdict(self)
+        if self.scores is None:
+            del found["scores"]
+        return found
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The primary score by its name."""
+        name = "accuracy" if self.scores is None else next(iter(self.scores))
+        return name, self.accuracy
 
 
 @dataclass(slots=True)
@@ -523,7 +540,7 @@ class _Run:
         state = {
             "phase": phase,
             "step": step,
-            "best": asdict(self.report.best) if self.report.best else None,
+            "best": self.report.best.state() if self.report.best else None,
             "history": self.report.history,
             "monitor": self.monitor.state() if self.monitor is not None else None,
             "elapsed_s": time.monotonic() - started,

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
 from rekd_edge.distill.leakage import position_overlap, position_probe
 from rekd_edge.models.encoder import TokenView
+from rekd_edge.models.problem import Problem
 from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.problem import PRIMARY
 from rekd_edge.selection import gather_slots, keep_top_k
 from rekd_edge.types import Batch
 
@@ -78,7 +80,8 @@ class Thresholds:
     better_than_random: float = 0.02
     """A rationale is better than random tokens if accuracy is higher by more than this."""
     fitted_share: float = 0.5
-    """Training cross-entropy, relative to ln(classes), below which the predictor has fitted."""
+    """Training loss, relative to that of knowing nothing (ln(classes)), below which the predictor
+    has fitted."""
     missing_accuracy: float = 0.05
     """What the judge reads from all tokens above what the predictor reads from the rationale."""
     gradient_ratio: float = 1e-5
@@ -118,8 +121,9 @@ class Look:
     ``kept_ratio`` is the mean share of selectable tokens in the rationale, ``threshold_share`` the
     share with log-odds above 0, ``moved`` the share of the kept tokens that the last look did not
     keep. Accuracies are those of the predictor (from the rationale, from random tokens) and of the
-    judge (from all tokens too). ``probe`` reads labels from mask positions alone, ``probe_chance``
-    is the better of the same from random masks and of the commonest label.
+    judge (from all tokens too); of another problem than one class its primary score, 0 at least.
+    ``probe`` reads labels from mask positions alone, ``probe_chance`` is the better of the same
+    from random masks and of the commonest label.
     """
 
     examples: int
@@ -147,14 +151,16 @@ class Look:
 def failures(
     look: Look,
     *,
-    classes: int,
+    chance_loss: float,
     rationale_ratio: float,
     sampled: bool,
     selector_trained: bool,
     thresholds: Thresholds | None = None,
+    score: str = "accuracy",
 ) -> dict[WarningKind, tuple[str, tuple[str, ...]]]:
     """Which failures a look shows: kind -> (message, names of the figures that show it).
 
+    ``chance_loss`` is the task's loss of a model that knows nothing, ``score`` what accuracies are.
     ``sampled``: training draws each token by itself, so that a selection can be empty or full.
     """
     limit = thresholds or Thresholds()
@@ -177,21 +183,20 @@ def failures(
     if selector_trained and blind:
         found["stalled_selector"] = ("the selector gets no gradient", ("gradient_ratio",))
     if look.examples >= limit.examples:
-        found |= _interlocking(look, limit, classes, selector_trained)
-        found |= _leaks(look, limit)
+        found |= _interlocking(look, limit, chance_loss, selector_trained)
+        found |= _leaks(look, limit, "right" if score == "accuracy" else score)
     return found
 
 
 def _interlocking(
-    look: Look, limit: Thresholds, classes: int, selector_trained: bool
+    look: Look, limit: Thresholds, chance_loss: float, selector_trained: bool
 ) -> dict[WarningKind, tuple[str, tuple[str, ...]]]:
     if look.accuracy > look.random_accuracy + limit.better_than_random:
         return {}
     compared = f"({look.accuracy:.3f}) than from random tokens ({look.random_accuracy:.3f})"
     names = ("accuracy", "random_accuracy")
-    fitted = look.train_loss is not None and look.train_loss <= limit.fitted_share * math.log(
-        classes
-    )
+    loss = look.train_loss
+    fitted = loss is not None and loss <= limit.fitted_share * chance_loss
     missing = (
         look.judge_full_accuracy is None
         or look.judge_full_accuracy > look.accuracy + limit.missing_accuracy
@@ -209,7 +214,9 @@ def _interlocking(
     return {}
 
 
-def _leaks(look: Look, limit: Thresholds) -> dict[WarningKind, tuple[str, tuple[str, ...]]]:
+def _leaks(
+    look: Look, limit: Thresholds, score: str
+) -> dict[WarningKind, tuple[str, tuple[str, ...]]]:
     found: dict[WarningKind, tuple[str, tuple[str, ...]]] = {}
 
     def far(high: float, low: float) -> bool:
@@ -221,7 +228,7 @@ def _leaks(look: Look, limit: Thresholds) -> dict[WarningKind, tuple[str, tuple[
     if far(look.probe, look.probe_chance):
         if look.probe - look.probe_chance > limit.leak_share * edge:
             message = (
-                f"labels can be read from the kept positions alone ({look.probe:.3f} right, "
+                f"labels can be read from the kept positions alone ({look.probe:.3f} {score}, "
                 f"{look.probe_chance:.3f} by chance)"
             )
             found["label_in_positions"] = (message, ("probe", "probe_chance", "accuracy"))
@@ -279,8 +286,9 @@ class SelectionMonitor:
         """Notes a training step between backward and the optimizer's step: the task loss, and how
         large the selector's gradient is beside the predictor's."""
         assert isinstance(model, Rationalist)
-        if "ce" in terms:
-            self._losses.append(float(terms["ce"].detach()))
+        task = model.predictor.problem.term_names.get("ce", "ce")
+        if task in terms:
+            self._losses.append(float(terms[task].detach()))
         selector, predictor = _rms_gradient(model.selector), _rms_gradient(model.predictor)
         if selector is not None and predictor:
             self._gradient_ratios.append(selector / predictor)
@@ -295,7 +303,7 @@ class SelectionMonitor:
         """
         assert isinstance(model, Rationalist)
         judge = self._judge_of(model, first=step == 0)
-        look, keep, classes = self._look(model, judge)
+        look, keep, chance_loss = self._look(model, judge)
         look = replace(
             look,
             moved=_moved(self._last_keep, keep),
@@ -307,11 +315,12 @@ class SelectionMonitor:
             return look, []
         found = failures(
             look,
-            classes=classes,
+            chance_loss=chance_loss,
             rationale_ratio=model.rationale_ratio,
             sampled=self.sampled,
             selector_trained=any(module is model.selector for module in trained),
             thresholds=self.thresholds,
+            score=PRIMARY[model.predictor.problem.kind],
         )
         new = []
         figures = look.figures()
@@ -367,11 +376,11 @@ class SelectionMonitor:
         return self._judge
 
     @torch.no_grad()
-    def _look(self, model: Rationalist, judge: Rationalist | None) -> tuple[Look, Tensor, int]:
-        """A look, the rationales of all examples ``[example, token]``, and the classes."""
+    def _look(self, model: Rationalist, judge: Rationalist | None) -> tuple[Look, Tensor, float]:
+        """A look, the rationales of all examples ``[example, token]``, and the loss of chance."""
         generator = torch.Generator().manual_seed(0)
         device = next(model.parameters()).device
-        seen = _Seen()
+        seen = _Seen(model.predictor.problem)
         fixed = judge is not None and not self._judge_constants
         for batch in self.examples():
             inputs = {name: value.to(device) for name, value in batch.inputs.items()}
@@ -382,33 +391,34 @@ class SelectionMonitor:
             seen.add_selection(scores.score, view.selectable, keep, chance, batch.labels)
             logits = _answer(model, view, keep, zeroed=self.zeroed)
             seen.classes = logits.shape[1]
-            seen.add_answer("accuracy", logits, batch.labels)
+            seen.add_answer("accuracy", logits)
             random = _answer(model, view, chance, zeroed=self.zeroed)
-            seen.add_answer("random_accuracy", random, batch.labels)
+            seen.add_answer("random_accuracy", random)
             if judge is None:
                 continue
             if not fixed:
-                seen.add_answer("judge_accuracy", _answer(judge, view, keep), batch.labels)
+                seen.add_answer("judge_accuracy", _answer(judge, view, keep))
                 continue
             if self.zeroed:
                 logits, random = _answer(judge, view, keep), _answer(judge, view, chance)
             # Otherwise this is the judge itself, answering as it does.
-            seen.add_answer("judge_accuracy", logits, batch.labels)
-            seen.add_answer("judge_random_accuracy", random, batch.labels)
+            seen.add_answer("judge_accuracy", logits)
+            seen.add_answer("judge_random_accuracy", random)
             everything = judge.classify_masked(view, view.selectable)
-            seen.add_answer("judge_full_accuracy", everything, batch.labels)
+            seen.add_answer("judge_full_accuracy", everything)
         accuracies = seen.accuracies()
         if fixed:
             names = ("judge_random_accuracy", "judge_full_accuracy")
             self._judge_constants = {name: accuracies[name] for name in names}
         look, keep = seen.look(accuracies | self._judge_constants)
-        return look, keep, seen.classes
+        return look, keep, seen.chance_loss()
 
 
 class _Seen:
     """Gathers what a look sees, batch by batch, on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
         self.classes = 0
         self._selectable: list[Tensor] = []
         self._keep: list[Tensor] = []
@@ -416,7 +426,7 @@ class _Seen:
         self._labels: list[Tensor] = []
         self._deviations: list[Tensor] = []
         self._above = 0
-        self._right: dict[str, int] = {}
+        self._answers: dict[str, list[Tensor]] = {}
 
     def add_selection(
         self, score: Tensor, selectable: Tensor, keep: Tensor, chance: Tensor, labels: Tensor
@@ -435,21 +445,27 @@ class _Seen:
         ):
             rows.append(new.cpu())
 
-    def add_answer(self, name: str, logits: Tensor, labels: Tensor) -> None:
-        right = int((logits.argmax(dim=1).cpu() == labels.cpu()).sum())
-        self._right[name] = self._right.get(name, 0) + right
+    def add_answer(self, name: str, logits: Tensor) -> None:
+        self._answers.setdefault(name, []).append(logits.float().cpu())
 
     def accuracies(self) -> dict[str, float]:
-        count = sum(len(labels) for labels in self._labels)
-        return {name: right / max(1, count) for name, right in self._right.items()}
+        labels = torch.cat(self._labels)
+        return {
+            name: max(0.0, self.problem.score(torch.cat(logits), labels))
+            for name, logits in self._answers.items()
+        }
+
+    def chance_loss(self) -> float:
+        return self.problem.chance_loss(torch.cat(self._labels), self.classes)
 
     def look(self, accuracies: dict[str, float]) -> tuple[Look, Tensor]:
         selectable, keep = _stack(self._selectable), _stack(self._keep)
         labels = torch.cat(self._labels)
         available = max(1, int(selectable.sum()))
         deviations = torch.cat(self._deviations)
-        commonest = float(labels.bincount().max()) / len(labels)
-        by_chance = position_probe(_stack(self._chance), selectable, labels, self.classes)
+        problem, constant = self.problem, self.problem.constant(labels)
+        commonest = max(0.0, problem.score(constant.expand(len(labels), -1), labels))
+        by_chance = position_probe(_stack(self._chance), selectable, labels, self.classes, problem)
         look = Look(
             examples=len(labels),
             kept_ratio=int(keep.sum()) / available,
@@ -457,7 +473,7 @@ class _Seen:
             # One token an example has no spread to speak of: never "constant".
             score_deviation=float(deviations.median()) if len(deviations) else math.inf,
             position_overlap=position_overlap(keep, selectable),
-            probe=position_probe(keep, selectable, labels, self.classes),
+            probe=position_probe(keep, selectable, labels, self.classes, problem),
             probe_chance=max(commonest, by_chance),
             **accuracies,
         )

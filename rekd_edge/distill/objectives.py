@@ -16,7 +16,6 @@ from rekd_edge import losses
 from rekd_edge.distill.attribution import (
     AttributionSource,
     centre,
-    class_margin,
     normalise_attribution,
 )
 from rekd_edge.distill.targets import TargetSource, TeacherTargets
@@ -30,6 +29,7 @@ from rekd_edge.models.candidates import (
 )
 from rekd_edge.models.encoder import TokenView, patch_grid
 from rekd_edge.models.kept import can_classify_kept, classify_kept
+from rekd_edge.models.problem import Problem
 from rekd_edge.models.rationalist import Classifier, Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec
 from rekd_edge.schedules import (
@@ -62,21 +62,29 @@ LossTerms = dict[str, Tensor]
 """Scalars by name; ``loss`` is the one to minimise, the others are logged."""
 
 
+def logged(loss: Tensor, terms: LossTerms, problem: Problem) -> LossTerms:
+    """``loss``, and the terms without a gradient under the names that ``problem`` has for them."""
+    names = problem.term_names
+    return {"loss": loss, **{names.get(n, n): term.detach() for n, term in terms.items()}}
+
+
 class ClassifyObjective(nn.Module):
-    """Cross-entropy of a plain classifier."""
+    """The task's loss of a plain classifier."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        return {"loss": F.cross_entropy(self.model(batch.inputs), batch.labels)}
+        problem = self.model.predictor.problem
+        return {"loss": problem.task_loss(self.model(batch.inputs), batch.labels)}
 
 
 class PredictorWarmup(nn.Module):
     """The predictor on random subsets, of one ratio U(rationale_ratio, 1) for each batch.
 
-    L = CE, or with a teacher alpha * CE + (1 - alpha) * T^2 * KL_Y, where the teacher's predictor
+    L = CE (the task's loss, :mod:`rekd_edge.models.problem`), or with a teacher
+    alpha * CE + (1 - alpha) * T^2 * KL_Y, where the teacher's predictor
     answers from the same subset (it was trained on random subsets too, and is an honest judge of
     any of them). Afterwards the predictor can judge any subset, and no early selection has been
     overfitted (the guard against interlocking).
@@ -91,21 +99,21 @@ class PredictorWarmup(nn.Module):
         self.teacher = teacher
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, teacher = self.spec, self.teacher
+        spec, teacher, problem = self.spec, self.teacher, self.model.predictor.problem
         view = self.model.predictor.encoder.view(batch.inputs)
         keep, slots = _random_subset(view, self.model.rationale_ratio)
         logits = self.model.classify_subset(view, keep, slots)
-        terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
+        terms: LossTerms = {"ce": problem.task_loss(logits, batch.labels)}
         loss = terms["ce"]
         if teacher is not None:
             answer = teacher.classify_subset(batch, keep, slots)
-            terms["kl_prediction"] = losses.prediction_kl(
+            terms["kl_prediction"] = problem.prediction_loss(
                 answer, logits, temperature=spec.kd_temperature
             )
             loss = spec.alpha * loss + (1 - spec.alpha) * (
-                spec.kd_temperature**2 * terms["kl_prediction"]
+                problem.prediction_weight(spec.kd_temperature) * terms["kl_prediction"]
             )
-        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+        return logged(loss, terms, problem)
 
 
 def random_subset(view: TokenView, smallest_ratio: float) -> Tensor:
@@ -184,10 +192,10 @@ class ValueRegression(nn.Module):
     Jethani et al. 2022).
 
     L = mean over S of (v(S) - v(all) + sum of scores outside S)^2, divided by the variance of
-    v(all) over the batch; v is the judge's margin of the explained class, and S is drawn with its
-    complement from the Shapley kernel, P(|S| = k) proportional to 1 / (k (n - k)). Deviation:
-    values are measured from the full input, not from the empty one, which the judge never saw,
-    and nothing enforces that all scores sum to v(all) - v(none).
+    v(all) over the batch; v is the judge's margin of the explained class (or labels), and S is
+    drawn with its complement from the Shapley kernel, P(|S| = k) proportional to
+    1 / (k (n - k)). Deviation: values are measured from the full input, not from the empty one,
+    which the judge never saw, and nothing enforces that all scores sum to v(all) - v(none).
     """
 
     def __init__(self, model: Rationalist, judge: Rationalist, explain: str) -> None:
@@ -199,18 +207,21 @@ class ValueRegression(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
         predictor = self._judge[0].predictor
+        problem = predictor.problem
         scores = self.model.selector(batch.inputs)
         valid = scores.view.selectable
         view = predictor.encoder.view(batch.inputs)
         subset = shapley_subset(valid)
         with torch.no_grad():
             logits = predictor(view.content, view.position, valid)
-            explained = logits.argmax(dim=1) if self.explain == "prediction" else batch.labels
-            full = class_margin(logits, explained)
+            chosen = self.explain == "prediction"
+            explained = problem.decision(logits) if chosen else batch.labels
+            (full,) = problem.quantities(logits, explained)
         error = []
         for keep in (subset, valid & ~subset):
             with torch.no_grad():
-                value = class_margin(predictor(view.content, view.position, keep), explained)
+                logits = predictor(view.content, view.position, keep)
+                (value,) = problem.quantities(logits, explained)
             dropped = (scores.score * (valid & ~keep)).sum(dim=1)
             error.append(full - value - dropped)
         loss = torch.stack(error).pow(2).mean() / full.var(correction=0).clamp_min(1e-3)
@@ -276,11 +287,11 @@ class JointObjective(nn.Module):
     """Joint training of selector and predictor, in the form that the objective's keys give it.
 
     L = alpha * [CE + lambda_select * L_sel] + (1 - alpha) * [lambda_rationale * KL_R + T^2 * KL_Y]
-    + lambda_contiguity * TV; without a teacher, L = CE + lambda_select *
-    L_sel + lambda_contiguity * TV. Only Bernoulli selection has L_sel; TV is noiseless and
-    threshold-centred. The preset `deploy` trains exactly what is exported: exactly k kept, all
-    other keys excluded, and noise only perturbs which tokens are tried. The preset `paper` is
-    arXiv 2601.22531 as its official code has it.
+    + lambda_contiguity * TV, where CE and KL_Y are those of the problem; without a teacher,
+    L = CE + lambda_select * L_sel + lambda_contiguity * TV. Only Bernoulli selection has L_sel; TV
+    is noiseless and threshold-centred. The preset `deploy` trains exactly what is exported: exactly
+    k kept, all other keys excluded, and noise only perturbs which tokens are tried. The preset
+    `paper` is arXiv 2601.22531 as its official code has it.
     """
 
     def __init__(
@@ -303,14 +314,14 @@ class JointObjective(nn.Module):
         self.targets = targets
 
     def forward(self, batch: Batch, progress: Progress) -> LossTerms:
-        spec, form = self.spec, self.form
+        spec, form, problem = self.spec, self.form, self.model.predictor.problem
         clock = temperature_at if form.tau_updates == "capped" else published_temperature_at
         tau = clock(progress.step, progress.total_steps, spec.temperature)
         found = candidates(self.model, batch.inputs, self.positions)
         fraction = self._ratio_fraction(progress)
         chosen = self._choose(found, tau, fraction)
         logits = self._classify(found.scores.view, chosen, fraction)
-        terms: LossTerms = {"ce": F.cross_entropy(logits, batch.labels)}
+        terms: LossTerms = {"ce": problem.task_loss(logits, batch.labels)}
         loss = terms["ce"]
         if form.selection == "bernoulli":
             terms["budget"] = losses.budget_penalty(
@@ -324,10 +335,12 @@ class JointObjective(nn.Module):
             terms["kl_rationale"], answer = self._compare(
                 self.teacher, targets, batch, found, chosen, tau
             )
-            terms["kl_prediction"] = losses.prediction_kl(answer, logits, temperature=temperature)
+            terms["kl_prediction"] = problem.prediction_loss(
+                answer, logits, temperature=temperature
+            )
             distilled = (
                 spec.lambda_rationale * terms["kl_rationale"]
-                + temperature**2 * terms["kl_prediction"]
+                + problem.prediction_weight(temperature) * terms["kl_prediction"]
             )
             alpha = alpha_at(progress.step, progress.total_steps, spec)
             loss = alpha * loss + (1 - alpha) * distilled
@@ -338,7 +351,7 @@ class JointObjective(nn.Module):
             grid = patch_grid(self.model.predictor.encoder)
             terms["contiguity"] = losses.contiguity(probability, found.scores.view.selectable, grid)
             loss = loss + spec.lambda_contiguity * terms["contiguity"]
-        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+        return logged(loss, terms, problem)
 
     def _ratio_fraction(self, progress: Progress) -> tuple[int, int]:
         model, schedule = self.model, self.spec.ratio_schedule
@@ -437,6 +450,7 @@ __all__ = [
     "RationaleWarmup",
     "TeacherTargets",
     "ValueRegression",
+    "logged",
     "own_margin",
     "random_subset",
     "select_exactly_k",

@@ -1,6 +1,6 @@
 """Quantization-aware distillation: a fused student learns to answer in int8 as it did in fp32.
 
-    L = KL(fp32 logits || int8 logits, given the fp32 rationale)
+    L = KL(fp32 logits || int8 logits, given the fp32 rationale), or what the problem has for it
         + KL(softmax of fp32 scores || softmax of int8 scores, over selectable tokens)
 
 The teacher is the student itself before quantization; labels play no part. It follows distillation
@@ -78,7 +78,7 @@ class RecoveryObjective(nn.Module):
         with torch.no_grad():
             logits, _, theirs, _, index, valid = self._reference[0](*inputs)
         terms: LossTerms = {
-            "prediction_kl": losses.prediction_kl(
+            "prediction_kl": self.student.predictor.problem.prediction_loss(
                 logits, self.student.predict_from(*inputs, index, valid), temperature=1.0
             )
         }
@@ -202,16 +202,20 @@ class _Observing(nn.Module):
 
 @torch.no_grad()
 def _dev_result(objective: RecoveryObjective, batches: Iterable[Batch]) -> DevResult:
-    """Accuracy against the labels, and the mean loss; the least loss is the best."""
+    """Primary score against the labels, and the mean loss; the least loss is the best."""
     student = objective.student
     device = next(student.parameters()).device
-    right = total = 0.0
-    count = 0
+    problem = copy.deepcopy(student.predictor.problem).cpu()
+    answers: list[Tensor] = []
+    labels: list[Tensor] = []
+    total, count = 0.0, 0
     for raw in batches:
         batch = move_batch(raw, device)
         total += float(objective(batch)["loss"]) * len(batch.labels)
         logits = student(*positional(student, batch.inputs))[0]
-        right += int((logits.argmax(dim=1) == batch.labels).sum())
+        answers.append(logits.float().cpu())
+        labels.append(batch.labels.cpu())
         count += len(batch.labels)
     loss = total / max(count, 1)
-    return DevResult(right / max(count, 1), loss, criterion=loss)
+    score = problem.score(torch.cat(answers), torch.cat(labels)) if count else 0.0
+    return DevResult(score, loss, criterion=loss)

@@ -23,7 +23,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rekd_edge import losses
 from rekd_edge.distill.explainer import HeadMixture, HeadWeights
 from rekd_edge.distill.loop import DevResult, Phase, Rates, move_batch
 from rekd_edge.distill.objectives import (
@@ -172,7 +171,8 @@ class ScaffoldObjective(nn.Module):
 
     def _simulation(self, batch: Batch, logits: Tensor) -> Tensor:
         teacher = self._teacher[0].whole_answer(batch)
-        return self.temperature**2 * losses.prediction_kl(
+        problem = self.practice.student.predictor.problem
+        return problem.prediction_weight(self.temperature) * problem.prediction_loss(
             teacher, logits, temperature=self.temperature
         )
 
@@ -229,15 +229,20 @@ def _rows(batch: Batch, rows: slice) -> Batch:
 
 @torch.no_grad()
 def simulability(student: Rationalist, teacher: Teacher, batches: Iterable[Batch]) -> DevResult:
-    """Share of the examples in which the student answers as its teacher, as the accuracy, and the
-    mean KL_Y at T = 1, of which the least is the best."""
+    """Share of the examples in which the student answers as its teacher (of a regression R^2), as
+    the accuracy, and the mean KL_Y at T = 1, of which the least is the best."""
     device = next(student.parameters()).device
-    same, divergence, count = 0, 0.0, 0
+    problem = student.predictor.problem
+    answers: list[Tensor] = []
+    theirs: list[Tensor] = []
+    divergence, count = 0.0, 0
     for raw in batches:
         batch = move_batch(raw, device)
         answer, logits = teacher.whole_answer(batch), student(batch.inputs)
-        same += int((answer.argmax(dim=1) == logits.argmax(dim=1)).sum())
-        divergence += float(losses.prediction_kl(answer, logits, temperature=1.0)) * len(answer)
+        theirs.append(answer.float().cpu())
+        answers.append(logits.float().cpu())
+        divergence += float(problem.prediction_loss(answer, logits, temperature=1.0)) * len(answer)
         count += len(answer)
     loss = divergence / max(1, count)
-    return DevResult(same / max(1, count), loss, criterion=loss)
+    same = next(iter(problem.agreement(torch.cat(theirs), torch.cat(answers)).values()))
+    return DevResult(same, loss, criterion=loss)

@@ -1,16 +1,17 @@
-"""Accuracy of a classifier or a rationalist over a whole split."""
+"""Answers of a classifier or a rationalist over a whole split, and how good they are."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rekd_edge.models.candidates import ALL_CONTENT, Positions, candidates, classify
+from rekd_edge.models.problem import Problem, SingleLabel
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.selection import (
     bernoulli_straight_through,
@@ -38,19 +39,23 @@ embeddings. ``threshold``: every token with log-odds above 0. ``sampled_top_k``:
 noised scores. ``sampled_bernoulli``: one hard Gumbel draw a token. ``full``: every valid token.
 """
 
+_SINGLE_LABEL = SingleLabel()
+
 DRAWN = ("sampled_bernoulli", "sampled_bernoulli_zeroed")
 """Modes that draw for each position; the others choose among content tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """``logits`` float ``[example, class]`` and ``labels`` int64 ``[example]`` in split order, and
-    for each example how many positions were ``kept`` of those ``counted``, ``[example]``."""
+    """``logits`` float ``[example, class]`` and ``labels`` (:class:`~rekd_edge.data.split.Split`)
+    in split order, and for each example how many positions were ``kept`` of those ``counted``,
+    ``[example]``; answers to ``problem``."""
 
     logits: Tensor
     labels: Tensor
     kept: Tensor
     counted: Tensor
+    problem: Problem = _SINGLE_LABEL
 
     @property
     def kept_share(self) -> float:
@@ -59,11 +64,27 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        return float((self.logits.argmax(dim=1) == self.labels).double().mean())
+        """The primary score (:data:`rekd_edge.problem.PRIMARY`), of one class the accuracy."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Every score, the primary one first."""
+        return self.problem.scores(self.logits, self.labels)
 
     @property
     def loss(self) -> float:
-        return float(F.cross_entropy(self.logits, self.labels))
+        """The mean of the task's loss."""
+        return float(self.problem.task_loss(self.logits, self.labels))
+
+    def per_label(self) -> list[float]:
+        """The primary score of each label or target by itself."""
+        if self.labels.dim() == 1:
+            return self.per_class()
+        columns = zip(self.logits.unbind(dim=1), self.labels.unbind(dim=1), strict=True)
+        return [
+            self.problem.score(found.unsqueeze(1), truth.unsqueeze(1)) for found, truth in columns
+        ]
 
     def per_class(self) -> list[float]:
         """Recall of each class, in label order; NaN for a class without examples."""
@@ -155,7 +176,7 @@ def evaluate_classifier(model: Classifier, loader: Iterable[Batch]) -> Predictio
 
 
 def _collect(
-    model: torch.nn.Module,
+    model: Rationalist | Classifier,
     loader: Iterable[Batch],
     answer: Callable[[Mapping[str, Tensor]], Answer],
 ) -> Predictions:
@@ -174,4 +195,5 @@ def _collect(
     model.train(was_training)
     order = torch.cat(index).argsort()
     columns = (torch.cat(column)[order] for column in (logits, labels, kept, counted))
-    return Predictions(*columns)
+    # The unit of a regression, beside its answers on the CPU.
+    return Predictions(*columns, copy.deepcopy(model.predictor.problem).cpu())

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import statistics
 
-from torch.nn import functional as F
-
 from rekd_edge.evaluate.accuracy import Predictions
 from rekd_edge.losses import budget_penalty_of_counts
 
@@ -15,14 +13,14 @@ DECIMALS = 3
 
 
 def classification_loss(predictions: Predictions, *, batch_size: int) -> float:
-    """Mean over batches of the mean cross-entropy; the last batch may be smaller."""
-    return statistics.fmean(_cross_entropies(predictions, batch_size))
+    """Mean over batches of the mean task loss; the last batch may be smaller."""
+    return statistics.fmean(_task_losses(predictions, batch_size))
 
 
 def rationale_extraction_loss(
     predictions: Predictions, *, batch_size: int, rationale_ratio: float, lambda_select: float
 ) -> float:
-    """Mean over batches of CE + lambda_select * L_sel, to :data:`DECIMALS` decimals.
+    """Mean over batches of the task's loss + lambda_select * L_sel, to :data:`DECIMALS` decimals.
 
     L_sel is a square of batch means, so it depends on ``batch_size``.
     """
@@ -32,16 +30,16 @@ def rationale_extraction_loss(
         float(budget_penalty_of_counts(*pair, rationale_ratio))
         for pair in zip(kept, counted, strict=True)
     ]
-    entropies = _cross_entropies(predictions, batch_size)
     losses = [
-        entropy + lambda_select * penalty
-        for entropy, penalty in zip(entropies, penalties, strict=True)
+        loss + lambda_select * penalty
+        for loss, penalty in zip(_task_losses(predictions, batch_size), penalties, strict=True)
     ]
     return round(statistics.fmean(losses), DECIMALS)
 
 
-def _cross_entropies(predictions: Predictions, batch_size: int) -> list[float]:
+def _task_losses(predictions: Predictions, batch_size: int) -> list[float]:
     batches = zip(
         predictions.logits.split(batch_size), predictions.labels.split(batch_size), strict=True
     )
-    return [float(F.cross_entropy(logits, labels)) for logits, labels in batches]
+    task_loss = predictions.problem.task_loss
+    return [float(task_loss(logits, labels)) for logits, labels in batches]

@@ -13,25 +13,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rekd_edge.evaluate.eraser import runs
 from rekd_edge.evaluate.rationales import Rationales
+from rekd_edge.models.problem import Problem, make_problem, take_unit
 from rekd_edge.types import Modality
 
 POSITION_BINS = 10
 _HIDDEN = 32
 _MLP_STEPS = 200
+_RESAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """Test accuracies in 0..1; ``excess_points`` is 100 * (accuracy - prior).
+    """Test accuracies in 0..1 (of another problem than one class its primary score);
+    ``excess_points`` is 100 * (accuracy - prior).
 
     ``accuracy`` is that of the probe (``chosen``) that did better on the dev masks; ``prior`` that
-    of always answering the most frequent training class. ``length_accuracy``, for texts, is the
-    better probe that sees the number of tokens alone, and ``excess_over_length_points`` what the
-    mask adds to it. ``standard_error_points`` is that of ``accuracy``.
+    of the best constant answer to the training examples, the most frequent class.
+    ``length_accuracy``, for texts, is the better probe that sees the number of tokens alone, and
+    ``excess_over_length_points`` what the mask adds to it. ``standard_error_points`` is that of
+    ``accuracy``, of other scores over :data:`_RESAMPLES` bootstrap samples of the test examples.
     """
 
     accuracy: float
@@ -56,21 +59,24 @@ def probe_masks(
     """
     parts = (train, dev, test)
     features = [mask_features(part.masks(), modality) for part in parts]
-    labels = [part.labels for part in parts]
-    chosen, accuracies = _best_probe(features, labels, seed)
-    counts = np.bincount(train.labels)
-    prior = float((test.labels == counts.argmax()).mean())
+    labels = [torch.from_numpy(part.labels) for part in parts]
+    problem = make_problem(test.problem, labels[2].shape[-1])
+    take_unit(problem, train.labels)
+    chosen, answers = _best_probe(problem, features, labels, seed)
+    accuracies = {name: problem.score(logits, labels[2]) for name, logits in answers.items()}
+    constant = problem.constant(labels[0]).expand(len(labels[2]), -1)
+    prior = problem.score(constant, labels[2])
     accuracy = accuracies[chosen]
     length = None
     if modality == "text":
         lengths = [length_features(part.masks()) for part in parts]
-        length_chosen, length_accuracies = _best_probe(lengths, labels, seed)
-        length = length_accuracies[length_chosen]
+        length_chosen, length_answers = _best_probe(problem, lengths, labels, seed)
+        length = problem.score(length_answers[length_chosen], labels[2])
     return ProbeResult(
         accuracy=accuracy,
         prior=prior,
         excess_points=100 * (accuracy - prior),
-        standard_error_points=100 * float(np.sqrt(accuracy * (1 - accuracy) / len(test))),
+        standard_error_points=100 * _standard_error(problem, answers[chosen], labels[2]),
         chosen=chosen,
         logistic_accuracy=accuracies["logistic"],
         mlp_accuracy=accuracies["mlp"],
@@ -118,30 +124,35 @@ def _text_features(own: np.ndarray) -> np.ndarray:
 
 
 def _best_probe(
-    features: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int
-) -> tuple[str, dict[str, float]]:
-    """Name of the probe that is better on dev, and the test accuracy of both."""
+    problem: Problem,
+    features: Sequence[np.ndarray],
+    labels: Sequence[torch.Tensor],
+    seed: int,
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """Name of the probe that is better on dev, and the answers of both to the test examples."""
     mean, spread = features[0].mean(axis=0), features[0].std(axis=0)
     spread = np.where(spread > 1e-6, spread, 1.0)
     train, dev, test = (torch.from_numpy((part - mean) / spread).float() for part in features)
-    answers, dev_answers, test_answers = (torch.from_numpy(part) for part in labels)
-    classes = int(max(part.max() for part in labels)) + 1
+    several = labels[0].dim() == 2
+    outputs = labels[0].shape[1] if several else int(max(part.max() for part in labels)) + 1
     on_dev, on_test = {}, {}
     with torch.random.fork_rng(devices=[]):
         for name in ("logistic", "mlp"):
             torch.manual_seed(seed)
-            fitted = _fit(name, train, answers, classes)
+            fitted = _fit(name, problem, train, labels[0], outputs)
             with torch.no_grad():
-                on_dev[name] = _accuracy(fitted(dev), dev_answers)
-                on_test[name] = _accuracy(fitted(test), test_answers)
+                on_dev[name] = problem.score(problem.in_unit(fitted(dev)), labels[1])
+                on_test[name] = problem.in_unit(fitted(test))
     return max(on_dev, key=lambda name: on_dev[name]), on_test
 
 
-def _fit(name: str, features: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Module:
-    """A classifier fitted to the whole training set at once."""
+def _fit(
+    name: str, problem: Problem, features: torch.Tensor, labels: torch.Tensor, outputs: int
+) -> nn.Module:
+    """A model fitted to the whole training set at once; ``logistic`` is linear in any problem."""
     width = features.shape[1]
     if name == "logistic":
-        linear = nn.Linear(width, classes)
+        linear = nn.Linear(width, outputs)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
         optimizer = torch.optim.LBFGS(
@@ -150,21 +161,27 @@ def _fit(name: str, features: torch.Tensor, labels: torch.Tensor, classes: int) 
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(linear(features), labels)
+            loss = problem.task_loss(problem.in_unit(linear(features)), labels)
             loss = loss + 1e-3 * linear.weight.square().sum()
             loss.backward()
             return loss
 
         optimizer.step(closure)
         return linear
-    network = nn.Sequential(nn.Linear(width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, classes))
+    network = nn.Sequential(nn.Linear(width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, outputs))
     adam = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-2)
     for _ in range(_MLP_STEPS):
         adam.zero_grad()
-        F.cross_entropy(network(features), labels).backward()
+        problem.task_loss(problem.in_unit(network(features)), labels).backward()
         adam.step()
     return network
 
 
-def _accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    return float((logits.argmax(dim=1) == labels).double().mean())
+def _standard_error(problem: Problem, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    count = len(labels)
+    if problem.kind == "single_label_classification":
+        accuracy = problem.score(logits, labels)
+        return float(np.sqrt(accuracy * (1 - accuracy) / count))
+    random = np.random.default_rng(0)
+    draws = (torch.from_numpy(random.integers(count, size=count)) for _ in range(_RESAMPLES))
+    return float(np.std([problem.score(logits[rows], labels[rows]) for rows in draws], ddof=1))

@@ -3,6 +3,9 @@
     comprehensiveness = p(y | x) - p(y | x without r)      higher is better
     sufficiency       = p(y | x) - p(y | r)                lower is better
 
+Of several labels p is the probability of the whole set that is predicted; of a regression the
+differences are distances between values, in standard deviations of the training targets.
+
 A select-predict model has no p(y | x) of its own: its predictor has only ever seen rationales. A
 *judge* answers instead, a predictor as it was after training on random subsets, before it met any
 selection. y is the class that the judge predicts on the whole input. The judge reads a subset by
@@ -37,11 +40,11 @@ JUDGE_BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Faithfulness:
-    """Means over the examples of a split, of differences of probabilities (-1..1).
+    """Means over the examples of a split, of differences of probabilities (-1..1), or of values.
 
     ``random_*`` are those of one random rationale of the same size. ``by_share`` maps each of
-    :data:`AOPC_SHARES` to (comprehensiveness, sufficiency). ``judge_accuracy`` is the judge's on
-    the whole input.
+    :data:`AOPC_SHARES` to (comprehensiveness, sufficiency). ``judge_accuracy`` is the judge's
+    primary score on the whole input, of one class its accuracy.
     """
 
     comprehensiveness: float
@@ -72,7 +75,10 @@ def judge_rationales(
     columns = ["comprehensiveness", "sufficiency", "random_c", "random_s"]
     columns += [f"{kind}@{share}" for share in AOPC_SHARES for kind in ("c", "s")]
     totals = dict.fromkeys(columns, 0.0)
-    correct, count = 0, 0
+    problem = judge.problem
+    answers: list[Tensor] = []
+    labels: list[Tensor] = []
+    count = 0
     for batch in loader:
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         view = judge.encoder.view(inputs)
@@ -92,10 +98,11 @@ def judge_rationales(
             budget = rationale_budget(selectable.sum(dim=1), *budget_fraction(share))
             best = keep_top_k(score, selectable, budget)
             subsets += [selectable & ~best, best]
-        predicted, drops = probability_drops(judge, view, subsets)
+        logits, drops = support_drops(judge, view, subsets)
         for name, drop in zip(columns, drops.double().sum(dim=1).tolist(), strict=True):
             totals[name] += drop
-        correct += int((predicted.cpu() == batch.labels).sum())
+        answers.append(logits.cpu())
+        labels.append(batch.labels)
         count += len(rows)
     judge.train(was_training)
     mean = {name: total / max(1, count) for name, total in totals.items()}
@@ -108,21 +115,23 @@ def judge_rationales(
         random_comprehensiveness=mean["random_c"],
         random_sufficiency=mean["random_s"],
         by_share=by_share,
-        judge_accuracy=correct / max(1, count),
+        judge_accuracy=problem.score(torch.cat(answers), torch.cat(labels)) if count else 0.0,
         examples=count,
     )
 
 
-def probability_drops(
+def support_drops(
     judge: Predictor, view: TokenView, subsets: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The class that the judge predicts on the whole input, int64 ``[batch]``, and by how much its
-    probability falls for each of ``subsets`` (bool ``[batch, token]``), ``[subset, batch]``.
+    """The judge's logits from the whole input, ``[batch, class]``, and by how much the support
+    (:meth:`~rekd_edge.models.problem.Problem.support`) of what it decides there falls for each of
+    ``subsets`` (bool ``[batch, token]``), ``[subset, batch]``.
 
     Subsets of one example that are equal are asked once, and subsets of like size together.
     """
-    full = subset_probability(judge, view, view.selectable)
-    predicted = full.argmax(dim=1)
+    problem = judge.problem
+    full = subset_logits(judge, view, view.selectable)
+    decision = problem.decision(full)
     batch, width = view.selectable.shape
     asked = torch.stack(list(subsets), dim=1).reshape(-1, width)  # [batch * subset, token]
     example = torch.arange(batch, device=asked.device).repeat_interleave(len(subsets))
@@ -133,16 +142,15 @@ def probability_drops(
     for chunk in keep.sum(dim=1).argsort().split(JUDGE_BATCH):
         at = row[chunk]
         own = TokenView(view.content[at], view.position[at], view.attended[at], view.selectable[at])
-        probability = subset_probability(judge, own, keep[chunk])
-        answer[chunk] = probability.gather(1, predicted[at].unsqueeze(1)).squeeze(1)
-    whole = full.gather(1, predicted.unsqueeze(1))
-    return predicted, (whole - answer[place].reshape(batch, len(subsets))).T
+        answer[chunk] = problem.support(subset_logits(judge, own, keep[chunk]), decision[at])
+    whole = problem.support(full, decision).unsqueeze(1)
+    return full, (whole - answer[place].reshape(batch, len(subsets))).T
 
 
-def subset_probability(judge: Predictor, view: TokenView, keep: Tensor) -> Tensor:
-    """Class probabilities ``[batch, class]`` from the tokens in ``keep``, bool ``[batch, token]``,
+def subset_logits(judge: Predictor, view: TokenView, keep: Tensor) -> Tensor:
+    """Logits ``[batch, class]`` from the tokens in ``keep``, bool ``[batch, token]``,
     and from nothing else; an empty subset leaves the class token alone."""
     slots = max(1, int(keep.sum(dim=1).max()))
     index, valid = gather_slots(keep, slots)
     content, position = gather_tokens(view.content, index), gather_tokens(view.position, index)
-    return judge(content, position, valid).float().softmax(dim=1)
+    return judge(content, position, valid).float()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.problem import scores
 from rekd_edge.selection import gather_slots, gumbel_noise, keep_top_k
-from rekd_edge.types import Batch
+from rekd_edge.types import Batch, ProblemType
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +21,9 @@ class Rationales:
     """A model's deterministic rationales over a split, in the order of the split.
 
     ``keep`` bool, ``score`` float32 and ``selectable`` bool hold an array ``[token]`` for each
-    example: its content tokens without padding. ``labels`` and ``predicted`` are int64
-    ``[example]``; ``predicted`` is None where only the selector was run.
+    example: its content tokens without padding. ``labels`` are those of the split, ``predicted``
+    the answers to ``problem`` (:func:`rekd_edge.problem.answers`), None where only the selector was
+    run.
     """
 
     keep: list[np.ndarray]
@@ -28,15 +31,26 @@ class Rationales:
     selectable: list[np.ndarray]
     labels: np.ndarray
     predicted: np.ndarray | None
+    problem: ProblemType = "single_label_classification"
 
     def __len__(self) -> int:
         return len(self.keep)
 
     @property
-    def accuracy(self) -> float:
+    def scores(self) -> dict[str, float]:
+        """Every score of the answers, the primary one first."""
         if self.predicted is None:
             raise ValueError("only the selector was run")
-        return float((self.predicted == self.labels).mean())
+        if self.problem == "single_label_classification":
+            return {"accuracy": float((self.predicted == self.labels).mean())}
+        found = self.predicted
+        logits = np.where(found, 1.0, -1.0) if found.dtype == np.bool_ else found
+        return scores(logits, self.labels, self.problem)
+
+    @property
+    def accuracy(self) -> float:
+        """The primary score, of one class the accuracy."""
+        return next(iter(self.scores.values()))
 
     @property
     def kept_share(self) -> float:
@@ -66,7 +80,8 @@ def collect_rationales(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    rows: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray, int, int]] = {}
+    problem = model.predictor.problem
+    rows: dict[int, tuple[Any, ...]] = {}
     with torch.random.fork_rng(devices=[]):
         if noise_seed is not None:
             torch.manual_seed(noise_seed)
@@ -81,7 +96,8 @@ def collect_rationales(
             predicted = torch.full((len(keep),), -1)
             if predict:
                 index, valid = gather_slots(keep, model.slots(view))
-                predicted = model.classify_gathered(view, index, valid).argmax(dim=1)
+                predicted = model.classify_gathered(view, index, valid)
+                predicted = problem.decision(predicted.float())
             _store(rows, batch, keep, score, view.selectable, view.attended, predicted)
     model.train(was_training)
     order = sorted(rows)
@@ -89,13 +105,14 @@ def collect_rationales(
         keep=[rows[i][0] for i in order],
         score=[rows[i][1] for i in order],
         selectable=[rows[i][2] for i in order],
-        labels=np.asarray([rows[i][3] for i in order], dtype=np.int64),
-        predicted=np.asarray([rows[i][4] for i in order], dtype=np.int64) if predict else None,
+        labels=np.asarray([rows[i][3] for i in order]),
+        predicted=np.asarray([rows[i][4] for i in order]) if predict else None,
+        problem=problem.kind,
     )
 
 
 def _store(
-    rows: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray, int, int]],
+    rows: dict[int, tuple[Any, ...]],
     batch: Batch,
     keep: Tensor,
     score: Tensor,
@@ -105,7 +122,7 @@ def _store(
 ) -> None:
     arrays = [tensor.cpu().numpy() for tensor in (keep, score, selectable)]
     lengths = attended.sum(dim=1).tolist()
-    labels, answers = batch.labels.tolist(), predicted.tolist()
+    labels, answers = batch.labels.cpu().numpy(), predicted.cpu().numpy()
     for row, example in enumerate(batch.index.tolist()):
         own_keep, own_score, own_selectable = (a[row, : lengths[row]].copy() for a in arrays)
         rows[example] = (own_keep, own_score, own_selectable, labels[row], answers[row])

@@ -35,6 +35,7 @@ from rekd_edge.types import (
     IoSpec,
     Modality,
     PixelScale,
+    ProblemType,
     TensorSpec,
     input_names,
 )
@@ -56,6 +57,7 @@ class DeployModel(nn.Module):
         self.predictor = predictor
         self.reads_pixels = False
         self.label_names = label_names
+        self.problem_type: ProblemType = predictor.problem.kind
         encoder = predictor.encoder
         self.modality: Modality = encoder.modality
         self.max_length = max_length if self.modality == "text" else None
@@ -275,6 +277,7 @@ def fuse(
     leaves normalised input. The weights are copied: training may go on with ``model``.
     """
     source = copy.deepcopy(model).cpu().float()
+    source.predictor.fold_unit()
     fused = FusedRationalist(
         source.selector,
         source.predictor,
@@ -310,6 +313,7 @@ def plain_form(
 ) -> PlainClassifier:
     """A trained plain classifier as a deploy model; ``pixel_scale`` as in :func:`fuse`."""
     source = copy.deepcopy(classifier).cpu().float()
+    source.predictor.fold_unit()
     model = PlainClassifier(source.predictor, label_names=label_names, max_length=max_length)
     apply_folds(model.eval(), pixel_scale)
     return frozen(model)

@@ -11,6 +11,7 @@ from rekd_edge.errors import UsageError
 from rekd_edge.fuse.fused import FusedRationalist, frozen
 from rekd_edge.models.encoder import PatchGrid
 from rekd_edge.models.interactive import exchange
+from rekd_edge.problem import PROBLEM_TITLES
 from rekd_edge.types import EXCHANGE_NAMES, PAIR_OUTPUTS, AxisSpec, IoSpec, TensorSpec
 
 
@@ -121,7 +122,13 @@ def fuse_pair(first: FusedRationalist, partner: FusedRationalist) -> FusedPair:
             "the two students of the ensemble cut their images into other patches",
             hint="choose backbones of one patch size",
         )
-    same = ("modality", "label_names", "rationale_ratio_fraction", "reads_pixels")
+    if first.problem_type != "single_label_classification":
+        raise UsageError(
+            f"an ensemble of two students is not for a {PROBLEM_TITLES[first.problem_type]}: what "
+            "decides between them is whether one brings the other to its one label",
+            hint="train with ensemble: null",
+        )
+    same = ("problem_type", "modality", "label_names", "rationale_ratio_fraction", "reads_pixels")
     for name in same:
         if getattr(first, name) != getattr(partner, name):
             raise UsageError(f"the two students of the ensemble differ in {name}")

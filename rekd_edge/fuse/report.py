@@ -22,7 +22,8 @@ SAMPLED_DRAWS = 3
 
 @dataclass(frozen=True, slots=True)
 class ModeResult:
-    """Accuracy (0..1) under one selection mode, over ``draws`` draws, and the share kept."""
+    """The primary score (of a single-label classification its accuracy) under one selection mode,
+    over ``draws`` draws, and the share kept."""
 
     accuracy: float
     accuracy_spread: float

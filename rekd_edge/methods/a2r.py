@@ -14,7 +14,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rekd_edge import losses
 from rekd_edge.distill.objectives import Progress
 from rekd_edge.distill.targets import TargetSource
 from rekd_edge.methods.base import Method, Parts
@@ -51,9 +50,9 @@ class A2r(Method):
         terms = {
             "ce": self.task_loss(hard, batch),
             "soft_ce": self.task_loss(soft, batch),
-            "divergence": losses.jensen_shannon(soft.detach(), hard),
+            "divergence": self.problem.divergence(soft.detach(), hard),
         }
-        back = losses.jensen_shannon(soft, hard.detach())
+        back = self.problem.divergence(soft, hard.detach())
         divergence = self.spec.lambda_divergence * (terms["divergence"] + back)
         loss = terms["ce"] + terms["soft_ce"] + divergence
         return self.distil(loss, terms, batch, scores, hard, progress), terms

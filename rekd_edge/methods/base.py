@@ -13,13 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rekd_edge import losses
 from rekd_edge.distill.loop import Turn
-from rekd_edge.distill.objectives import LossTerms, Progress, own_margin, select_exactly_k
+from rekd_edge.distill.objectives import (
+    LossTerms,
+    Progress,
+    logged,
+    own_margin,
+    select_exactly_k,
+)
 from rekd_edge.distill.targets import TargetSource
 from rekd_edge.models.encoder import TokenView, patch_grid
+from rekd_edge.models.problem import Problem
 from rekd_edge.models.rationalist import Rationalist, Scores, Selector
 from rekd_edge.recipe.schema import ObjectiveSpec
 from rekd_edge.schedules import (
@@ -62,6 +68,11 @@ class Method(nn.Module, ABC):
         self.grid = patch_grid(model.predictor.encoder)
 
     @property
+    def problem(self) -> Problem:
+        """What the predictor answers."""
+        return self.model.predictor.problem
+
+    @property
     def auxiliary(self) -> nn.Module | None:
         """What is trained or kept beside the model and not deployed."""
         return None
@@ -78,7 +89,7 @@ class Method(nn.Module, ABC):
 
     def forward(self, batch: Batch, progress: Progress, turn: str | None = None) -> LossTerms:
         loss, terms = self.step(batch, progress, turn)
-        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+        return logged(loss, terms, self.problem)
 
     @abstractmethod
     def step(
@@ -142,8 +153,8 @@ class Method(nn.Module, ABC):
         return self.model.classify_subset(view, keep > 0.5)
 
     def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy, the mean over the batch."""
-        return F.cross_entropy(logits, batch.labels)
+        """That of the problem, the mean over the batch."""
+        return self.problem.task_loss(logits, batch.labels)
 
     def distil(
         self,
@@ -167,12 +178,13 @@ class Method(nn.Module, ABC):
         )
         follows = spec.form.kd_schedule == "tau"
         temperature = self.temperature(progress) if follows else spec.kd_temperature
-        terms["kl_prediction"] = losses.prediction_kl(
+        terms["kl_prediction"] = self.problem.prediction_loss(
             theirs.logits, logits, temperature=temperature
         )
         alpha = alpha_at(progress.step, progress.total_steps, spec)
         distilled = (
-            spec.lambda_rationale * terms["kl_rationale"] + temperature**2 * terms["kl_prediction"]
+            spec.lambda_rationale * terms["kl_rationale"]
+            + self.problem.prediction_weight(temperature) * terms["kl_prediction"]
         )
         return alpha * loss + (1 - alpha) * distilled
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rekd_edge import losses
 from rekd_edge.distill.objectives import Progress
@@ -103,7 +102,7 @@ class Rnp(Method):
         """CE, which trains the predictor, and the mean of cost * log p(M | X), whose gradient is
         that of the expected cost: CE of the example and its own penalties, no baseline."""
         spec, valid = self.spec, view.selectable
-        cost = F.cross_entropy(logits.detach(), batch.labels, reduction="none")
+        cost = self.problem.loss_of_each(logits.detach(), batch.labels)
         sparsity = losses.share_penalty_of_each(drawn.keep, valid, self.model.rationale_ratio)
         coherence = losses.coherence_of_each(drawn.keep, valid, self.grid)
         terms |= {"sparsity": sparsity.mean(), "coherence": coherence.mean()}

@@ -13,6 +13,7 @@ from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, Encoder, PatchGrid, TokenReader, VitEncoder
 from rekd_edge.models.intervention import intervene_predictor, intervene_selector
+from rekd_edge.models.problem import make_problem
 from rekd_edge.models.rationalist import (
     BlockSelector,
     Classifier,
@@ -209,6 +210,7 @@ def _predictor(
         pooling=spec.pooling,
         dropout=spec.dropout if spec.head_dropout is None else spec.head_dropout,
         xavier=spec.head_init == "xavier",
+        problem=make_problem(recipe.problem_type, num_classes),
     )
     return predictor, opened
 

@@ -53,7 +53,7 @@ def classify_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: in
         weight,
         slots,
     )
-    return predictor.head(predictor.dropout(_pool(predictor, front, rest, weight)))
+    return predictor.answer(_pool(predictor, front, rest, weight))
 
 
 def _pool(predictor: Predictor, front: Tensor, rest: Tensor, weight: Tensor) -> Tensor:

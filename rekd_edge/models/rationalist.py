@@ -9,9 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rekd_edge.models.encoder import Encoder, TokenReader, TokenView, key_mask
+from rekd_edge.models.problem import Problem, Regression, SingleLabel
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
@@ -122,6 +124,7 @@ class Predictor(nn.Module):
         pooling: str = "mean",
         dropout: float = 0.0,
         xavier: bool = False,
+        problem: Problem | None = None,
     ) -> None:
         super().__init__()
         if pooling not in {"cls", "mean"}:
@@ -131,6 +134,7 @@ class Predictor(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
         initialise_head(self.head, xavier=xavier)
+        self.problem: Problem = SingleLabel() if problem is None else problem
 
     def forward(
         self,
@@ -141,9 +145,20 @@ class Predictor(nn.Module):
         prefix_scale: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[batch, class]``; arguments as in :meth:`Encoder.forward`."""
-        return self.head(
-            self.dropout(self.represent(content, position, key_weight, scale, prefix_scale))
-        )
+        return self.answer(self.represent(content, position, key_weight, scale, prefix_scale))
+
+    def answer(self, representation: Tensor) -> Tensor:
+        """Logits ``[batch, class]`` from :meth:`represent`; of a regression the values."""
+        return self.problem.in_unit(self.head(self.dropout(representation)))
+
+    @torch.no_grad()
+    def fold_unit(self) -> None:
+        """Gives the head of a regression the unit of its targets, so that it answers by itself."""
+        problem = self.problem
+        if isinstance(problem, Regression) and not problem.folded:
+            self.head.weight.mul_(problem.deviation.unsqueeze(1))
+            self.head.bias.mul_(problem.deviation).add_(problem.mean)
+            problem.folded = True
 
     def represent(
         self,

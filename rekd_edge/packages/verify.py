@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from rekd_edge.check import GateSet, LabelledBatch, TextEdges, check_answers, evaluate_gates
+from rekd_edge.check.checker import problem_of
 from rekd_edge.check.held import held_exclusion
 from rekd_edge.check.inputs import in_parts
 from rekd_edge.engines.verify import unserved
@@ -57,7 +58,8 @@ def check_package(
                 largest_batch=largest,
             )
             excluded = held_exclusion(runner, _first(held, HELD_EXAMPLES, largest)).metrics
-        asked = tuple(gate for gate in gates.gates if gate.metric in EXCLUSION)
+        applicable = gates.applicable(problem_of(model)).gates
+        asked = tuple(gate for gate in applicable if gate.metric in EXCLUSION)
         failures = list(report.failures)
         if excluded and asked:
             results = evaluate_gates(gates.model_copy(update={"gates": asked}), excluded, {})
@@ -69,7 +71,7 @@ def check_package(
             )
         found |= {
             "parity": "passed",
-            "accuracy": "passed" if "accuracy" in report.metrics else "not run",
+            "accuracy": "passed" if "score" in report.metrics else "not run",
             "exclusion": "passed" if excluded and asked else "not run",
             "metrics": {
                 name: value

@@ -12,6 +12,7 @@ from dataclasses import replace
 from rekd_edge.recipe.black_box import black_box_problems
 from rekd_edge.recipe.form import form_problems
 from rekd_edge.recipe.methods import method_problems
+from rekd_edge.recipe.problem import problem_type_problems
 from rekd_edge.recipe.schema import (
     BackboneSpec,
     DataSpec,
@@ -55,6 +56,7 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     )
     yield from _objective_problems(("objective",), recipe.objective, recipe)
     yield from black_box_problems(recipe)
+    yield from problem_type_problems(recipe)
     if recipe.ensemble is not None:
         place = ("ensemble", "partner")
         partner = recipe.ensemble.partner

@@ -26,6 +26,7 @@ from rekd_edge.recipe.form import (
     TeacherPrediction,
 )
 from rekd_edge.recipe.methods import METHODS, MethodName
+from rekd_edge.types import ProblemType
 
 SCHEMA_VERSION = 1
 
@@ -89,9 +90,12 @@ class DataSpec(Spec):
     """Configuration of a Hugging Face data set."""
     text_column: str = "text"
     image_column: str = "image"
-    label_column: str = "label"
+    label_column: str | tuple[str, ...] = "label"
+    """The column of labels: a class; of a multi-label classification a list of names, or a string
+    with `|` between them; of a regression a number. Several columns: of 0 and 1 each, or a number
+    each; the columns then name labels or targets."""
     labels: tuple[str, ...] | None = None
-    """Class names in order; null takes the sorted names found in the data."""
+    """Class or label names in order; null takes the sorted names found in the data."""
     split: SplitSpec = SplitSpec()
     limit: LimitSpec = LimitSpec()
     max_length: int = Field(default=64, ge=4, le=512)
@@ -105,6 +109,11 @@ class DataSpec(Spec):
     workers: int | None = Field(default=None, ge=0)
     """Processes that prepare training batches where the device does not; null: none on a CPU, and
     for images on a CUDA device as many as the machine has cores, at most 8."""
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        column = self.label_column
+        return (column,) if isinstance(column, str) else column
 
 
 class TransferSpec(Spec):
@@ -251,7 +260,7 @@ class ObjectiveSpec(Spec):
     dev_selection: DevSelection | None = None
     """The epoch that is kept: lowest `re_loss` (paper: CE + lambda_select * L_sel, mean over
     batches, 3 decimals, the later of equals; for a plain classifier CE, unrounded), or best
-    `accuracy` (deploy)."""
+    `accuracy` (deploy; of several labels the micro F1, of a regression R^2)."""
     alpha: Probability = 0.5
     """Weight of the task loss against the distillation losses."""
     alpha_end: Probability | None = None
@@ -484,6 +493,9 @@ class Recipe(Spec):
     """`distill`: teacher and student rationalists. `extract`: the student without a teacher.
     `classify`: the student's predictor on all tokens, the black box to beat."""
     modality: Literal["text", "image"]
+    problem_type: ProblemType = "single_label_classification"
+    """What is answered: one class of several, any number of labels (each with a probability of its
+    own), or numbers; losses, scores and measures follow (docs/problem-types.md)."""
     seed: int = Field(default=0, ge=0)
     rationale_ratio: Ratio = 0.2
     """Share of valid tokens kept: k = clamp(ceil(ratio * n_valid), 1, n_valid)."""

@@ -110,6 +110,7 @@ def _scored(name: str, run: Run, target: str) -> Plain:
             test_batches(split, run.preprocessor),
             threads=None,
             provider=spec.execution_provider,
+            problem=run.recipe.problem_type,
         )
         for split in (run.data().dev, run.data().test)
     )

@@ -28,9 +28,11 @@ from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.errors import GateError
 from rekd_edge.export_pipeline import export_bundle, test_batches
 from rekd_edge.fuse.report import count_flops, mean_tokens
+from rekd_edge.problem import PRIMARY, scores
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.run_folder import Run
 from rekd_edge.runners import OnnxRunner
+from rekd_edge.types import ProblemType
 
 BUNDLE = "bundle"
 MODEL = Path(BUNDLE) / "model.onnx"
@@ -40,8 +42,8 @@ REPORT = "trial"
 
 @dataclass(frozen=True, slots=True)
 class FileScore:
-    """Accuracy (0..1) of a file over ``examples``; ``kept_share`` of the tokens that could be
-    selected, 1 for a file without a rationale."""
+    """Primary score of a file over ``examples`` (of a single-label classification its accuracy);
+    ``kept_share`` of the tokens that could be selected, 1 for a file without a rationale."""
 
     accuracy: float
     kept_share: float
@@ -97,6 +99,7 @@ def _export(run: Run, target: str, gates: str | None, threads: int | None) -> di
         test_batches(run.data().dev, run.preprocessor),
         threads=threads,
         provider=spec.execution_provider,
+        problem=run.recipe.problem_type,
     )
     flops = count_flops(run.fused(), mean_tokens(run.loader("dev")))
     test = result.report.accuracy["onnx"]
@@ -104,7 +107,7 @@ def _export(run: Run, target: str, gates: str | None, threads: int | None) -> di
         "dev_accuracy": dev.accuracy,
         "dev_examples": dev.examples,
         "test_accuracy": test.overall,
-        "test_examples": sum(test.support.values()),
+        "test_examples": test.examples,
         "kept_share": dev.kept_share,
         "flops_share": flops.student_share,
         "size_bytes": result.report.size_bytes,
@@ -118,17 +121,22 @@ def score_file(
     *,
     threads: int | None,
     provider: str,
+    problem: ProblemType = "single_label_classification",
 ) -> FileScore:
     """Runs an exported file on ``batches``, a rationalist or a plain classifier."""
-    right = examples = kept = selectable = 0
+    logits: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    kept = selectable = 0
     with OnnxRunner(path, threads=threads, provider=provider) as runner:
         selects = "rationale_mask" in runner.output_names
         wanted = ["logits", *(["rationale_mask", "selection_score"] if selects else [])]
         for batch in batches:
             answer = runner.run_named(batch.inputs, wanted)
-            right += int((answer["logits"].argmax(axis=1) == batch.labels).sum())
-            examples += len(batch.labels)
+            logits.append(answer["logits"])
+            labels.append(batch.labels)
             if selects:
                 kept += int(np.count_nonzero(answer["rationale_mask"]))
                 selectable += int(np.count_nonzero(answer["selection_score"] > LOWEST_SCORE))
-    return FileScore(right / examples, kept / selectable if selects else 1.0, examples)
+    truth = np.concatenate(labels)
+    found = scores(np.concatenate(logits), truth, problem)[PRIMARY[problem]]
+    return FileScore(found, kept / selectable if selects else 1.0, len(truth))

@@ -92,6 +92,39 @@ def test_texts_get_the_labels_and_rationales_of_the_torch_model(
     assert bundle.is_dir()
 
 
+def test_several_labels_and_values_are_answered(
+    device: Path,
+    multi_label_bundle: Path,
+    regression_bundle: Path,
+    bundled_text_model: FusedRationalist,
+    bundled_text_preprocessor: TextPreprocessor,
+    tmp_path: Path,
+) -> None:
+    import torch
+
+    text = "a gorgeous, witty film"
+    inputs = bundled_text_preprocessor.encode([text]).values()
+    with torch.no_grad():
+        logits = bundled_text_model(*map(torch.from_numpy, inputs))[0][0].numpy()
+    names = bundled_text_model.label_names
+
+    def answered(bundle: Path) -> dict[str, Any]:
+        script = bundle / "runtime" / "rekd_runtime.py"
+        done = run(device, script, "--json", "-", text, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (found,) = json.loads(done.stdout)["predictions"]
+        assert found["rationale"]
+        return found
+
+    several = answered(multi_label_bundle)
+    held = zip(names, logits, strict=True)
+    assert several["labels"] == [name for name, logit in held if logit > 0]
+    shares = [several["probabilities"][name] for name in names]
+    np.testing.assert_allclose(shares, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    values = answered(regression_bundle)["values"]
+    np.testing.assert_allclose([values[name] for name in names], logits, atol=1e-5)
+
+
 def test_an_image_gets_an_overlay(device: Path, image_bundle: Path, tmp_path: Path) -> None:
     test = load_data(load_recipe(find_recipe("smoke/image"))).test
     Image.fromarray(np.asarray(test.raw(0))).save(tmp_path / "photo.png")

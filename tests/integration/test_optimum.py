@@ -83,9 +83,14 @@ def pixel_bundle(
 
 
 def test_bundles_open_in_optimum_and_in_pipelines(
-    text_bundle: Path, pixel_bundle: Path, tmp_path: Path
+    text_bundle: Path,
+    pixel_bundle: Path,
+    multi_label_bundle: Path,
+    regression_bundle: Path,
+    tmp_path: Path,
 ) -> None:
     bundles = {"text": text_bundle, "image": pixel_bundle}
+    bundles |= {"multi-label": multi_label_bundle, "regression": regression_bundle}
     bundles |= {f"{bundle.name}-{number}": bundle for number, bundle in enumerate(BUNDLES)}
     cases = {
         "bundles": {name: str(folder) for name, folder in bundles.items()},

@@ -108,6 +108,8 @@ def bundles(
     text_bundle: Path,
     image_bundle: Path,
     pair_bundles: dict[str, Path],
+    multi_label_bundle: Path,
+    regression_bundle: Path,
     bundled_text_model: FusedRationalist,
     bundled_image_model: FusedRationalist,
     bundled_text_preprocessor: TextPreprocessor,
@@ -115,7 +117,8 @@ def bundles(
     make_bundle: Callable[..., BundleManifest],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """fp32 and int8, text and image; two students of each; and those named in the environment."""
+    """fp32 and int8, text and image; two students of each; the other problem types; and those
+    named in the environment."""
     from rekd_edge.convert.quantize import quantize
 
     folder = tmp_path_factory.mktemp("int8")
@@ -130,6 +133,7 @@ def bundles(
         quantize(found[name] / "model.onnx", low, precision="int8-dynamic")
         make_bundle(folder / name, low, model, preprocessor)
         found[f"{name}-int8"] = folder / name
+    found |= {"multi-label": multi_label_bundle, "regression": regression_bundle}
     return found | {f"{bundle.name}-{number}": bundle for number, bundle in enumerate(BUNDLES)}
 
 
@@ -220,10 +224,18 @@ def bundle_answers(bundle: Path, inputs: list[str]) -> list[dict[str, Any]]:
     return [row | {"logits": found} for row, found in zip(predictions, logits, strict=True)]
 
 
+def confidence(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Of each answer at :data:`TEMPERATURE`, from what the runtime shows."""
+    runtime = load_runtime()
+    if problem_type == runtime.MULTI_LABEL:
+        each = runtime.sigmoid(logits, TEMPERATURE)
+        return np.maximum(each, 1 - each).min(axis=1)
+    return runtime.softmax(logits, TEMPERATURE).max(axis=1)
+
+
 def calibrated(bundle: Path, folder: Path, answers: list[dict[str, Any]]) -> Path:
     """A copy of ``bundle`` that withholds some of ``answers``: by each threshold between an eighth
     and a half. Thresholds lie in the widest gap there, so that rounding moves no answer across."""
-    runtime = load_runtime()
 
     def threshold(values: Iterable[float]) -> float:
         found = sorted(set(values))
@@ -232,10 +244,11 @@ def calibrated(bundle: Path, folder: Path, answers: list[dict[str, Any]]) -> Pat
         return (low + high) / 2
 
     logits = np.array([row["logits"] for row in answers], np.float32)
+    problem_type = load_runtime().read_config(bundle).problem_type
     margins = (row["margin"] for row in answers if row["margin"] is not None)
     stated = Calibration(
         temperature=TEMPERATURE,
-        confidence_threshold=threshold(runtime.softmax(logits, TEMPERATURE).max(axis=1).tolist()),
+        confidence_threshold=threshold(confidence(logits, problem_type).tolist()),
         margin_threshold=threshold(margins),
         asked=AbstentionSpec(coverage=0.7, rationale_risk=0.02),
         examples=200,
@@ -299,9 +312,10 @@ def golden(
         decoded.append({"file": name, "isExact": name in exact, "width": image.width})
     answers: dict[str, Any] = {}
     for name, bundle in bundles.items():
-        is_small = bundle not in BUNDLES
+        is_small = not any(bundle == given for given in BUNDLES)
         if json.loads((bundle / "config.json").read_text())["modality"] == "text":
-            inputs = [*texts[: 200 if is_small else 1000], *ODD_TEXTS]
+            other = name in ("multi-label", "regression")
+            inputs = [*texts[: 80 if other else 200 if is_small else 1000], *ODD_TEXTS]
         else:
             inputs = [str(folder / "images" / image) for image in exact]
         answers[name] = {
@@ -314,7 +328,7 @@ def golden(
     }
     assert cases["text"] == set(runtime.CASES)
     assert len(cases["image"]) > 1
-    for name in ("text", "image", "text-int8", "image-int8"):
+    for name in ("text", "image", "text-int8", "image-int8", "multi-label"):
         plain = answers[name]
         bundle = calibrated(bundles[name], folder / f"{name}-calibrated", plain["answers"])
         rows = bundle_answers(bundle, [row["source"] for row in plain["answers"]])

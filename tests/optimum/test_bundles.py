@@ -52,13 +52,18 @@ class Opened:
     encoded: list[Mapping[str, Any]]
     """Model inputs by transformers' own reading of the folder."""
     label_names: tuple[str, ...]
+    problem_type: str
 
     @property
     def expected_logits(self) -> np.ndarray:
         return np.stack([answer.logits for answer in self.answers])
 
     def expected_scores(self) -> np.ndarray:
-        """Softmax of the logits as they come, without the bundle's calibration."""
+        """Of the logits as they come, without the bundle's calibration."""
+        if self.problem_type == "regression":
+            return self.expected_logits
+        if self.problem_type == "multi_label_classification":
+            return 1 / (1 + np.exp(-self.expected_logits.astype(np.float64)))
         exponents = np.exp(self.expected_logits.astype(np.float64))
         return exponents / exponents.sum(axis=1, keepdims=True)
 
@@ -111,7 +116,8 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
     assert len(inputs) >= 100
     model.predict(inputs)
     encoded = encode(folder, modality, inputs)
-    yield Opened(folder, modality, inputs, feeds, answers, encoded, model.config.label_names)
+    names, problem_type = model.config.label_names, model.config.problem_type
+    yield Opened(folder, modality, inputs, feeds, answers, encoded, names, problem_type)
     assert digests(folder) == before  # opening it elsewhere left the bundle as it was
 
 

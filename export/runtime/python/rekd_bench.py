@@ -5,8 +5,9 @@ Needs what rekd_runtime.py needs, which lies beside this file or is installed wi
     python rekd_bench.py BUNDLE --examples DIR --request REQUEST.json --report OUT.json
 
 ``DIR/examples.jsonl`` holds one example a line, ``{"text": "..."}`` or ``{"image": "0001.png"}`` (a
-file in DIR), with an optional ``"label": 2`` (an index of the bundle's labels). ``REQUEST.json``
-holds the fields of :class:`Request`; OUT.json is written whole or not at all.
+file in DIR), with an optional ``"label": 2`` (an index of the bundle's labels; for several labels a
+list with 0 or 1 for each, for a regression a list of the values). ``REQUEST.json`` holds the fields
+of :class:`Request`; OUT.json is written whole or not at all.
 
 **Scenarios.** ``SingleStream``: one example a query, the next query when the last is answered;
 ``MultiStream``: ``samples_per_query`` examples, answered as a whole; ``Offline``: everything in one
@@ -74,7 +75,7 @@ import traceback  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
+from typing import Any, NoReturn, TypeAlias  # noqa: E402
 
 try:
     import rekd_runtime as runtime
@@ -89,6 +90,7 @@ except ImportError as missing:
         else f"  hint: python -m pip install {what}\n"
     )
     raise SystemExit(4) from None
+import numpy as np  # noqa: E402
 
 InputError = runtime.InputError
 
@@ -276,15 +278,21 @@ def _fits(kind: str, value: Any) -> bool:
     return isinstance(value, int if kind == "int" else str)
 
 
+Label: TypeAlias = "int | list[int] | list[float]"
+
+
 @dataclass(frozen=True)
 class Example:
-    """A text, or the path of an image."""
+    """A text, or the path of an image. ``label`` is the number of a class; 0 or 1 for each of
+    several labels; or the values of a regression."""
 
     item: str
-    label: int | None
+    label: Label | None
 
 
-def read_examples(folder: Path, modality: str, classes: int) -> tuple[list[Example], str]:
+def read_examples(
+    folder: Path, modality: str, classes: int, problem_type: str = runtime.SINGLE_LABEL
+) -> tuple[list[Example], str]:
     """The examples and the sha256 of their file. Raises :class:`InputError` naming the first line
     that cannot be used."""
     path = folder / EXAMPLES_FILE
@@ -310,16 +318,32 @@ def read_examples(folder: Path, modality: str, classes: int) -> tuple[list[Examp
         item, label = entry[key], entry.get("label")
         if not isinstance(item, str):
             raise InputError(f"{place}: {key} is not a string")
-        if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
-            raise InputError(f"{place}: label is not a number")
-        if label is not None and not 0 <= label < classes:
-            raise InputError(f"{place}: the bundle has labels 0 to {classes - 1}, not {label}")
+        if label is not None:
+            _require_label(label, classes, problem_type, place)
         if modality == "image":
             item = str(_image_path(folder, item, place))
         examples.append(Example(item, label))
     if not examples:
         raise InputError(f"{path} holds no example")
     return examples, hashlib.sha256(content).hexdigest()
+
+
+def _require_label(label: Any, classes: int, problem_type: str, place: str) -> None:
+    def is_number(value: Any) -> bool:
+        is_plain = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_plain and math.isfinite(value)
+
+    if problem_type == runtime.SINGLE_LABEL:
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise InputError(f"{place}: label is not a number")
+        if not 0 <= label < classes:
+            raise InputError(f"{place}: the bundle has labels 0 to {classes - 1}, not {label}")
+        return
+    due = "0 or 1" if problem_type == runtime.MULTI_LABEL else "a number"
+    if not isinstance(label, list) or len(label) != classes or not all(map(is_number, label)):
+        raise InputError(f"{place}: label is a list of {classes}, {due} each")
+    if problem_type == runtime.MULTI_LABEL and not set(label) <= {0, 1}:
+        raise InputError(f"{place}: label is a list of {classes}, {due} each")
 
 
 def _image_path(folder: Path, name: str, place: str) -> Path:
@@ -1032,20 +1056,21 @@ def answer_part(
 
 @dataclass
 class Quality:
-    """AccuracyOnly: what was answered, by the number of the example."""
+    """AccuracyOnly: what was answered, by the number of the example, None where nothing was yet."""
 
-    predicted: list[int]
+    problem_type: str
+    predicted: list[Label | None]
     abstained: list[bool]
     margins: list[float | None]
     digests: list[str]
 
     @classmethod
-    def empty(cls, count: int) -> Quality:
-        return cls([-1] * count, [False] * count, [None] * count, [""] * count)
+    def empty(cls, count: int, problem_type: str = runtime.SINGLE_LABEL) -> Quality:
+        return cls(problem_type, [None] * count, [False] * count, [None] * count, [""] * count)
 
     def add(self, system: SystemUnderTest, number: int, one: Answered) -> None:
         prediction = one.prediction or system.model.decode(one.encoded, one.answer)
-        label = system.model.config.label_names.index(prediction.label)
+        label = label_of(prediction, system.model.config.label_names)
         self.predicted[number] = label
         self.abstained[number] = prediction.abstain
         margin = prediction.margin
@@ -1053,18 +1078,24 @@ class Quality:
         self.digests[number] = answer_digest(label, one.answer.kept.tolist())
 
     def to_json(self, examples: Sequence[Example], names: Sequence[str]) -> dict[str, Any]:
+        """``accuracy`` is the score of the problem type (:func:`score_of`)."""
         given = [number for number, one in enumerate(examples) if one.label is not None]
-        right = {number for number in given if self.predicted[number] == examples[number].label}
         sure = [number for number in given if not self.abstained[number]]
         count = len(examples)
+
+        def score(numbers: Sequence[int]) -> float | None:
+            found = [self.predicted[number] for number in numbers]
+            due = [examples[number].label for number in numbers]
+            return score_of(found, due, self.problem_type) if numbers else None
+
+        several = self.problem_type != runtime.SINGLE_LABEL
         return {
             "example_count": count,
             "labelled_count": len(given),
+            **({"problem_type": self.problem_type} if several else {}),
             "label_names": list(names),
-            "accuracy": len(right) / len(given) if given else None,
-            "accuracy_of_answered": (
-                sum(number in right for number in sure) / len(sure) if sure else None
-            ),
+            "accuracy": score(given),
+            "accuracy_of_answered": score(sure),
             "abstained_count": sum(self.abstained),
             "coverage": 1 - sum(self.abstained) / count,
             "reason": None if given else "the examples have no labels",
@@ -1075,16 +1106,46 @@ class Quality:
         }
 
 
-def answer_digest(label: int, kept: Sequence[bool]) -> str:
-    """First 16 digits of the sha256 of ``<label>:<a 1 or 0 for each token or patch>``."""
-    text = f"{label}:{''.join('1' if one else '0' for one in kept)}"
+def label_of(prediction: runtime.Prediction, names: Sequence[str]) -> Label:
+    """What was answered, in the form of an example's label."""
+    if prediction.values is not None:
+        return [prediction.values[name] for name in names]
+    if prediction.labels is not None:
+        return [int(name in prediction.labels) for name in names]
+    assert prediction.label is not None
+    return names.index(prediction.label)
+
+
+def score_of(found: Sequence[Any], due: Sequence[Any], problem_type: str) -> float:
+    """The share of right classes; F1 over all labels of all examples (0 where there is none); R2,
+    mean over values (of one that does not vary 0, or 1 where all are met)."""
+    if problem_type == runtime.SINGLE_LABEL:
+        return sum(mine == true for mine, true in zip(found, due, strict=True)) / len(due)
+    mine, true = (np.asarray(rows, dtype=np.float64) for rows in (found, due))
+    if problem_type == runtime.MULTI_LABEL:
+        every = float(mine.sum() + true.sum())
+        return 2 * float((mine * true).sum()) / every if every else 0.0
+    residual = ((mine - true) ** 2).sum(axis=0)
+    spread = ((true - true.mean(axis=0)) ** 2).sum(axis=0)
+    missed = np.where(residual > 0, 1.0, 0.0)
+    return float((1 - np.divide(residual, spread, out=missed, where=spread > 0)).mean())
+
+
+def answer_digest(label: Label, kept: Sequence[bool]) -> str:
+    """First 16 digits of the sha256 of ``<label>:<a 1 or 0 for each token or patch>``. Several
+    labels are a 1 or 0 each; values, which machines round otherwise, are left out."""
+    if isinstance(label, list):
+        label_text = "".join(map(str, label)) if all(isinstance(one, int) for one in label) else ""
+    else:
+        label_text = str(label)
+    text = f"{label_text}:{''.join('1' if one else '0' for one in kept)}"
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
 def measure_accuracy(system: SystemUnderTest, request: Request, watch: Watch) -> Quality:
     """Every example once, in queries as the scenario makes them."""
     count = len(system.examples)
-    quality = Quality.empty(count)
+    quality = Quality.empty(count, system.model.config.problem_type)
     width = {"SingleStream": 1, "MultiStream": request.samples_per_query}.get(
         request.scenario, request.batch
     )
@@ -1111,13 +1172,14 @@ def measure_with_loadgen(
     loadgen = _import_loadgen()
     count = len(system.examples)
     samples = Samples()
-    quality = Quality.empty(count) if request.mode == "AccuracyOnly" else None
+    problem_type = system.model.config.problem_type
+    quality = Quality.empty(count, problem_type) if request.mode == "AccuracyOnly" else None
     offline = request.scenario == "Offline"
 
     def respond(asked: Sequence[Any], answered: Sequence[Answered]) -> None:
-        labels = array.array("i", [int(one.answer.logits.argmax()) for one in answered])
-        place, _ = labels.buffer_info()
-        size = labels.itemsize
+        said = loadgen_answers([one.answer.logits for one in answered], problem_type)
+        place, _ = said.buffer_info()
+        size = said.itemsize * len(said) // len(asked)
         loadgen.QuerySamplesComplete(
             [
                 loadgen.QuerySampleResponse(one.id, place + position * size, size)
@@ -1171,10 +1233,20 @@ def measure_with_loadgen(
         loadgen.DestroyQSL(library)
         loadgen.DestroySUT(under_test)
     (logs / "mlperf_log_trace.json").unlink(missing_ok=True)  # none was asked for
-    if quality is not None and -1 in quality.predicted:
-        missing = quality.predicted.index(-1) + 1
+    if quality is not None and None in quality.predicted:
+        missing = quality.predicted.index(None) + 1
         raise runtime.RekdRuntimeError(f"LoadGen never asked example {missing}")
     return samples, quality, read_loadgen_log(logs / "mlperf_log_detail.txt")
+
+
+def loadgen_answers(logits: Sequence[np.ndarray], problem_type: str) -> array.array[Any]:
+    """What LoadGen's accuracy log gets, equally many bytes an example: an int32, the number of the
+    class; an int32 of 0 or 1 for each label; a float32 for each value."""
+    if problem_type == runtime.SINGLE_LABEL:
+        return array.array("i", [int(row.argmax()) for row in logits])
+    if problem_type == runtime.MULTI_LABEL:
+        return array.array("i", [int(logit > 0) for row in logits for logit in row])
+    return array.array("f", [float(value) for row in logits for value in row])
 
 
 def _import_loadgen() -> Any:
@@ -1416,7 +1488,7 @@ def run(
     model = runtime.Rationalist.load(bundle, threads=request.threads, provider=request.provider)
     config = model.config
     examples, examples_sha256 = read_examples(
-        examples_folder, config.modality, len(config.label_names)
+        examples_folder, config.modality, len(config.label_names), config.problem_type
     )
     request = request.resolved(len(examples))
     if request.batch > 1 and not model.takes_batches:

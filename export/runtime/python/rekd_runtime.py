@@ -12,6 +12,9 @@ As a module:
     prediction = Rationalist.load("BUNDLE").predict(["a text"])[0]
     prediction.label, prediction.probability, prediction.rationale, prediction.abstain
 
+What is answered is the bundle's ``problem_type``: one ``label`` with its ``probability``; any
+number of ``labels`` with a probability of its own for each; or ``values``.
+
 The model chooses a few words or patches (the rationale) and its answer is computed from those
 alone. A bundle of two students (an ensemble) chooses words for each and answers from all of them;
 ``answer_rationale`` is the part from which the one that answers read, ``consulted`` the rest.
@@ -37,7 +40,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 FORMAT = "rekd-edge-bundle"
 MANIFEST_SCHEMA_VERSION = 1
-CONFIG_SCHEMA_VERSION = 2
+CONFIG_SCHEMA_VERSION = 3
 """Newest schemas of ``manifest.json`` and ``config.json`` that this file understands."""
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
@@ -67,6 +70,11 @@ TRACEBACK_VARIABLE = "REKD_EDGE_TRACEBACK"
 _OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
 _PAIR_OUTPUTS = ("answer_mask", "case")
 """Of a bundle of two students besides."""
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+"""What a bundle answers, in the words of transformers."""
 CASES = ("agree", "first_convinces", "partner_convinces", "confidence")
 """What decided between two students, by number (docs/bundle.md)."""
 _OPTIMIZATION_LEVELS = {
@@ -364,14 +372,11 @@ class Calibration:
             margin_threshold=threshold("margin_threshold", sys.float_info.max),
         )
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """float64 ``[class]``."""
-        return softmax(logits, self.temperature)
-
-    def refusals(self, confidence: float, margin: float) -> tuple[str, ...]:
+    def refusals(self, confidence: float | None, margin: float) -> tuple[str, ...]:
         """Why an answer is withheld: ``confidence``, ``margin``, both or neither."""
         found = []
-        if self.confidence_threshold is not None and confidence < self.confidence_threshold:
+        least = self.confidence_threshold
+        if confidence is not None and least is not None and confidence < least:
             found.append("confidence")
         if self.margin_threshold is not None and margin < self.margin_threshold:
             found.append("margin")
@@ -383,7 +388,10 @@ class Config:
     """What ``config.json`` and ``preprocessor_config.json`` say, as far as it is needed here."""
 
     modality: str
+    problem_type: str
+    """One of :data:`PROBLEM_TYPES`."""
     label_names: tuple[str, ...]
+    """Classes, labels, or what the values are."""
     rationale_ratio: float
     max_length: int
     """Tokens (text); 0 for images."""
@@ -415,12 +423,14 @@ def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Co
     try:
         if document["schema_version"] < 2 and document.get("calibration") is not None:
             raise ValueError("calibration needs schema_version 2")
+        problem = _known_problem(document)
         modality = document["modality"]
         if modality not in ("text", "image") or preprocessing["modality"] != modality:
             raise ValueError(f"modality {modality!r} does not fit the preprocessor")
         is_text = modality == "text"
         config = Config(
             modality=modality,
+            problem_type=problem,
             label_names=tuple(str(name) for name in document["label_names"]),
             rationale_ratio=float(document["rationale_ratio"]),
             max_length=int(preprocessing["max_length"]) if is_text else 0,
@@ -445,6 +455,19 @@ def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Co
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _broken(f"{path} or {PREPROCESSOR_FILE} is malformed: {error!r}") from error
     return config
+
+
+def _known_problem(document: dict[str, Any]) -> str:
+    problem = document.get("problem_type", SINGLE_LABEL)
+    if problem not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type {problem!r} is not known")
+    if problem != SINGLE_LABEL and document["schema_version"] < 3:
+        raise ValueError(f"problem_type {problem!r} needs schema_version 3")
+    if problem == REGRESSION and document.get("calibration") is not None:
+        raise ValueError("a regression has no probabilities to calibrate")
+    if len(document["label_names"]) < (2 if problem == SINGLE_LABEL else 1):
+        raise ValueError("label_names are too few")
+    return str(problem)
 
 
 def _known_runtime(name: Any) -> str:
@@ -488,20 +511,23 @@ class PatchBox:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer and its evidence."""
+    """One answer and its evidence. Of ``label``, ``labels`` and ``values`` the one is there that
+    the bundle's ``problem_type`` asks for; the others are None."""
 
     source: str
     """The text, or the path of the image (empty for pixels)."""
-    label: str
-    """The most probable one, also where ``abstain`` is True."""
-    probability: float
-    """Of the label; calibrated where the bundle says how."""
+    label: str | None
+    """Single-label: the most probable one, also where ``abstain`` is True."""
+    probability: float | None
+    """Of ``label``; calibrated where the bundle says how."""
     probabilities: dict[str, float]
+    """By label; they add up to 1 (single-label), or are each a label's own (multi-label). Empty for
+    a regression."""
     abstain: bool
     """Whether the bundle does not answer for this label or its rationale: see ``refused_for``."""
     refused_for: tuple[str, ...]
-    """``confidence``: the probability is below the bundle's threshold. ``margin``: the rationale is
-    too near to a tie."""
+    """``confidence``: the probability is below the bundle's threshold (multi-label: of the label
+    that it is least sure of, ``max(p, 1 - p)``). ``margin``: the rationale is too near to a tie."""
     rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...]
     margin: float
     """Score of the last kept minus the best dropped token; infinite if nothing was dropped."""
@@ -510,6 +536,11 @@ class Prediction:
     candidates: int
     """Tokens or patches it was chosen from."""
     notices: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
+    """Multi-label: those with a probability above one half, in the bundle's order; there may be
+    none."""
+    values: dict[str, float] | None = None
+    """Regression: by name."""
     case: str | None = None
     """A bundle of two students: what decided between them, one of :data:`CASES`."""
     answer_rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...] | None = None
@@ -537,10 +568,27 @@ class Prediction:
         return kept
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values only; an infinite margin is null."""
+        """Plain values only; an infinite margin is null. What the problem type does not answer is
+        left out."""
         document = _without_tuples(asdict(self))
         document["margin"] = self.margin if math.isfinite(self.margin) else None
+        for name in _NOT_SHOWN[self.problem_type]:
+            del document[name]
         return document
+
+    @property
+    def problem_type(self) -> str:
+        """One of :data:`PROBLEM_TYPES`."""
+        if self.values is not None:
+            return REGRESSION
+        return SINGLE_LABEL if self.labels is None else MULTI_LABEL
+
+
+_NOT_SHOWN = {
+    SINGLE_LABEL: ("labels", "values"),
+    MULTI_LABEL: ("label", "probability", "values"),
+    REGRESSION: ("label", "probability", "probabilities", "labels"),
+}
 
 
 def _without_tuples(value: Any) -> Any:
@@ -746,6 +794,51 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     wide = logits.astype(np.float64) / temperature
     exponents = np.exp(wide - wide.max(axis=-1, keepdims=True))
     return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Of each logit by itself, in float64."""
+    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64) / temperature))
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one row of logits says; docs/bundle.md has the rules. ``confidence`` is what is held to
+    the bundle's threshold, None where there is nothing to hold."""
+
+    label: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    values: dict[str, float] | None = None
+    confidence: float | None = None
+
+
+def read_logits(
+    logits: np.ndarray,
+    problem_type: str,
+    names: Sequence[str],
+    temperature: float = 1.0,
+) -> Said:
+    """The meaning of ``[label]``: the most probable class; the labels above one half, which is a
+    logit above 0 whatever the temperature; or values."""
+
+    def by_name(numbers: np.ndarray) -> dict[str, float]:
+        return dict(zip(names, map(float, numbers), strict=True))
+
+    if problem_type == REGRESSION:
+        return Said(values=by_name(logits))
+    if problem_type == MULTI_LABEL:
+        each = sigmoid(logits, temperature)
+        return Said(
+            labels=tuple(name for name, logit in zip(names, logits, strict=True) if logit > 0),
+            probabilities=by_name(each),
+            confidence=float(np.maximum(each, 1 - each).min()),
+        )
+    shared = softmax(logits, temperature)
+    best = int(logits.argmax())
+    probability = float(shared[best])
+    return Said(names[best], probability, by_name(shared), confidence=probability)
 
 
 class Rationalist:
@@ -968,16 +1061,21 @@ class Rationalist:
         notices: tuple[str, ...],
     ) -> Prediction:
         """``part`` says what kept positions, bool ``[token]``, are in the input."""
-        probabilities = self.config.calibration.probabilities(answer.logits)
-        best = int(answer.logits.argmax())
-        refused_for = self.config.calibration.refusals(float(probabilities[best]), answer.margin)
+        config = self.config
+        said = read_logits(
+            answer.logits,
+            config.problem_type,
+            config.label_names,
+            config.calibration.temperature,
+        )
+        refused_for = config.calibration.refusals(said.confidence, answer.margin)
         return Prediction(
             source=source,
-            label=self.config.label_names[best],
-            probability=float(probabilities[best]),
-            probabilities=dict(
-                zip(self.config.label_names, map(float, probabilities), strict=True)
-            ),
+            label=said.label,
+            probability=said.probability,
+            probabilities=said.probabilities,
+            labels=said.labels,
+            values=said.values,
             abstain=bool(refused_for),
             refused_for=refused_for,
             rationale=part(answer.kept),
@@ -1285,6 +1383,20 @@ def visible(text: str) -> str:
     return "".join(map(picture, text))
 
 
+def answer_in_words(prediction: Prediction) -> str:
+    """What was answered, on one line; of several labels and values each with its number."""
+    if prediction.values is not None:
+        values = prediction.values.items()
+        return ", ".join(f"{visible(name)}  {value:.6g}" for name, value in values)
+    if prediction.labels is None:
+        return f"{visible(prediction.label or '')}  {prediction.probability:.3f}"
+    of = prediction.probabilities
+    if not prediction.labels:
+        nearest = max(of, key=lambda name: of[name])
+        return f"no label, nearest {visible(nearest)}  {of[nearest]:.3f}"
+    return ", ".join(f"{visible(name)}  {of[name]:.3f}" for name in prediction.labels)
+
+
 def describe(prediction: Prediction, *, color: bool) -> str:
     """An answer for the terminal, without a final line end."""
     unit = "tokens" if prediction.grid is None else "patches"
@@ -1295,7 +1407,7 @@ def describe(prediction: Prediction, *, color: bool) -> str:
     if prediction.case is not None:
         decided = f", two students: {prediction.case.replace('_', ' ')}"
     head = (
-        f"{withheld}{visible(prediction.label)}  {prediction.probability:.3f}  "
+        f"{withheld}{answer_in_words(prediction)}  "
         f"(from {prediction.kept} of {prediction.candidates} {unit}, margin "
         f"{prediction.margin:.3g}{decided})"
     )
@@ -1486,6 +1598,7 @@ def result_document(model: Rationalist, predictions: Sequence[Prediction]) -> di
         "bundle": str(model.folder),
         "name": model.manifest.get("name"),
         "modality": model.config.modality,
+        "problem_type": model.config.problem_type,
         "label_names": list(model.config.label_names),
         "rationale_ratio": model.config.rationale_ratio,
         "predictions": [prediction.to_json() for prediction in predictions],

@@ -86,15 +86,21 @@ async function verified(bundle) {
   if (manifest.files.some((file) => file.path === "model.onnx.data")) {
     throw new UsageError("the model is above 1 GB, too large for a browser");
   }
-  return manifest;
+  return { manifest, config };
 }
 
-async function page(folder, manifest) {
+const DOES = {
+  single_label_classification: "Classifies",
+  multi_label_classification: "Says which labels belong to",
+  regression: "Rates",
+};
+
+async function page(folder, manifest, { problemType }) {
   const { name, lineage, modality } = manifest.document;
   const what = modality === "text" ? "a text" : "an image";
   const values = {
     name,
-    description: lineage?.description || `Classifies ${what} and shows what the answer was read from.`,
+    description: lineage?.description || `${DOES[problemType]} ${what} and shows what the answer was read from.`,
     fingerprint: manifest.sha256,
   };
   const escaped = (text) =>
@@ -183,13 +189,13 @@ async function main() {
     throw new UsageError("name the bundle and the folder to make: --bundle BUNDLE --output FOLDER");
   }
   const output = path.resolve(values.output);
-  const manifest = await verified(path.resolve(values.bundle));
+  const { manifest, config } = await verified(path.resolve(values.bundle));
   await requireReplaceable(output);
   await fs.mkdir(path.dirname(output), { recursive: true });
   const folder = await fs.mkdtemp(path.join(path.dirname(output), `.${path.basename(output)}.`));
   try {
     await scripts(folder);
-    await page(folder, manifest);
+    await page(folder, manifest, config);
     await copyBundle(path.resolve(values.bundle), folder, manifest);
     await worker(folder);
     await fs.chmod(folder, 0o755);

@@ -81,7 +81,7 @@ def set_accuracy(share: float) -> Edit:
 
 def test_every_metric_comes_from_a_report(document: dict[str, Any]) -> None:
     found = values_of(document)
-    absent = {"worst_class_accuracy", "label_agreement", "rationale_jaccard"}
+    absent = {"score", "worst_class_accuracy", "label_agreement", "rationale_jaccard"}
     only_a_load_test = {
         "early_stopping_latency_ms",
         "samples_per_second",

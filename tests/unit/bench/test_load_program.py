@@ -8,10 +8,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rekd_edge.bench.load import program_path
 from rekd_edge.bench.timing import PERCENTILES, describe_machine
+from rekd_edge.problem import PRIMARY, scores
 from tests.bench_program import load_program, request, write_texts
 
 program = load_program()
@@ -509,3 +511,71 @@ def test_it_is_python_310(tmp_path: Path) -> None:
     import ast
 
     ast.parse(program_path().read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+# --- several labels, and values ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("problem", "label", "message"),
+    [
+        ("multi_label_classification", [1, 0, 1], None),
+        ("multi_label_classification", [1, 0], "label is a list of 3, 0 or 1 each"),
+        ("multi_label_classification", [1, 0, 2], "0 or 1 each"),
+        ("multi_label_classification", [1, 0, True], "0 or 1 each"),
+        ("multi_label_classification", 1, "label is a list of 3"),
+        ("regression", [1.5, -2, 0], None),
+        ("regression", [1.5, -2, "0"], "label is a list of 3, a number each"),
+        ("regression", [1.5, -2, float("nan")], "a number each"),
+        ("regression", 1.5, "label is a list of 3"),
+    ],
+)
+def test_labels_are_those_of_the_problem_type(
+    problem: str, label: Any, message: str | None, tmp_path: Path
+) -> None:
+    line = json.dumps({"text": "a", "label": label})
+    (tmp_path / "examples.jsonl").write_text(line + "\n" + json.dumps({"text": "b"}))
+    if message is None:
+        examples, _ = program.read_examples(tmp_path, "text", 3, problem)
+        assert [one.label for one in examples] == [label, None]
+        return
+    with pytest.raises(program.InputError, match=f"line 1: .*{message}"):
+        program.read_examples(tmp_path, "text", 3, problem)
+
+
+def test_its_scores_are_those_of_the_package() -> None:
+    rng = np.random.default_rng(0)
+    logits, values = rng.normal(size=(50, 4)), rng.normal(size=(50, 4))
+    labels = (rng.random((50, 4)) < 0.3).astype(float)
+    single = rng.integers(0, 4, 50)
+    for problem, due, found in (
+        ("single_label_classification", single, logits.argmax(axis=1)),
+        ("multi_label_classification", labels, (logits > 0).astype(int)),
+        ("regression", values + logits / 4, values),
+    ):
+        # What stands for a decision in `scores`: logits.
+        given = values if problem == "regression" else logits
+        expected = scores(given, due, problem)[PRIMARY[problem]]
+        assert program.score_of(found.tolist(), due.tolist(), problem) == pytest.approx(expected)
+    none = [[0, 0]] * 3
+    assert program.score_of(none, none, "multi_label_classification") == 0.0
+    flat = [[5.0], [5.0]]
+    assert program.score_of(flat, flat, "regression") == 1.0
+    assert program.score_of([[5.0], [6.0]], flat, "regression") == 0.0
+
+
+def test_digests_of_labels_and_of_values() -> None:
+    kept = [True, False, True]
+    assert program.answer_digest([1, 0], kept) != program.answer_digest([0, 1], kept)
+    assert program.answer_digest([1.25, 0.5], kept) == program.answer_digest([1.26, 0.5], kept)
+    assert program.answer_digest([1.25], kept) != program.answer_digest([1.25], [True, True, True])
+
+
+def test_loadgen_gets_equally_many_bytes_an_example() -> None:
+    logits = [np.array([1.0, -1.0, 2.0], np.float32), np.array([-1.0, -1.0, 0.5], np.float32)]
+    single = program.loadgen_answers(logits, "single_label_classification")
+    assert (single.typecode, single.tolist()) == ("i", [2, 2])
+    several = program.loadgen_answers(logits, "multi_label_classification")
+    assert (several.typecode, several.tolist()) == ("i", [1, 0, 1, 0, 0, 1])
+    values = program.loadgen_answers(logits, "regression")
+    assert (values.typecode, values.tolist()) == ("f", [1.0, -1.0, 2.0, -1.0, -1.0, 0.5])

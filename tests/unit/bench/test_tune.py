@@ -24,6 +24,7 @@ from rekd_edge.check.compare import differences, summarise
 from rekd_edge.check.inputs import examples_of
 from rekd_edge.convert import OnnxArtefact
 from rekd_edge.errors import UsageError
+from rekd_edge.problem import Reading
 from rekd_edge.runners import RuntimeSettings
 from rekd_edge.types import Outputs
 
@@ -102,6 +103,23 @@ def test_answers_must_be_alike_within_the_gates() -> None:
         [differences(base, Outputs(logits, keep[:, ::-1], scores, margin))], near_tie_margin=1e-4
     )
     assert unlike(flipped, low)
+
+
+def test_settings_of_a_regression_are_held_by_the_errors_of_its_values() -> None:
+    keep = np.array([[True, False]] * 2)
+    score = np.array([[1.0, 0.0]] * 2, np.float32)
+    values = np.array([[1000.0], [3000.0]], np.float32)
+    reading = Reading.of("regression", values)
+    gates = load_gates("default").applicable("regression")
+
+    def why(other: np.ndarray) -> str:
+        both = (Outputs(v, keep, score, np.ones(2, np.float32)) for v in (values, other))
+        return unlike(summarise([differences(*both, reading)], near_tie_margin=1e-4), gates)
+
+    assert why(values + np.float32(0.05)) == ""  # 5e-5 of the deviation
+    found = why(values + np.float32(10))
+    assert "max_logit_error" in found
+    assert "mean_value_error" in found
 
 
 def test_the_search_on_a_real_file(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,33 +20,10 @@ from rekd_edge.bundle.read import open_bundle
 from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.calibrate.probabilities import softmax
 from rekd_edge.errors import IntegrityError
+from tests.changed_bundle import CALIBRATION, with_config
 
 runtime = load_runtime()
 TEXTS = ["a gorgeous, witty film", "dull", "it drags, and then it drags on some more", "so so"]
-CALIBRATION: dict[str, Any] = {
-    "method": "temperature",
-    "temperature": 2.5,
-    "confidence_threshold": None,
-    "margin_threshold": None,
-    "asked": {"coverage": 0.5, "risk": None, "rationale_risk": None, "confidence": 0.9},
-    "split": "dev",
-    "examples": 200,
-}
-
-
-def with_config(bundle: Path, folder: Path, **changes: Any) -> Path:
-    """A copy whose config.json has ``changes``, with its digest in the manifest."""
-    shutil.copytree(bundle, folder)
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    content = (folder / "config.json").read_bytes()
-    for entry in manifest["files"]:
-        if entry["path"] == "config.json":
-            entry["sha256"] = hashlib.sha256(content).hexdigest()
-            entry["size_bytes"] = len(content)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +134,8 @@ def test_bundles_of_the_first_schema_still_answer(
 
 
 def test_a_config_of_a_newer_schema_is_refused(text_bundle: Path, tmp_path: Path) -> None:
-    bundle = with_config(text_bundle, tmp_path / "b", schema_version=3)
-    with pytest.raises(runtime.IntegrityError, match="schema_version 3 is newer than 2") as caught:
+    bundle = with_config(text_bundle, tmp_path / "b", schema_version=4)
+    with pytest.raises(runtime.IntegrityError, match="schema_version 4 is newer than 3") as caught:
         runtime.Rationalist.load(bundle)
     assert "upgrade" in caught.value.hint
     config = json.loads((text_bundle / "config.json").read_text())

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from rekd_edge.calibrate.answers import Answers
-from rekd_edge.calibrate.fit import calibrate, confidence_of
+from rekd_edge.calibrate.fit import calibrate
+from rekd_edge.calibrate.probabilities import confidence_of
 from rekd_edge.calibrate.report import Side, report_of
 from rekd_edge.calibrate.spec import AbstentionSpec, Calibration
 from rekd_edge.errors import GateError, UsageError
@@ -91,7 +92,8 @@ def test_near_ties_are_refused_where_rationales_differ() -> None:
 
 def test_a_promise_is_about_those_finally_answered() -> None:
     dev = answers(1000, seed=14)
-    surest = np.argsort(-confidence_of(dev.logits, calibrate(dev).calibration.temperature))
+    temperature = calibrate(dev).calibration.temperature
+    surest = np.argsort(-confidence_of(dev.logits, dev.problem, temperature))
     changed = np.zeros(1000, dtype=bool)
     changed[surest[:400:50]] = True
     changed[surest[3]] = True
@@ -143,7 +145,7 @@ def test_too_few_examples_are_refused() -> None:
 def test_the_thresholds_answer_what_the_report_counts() -> None:
     dev = answers(500, seed=11)
     calibration = calibrate(dev, AbstentionSpec(coverage=0.37)).calibration
-    confidence = confidence_of(dev.logits, calibration.temperature)
+    confidence = confidence_of(dev.logits, dev.problem, calibration.temperature)
     assert calibration.confidence_threshold is not None
     assert (confidence >= calibration.confidence_threshold).mean() == 0.37
 

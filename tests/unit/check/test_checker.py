@@ -182,7 +182,7 @@ def test_a_baked_batch_size_fails_other_sizes(
     assert next(c for c in report.cases if c.name == "batch of 2").error is None
     assert "batch of 5" in " ".join(report.problems)
     # What could not be measured on the whole split has failed too.
-    assert {"accuracy", "label_agreement", "max_logit_error"} <= _failed(report)
+    assert {"score", "label_agreement", "max_logit_error"} <= _failed(report)
 
 
 def test_a_declared_fixed_batch_is_refused(

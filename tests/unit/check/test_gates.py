@@ -110,7 +110,7 @@ def test_every_shipped_gate_file_loads_and_holds_the_exclusion_gates() -> None:
         gates = load_gates(path.stem)
         assert gates.name == path.stem
         asked = {gate.metric for gate in gates.gates}
-        assert asked >= {"exclusion_leaks", "exclusion_changed", "rationale_exact", "accuracy"}
+        assert asked >= {"exclusion_leaks", "exclusion_changed", "rationale_exact", "score"}
         assert asked <= METRICS.keys()
 
 

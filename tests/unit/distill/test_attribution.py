@@ -17,12 +17,15 @@ from rekd_edge.distill.attribution import (
 )
 from rekd_edge.distill.objectives import Progress, ValueRegression, shapley_subset
 from rekd_edge.models.encoder import TokenView
+from rekd_edge.models.problem import SingleLabel
 from rekd_edge.models.rationalist import Scores
 from rekd_edge.types import Batch
 
 
 class SumOfTokens(nn.Module):
     """Logits (sum of weight * content, 0): removing token i changes the margin by content i."""
+
+    problem = SingleLabel()
 
     def forward(
         self, content: Tensor, position: Tensor, key_weight: Tensor, scale: Tensor | None = None

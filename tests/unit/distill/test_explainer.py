@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from rekd_edge.distill.attribution import class_margin, gradient_x_input
+from rekd_edge.distill.attribution import gradient_x_input
 from rekd_edge.distill.explainer import (
     AttentionExplainer,
     HeadMixture,
@@ -37,6 +37,7 @@ from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.models.attention_maps import pooled_attention
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, TokenView, VitEncoder
+from rekd_edge.models.problem import class_margin
 from rekd_edge.models.rationalist import (
     BlockSelector,
     Classifier,

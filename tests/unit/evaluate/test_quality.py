@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rekd_edge.evaluate.quality import AOPC_SHARES, judge_rationales, probability_drops
+from rekd_edge.evaluate.quality import AOPC_SHARES, judge_rationales, support_drops
 from rekd_edge.evaluate.rationales import Rationales, collect_rationales
 from rekd_edge.models.encoder import TokenView
+from rekd_edge.models.problem import SingleLabel
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.types import Batch
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 class SumOfTokens(nn.Module):
     """Logits (sum of the given content, 0)."""
+
+    problem = SingleLabel()
 
     def forward(self, content: Tensor, position: Tensor, key_weight: Tensor) -> Tensor:
         total = (content.float() * key_weight.float()).sum(dim=1)
@@ -34,13 +37,13 @@ def test_drops_in_closed_form() -> None:
     view = TokenView(content, torch.arange(4).expand(2, 4), selectable, selectable)
     nothing = torch.zeros(2, 4, dtype=torch.bool)
     first = torch.tensor([[True, False, False, False], [True, False, False, False]])
-    predicted, drops = probability_drops(
+    logits, drops = support_drops(
         SumOfTokens(),  # pyright: ignore[reportArgumentType]
         view,
         [first, nothing, selectable, first],
     )
     # Row 0 sums to 4: class 0. Row 1 sums to -11: class 1, whose probability is sigmoid(11).
-    assert predicted.tolist() == [0, 1]
+    assert logits.argmax(dim=1).tolist() == [0, 1]
 
     def sigmoid(value: float) -> float:
         return float(torch.sigmoid(torch.tensor(value)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,3 +99,11 @@ def test_students_that_cannot_exchange_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="other patches"):
         fuse_pair(tiny_text, tiny_image)
+
+
+def test_students_of_several_labels_are_no_pair(tiny_text: FusedRationalist) -> None:
+    student = copy.copy(tiny_text)
+    student.problem_type = "multi_label_classification"
+    with pytest.raises(UsageError, match="not for a multi-label classification") as raised:
+        fuse_pair(student, student)
+    assert raised.value.hint == "train with ensemble: null"

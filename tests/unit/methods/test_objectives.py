@@ -24,9 +24,10 @@ from rekd_edge.models.intervention import (
     intervene_selector,
     set_label_shares,
 )
+from rekd_edge.models.problem import make_problem
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.recipe.schema import ObjectiveSpec
-from rekd_edge.types import Batch
+from rekd_edge.types import Batch, ProblemType
 
 Make = Callable[..., Method]
 NOW = Progress(0, 10)
@@ -390,3 +391,39 @@ def test_every_method_distils_from_a_teacher_too(
     terms["loss"].backward()
     assert moved(text_model.selector)
     assert all(p.grad is None for p in folded_model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "keys"),
+    [
+        ("multi_label_classification", "rnp", {}),
+        ("multi_label_classification", "rnp", {"selection": "reinforce"}),
+        ("multi_label_classification", "n2r", {}),
+        ("multi_label_classification", "a2r", {}),
+        ("multi_label_classification", "nir", {}),
+        ("regression", "rnp", {}),
+        ("regression", "rnp", {"selection": "reinforce"}),
+        ("regression", "mmi_n2r", {}),
+    ],
+)
+def test_methods_train_for_several_labels_and_for_numbers(
+    make_method: Make,
+    text_model: Rationalist,
+    examples: Batch,
+    kind: ProblemType,
+    method: str,
+    keys: dict[str, object],
+) -> None:
+    outputs = text_model.predictor.head.out_features
+    text_model.predictor.problem = make_problem(kind, outputs)
+    labels = torch.randint(0, 2, (len(examples.labels), outputs)).float()
+    batch = replace(examples, labels=labels)
+    made = make_method(method, **keys)
+    turn = made.turns[0].name if made.turns else None
+    terms = made(batch, NOW, turn)
+    assert ("squared_error" if kind == "regression" else "ce") in terms
+    terms["loss"].backward()
+    head = text_model.predictor.head.weight.grad
+    assert head is not None
+    assert bool(head.isfinite().all())
+    assert float(head.abs().sum()) > 0

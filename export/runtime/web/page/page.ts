@@ -10,6 +10,7 @@ import {
   type TextPrediction,
   type WordSpan,
 } from "../src/rationalist.js";
+import { type Row, WORDS, limitsOf, percent, reasons, score, shown } from "./answer.js";
 import { drawOverlay } from "./overlay.js";
 import { highlightedParts, visible } from "./highlight.js";
 
@@ -48,18 +49,6 @@ function made(name: string, text: string, className = ""): HTMLElement {
   return node;
 }
 
-function percent(share: number): string {
-  if (share > 0 && share < 0.001) return "< 0.1 %";
-  return share < 1 && share > 0.999 ? "> 99.9 %" : `${(share * 100).toFixed(1)} %`;
-}
-
-/** A number that is too low, and the least that would do, in as many digits as tell them apart. */
-function tooLow(value: number, least: number): [string, string] {
-  let digits = 3;
-  while (digits < 17 && value.toPrecision(digits) === least.toPrecision(digits)) digits++;
-  return [value.toPrecision(digits), least.toPrecision(digits)];
-}
-
 function milliseconds(value: number): string {
   return `${value < 10 ? value.toFixed(1) : value.toFixed(0)} ms`;
 }
@@ -93,16 +82,16 @@ function describeModel(model: Rationalist): void {
   state("verified", `${files.length} files match their sha256`, "good");
   const unit = config.modality === "text" ? "tokens" : "patches";
   const accuracy = manifest["accuracy"] as Record<string, number> | undefined;
-  const measured = accuracy?.["student_onnx"];
+  const words = WORDS[config.problemType];
   const reads =
     config.modality === "text"
       ? `the first ${config.maxLength} tokens`
       : `the central square, as ${config.imageSize} x ${config.imageSize} pixels`;
   const facts: Array<[string, string]> = [
-    ["Labels", config.labelNames.join(", ")],
+    [words.labels, config.labelNames.join(", ")],
     ["Answers from", `${percent(config.rationaleRatio)} of the ${unit}`],
     ["Reads", reads],
-    ["Right on its test data", measured === undefined ? "not measured" : percent(measured)],
+    [words.score, score(config, accuracy?.["student_onnx"])],
     ["Precision", config.precision],
     ["Exported", String(manifest["created"]).slice(0, 10)],
   ];
@@ -127,52 +116,17 @@ function describeModel(model: Rationalist): void {
   at("version").textContent = ` ${versions?.["rekd-edge"] ?? ""}`;
 }
 
-/** What this bundle's probabilities are worth, and whether it always answers. */
-function limitsOf({ calibration, modality }: Config): [string, string] {
-  const worth =
-    calibration === null
-      ? "Probabilities are not calibrated: they are not the chance of being right."
-      : `Probabilities are calibrated (temperature ${calibration.temperature.toPrecision(3)}) for ` +
-        "inputs like those of the development data; for others they may be far from true.";
-  const { confidenceThreshold = null, marginThreshold = null } = calibration ?? {};
-  const low: string[] = [];
-  if (confidenceThreshold !== null) {
-    low.push(`the probability is below ${(confidenceThreshold * 100).toPrecision(3)} %`);
-  }
-  if (marginThreshold !== null) low.push(`the margin is below ${marginThreshold.toPrecision(3)}`);
-  const withheld =
-    low.length === 0
-      ? "No answer is withheld: every input gets one of the labels, also one that belongs to none of them."
-      : `No answer is given where ${low.join(" or ")}. What is answered can still be wrong, and ` +
-        `${modality === "text" ? "a text" : "an image"} that belongs to none of the labels may get one.`;
-  return [worth, withheld];
-}
-
-/** Why there is no answer; empty where there is one. */
-function reasons({ probability, margin, refusedFor, modality }: Prediction, config: Config): string {
-  const { confidenceThreshold, marginThreshold } = config.calibration ?? {};
-  return refusedFor
-    .map((reason) => {
-      if (reason === "confidence") {
-        const [found, least] = tooLow(probability * 100, confidenceThreshold! * 100);
-        return `The highest probability, ${found} %, is below ${least} %: too low for this model to answer.`;
-      }
-      const [found, least] = tooLow(margin, marginThreshold!);
-      const parts = modality === "text" ? "words" : "patches";
-      return `The margin, ${found}, is below ${least}: the choice of ${parts} is too near to a tie.`;
-    })
-    .join(" ");
-}
-
-function bars(list: HTMLElement, values: ReadonlyArray<readonly [string, number]>): void {
+function bars(list: HTMLElement, rows: readonly Row[]): void {
   list.replaceChildren(
-    ...values.map(([name, share]) => {
+    ...rows.map(({ name, share, text }) => {
       const row = document.createElement("li");
-      const track = made("span", "", "track");
-      const fill = made("div", "", "fill");
-      fill.style.width = `${share * 100}%`;
-      track.append(fill);
-      row.append(made("span", name), track, made("span", percent(share), "value"));
+      const track = made("span", "", share === null ? "" : "track");
+      if (share !== null) {
+        const fill = made("div", "", "fill");
+        fill.style.width = `${share * 100}%`;
+        track.append(fill);
+      }
+      row.append(made("span", name), track, made("span", text, "value"));
       return row;
     }),
   );
@@ -184,19 +138,20 @@ function showPrediction(prediction: Prediction, config: Config): void {
   at("reasons").textContent = reasons(prediction, config);
   at("standing").textContent = abstain ? NOT_RELIABLE : "Answer";
   at("result").setAttribute("aria-labelledby", abstain ? "no-answer" : "answer");
-  const { label, probability, kept, candidates, margin, modelMs, preprocessMs } = prediction;
+  const { kept, candidates, margin, modelMs, preprocessMs } = prediction;
   const isText = prediction.modality === "text";
-  at("label").textContent = label;
-  at("probability").textContent = percent(probability);
+  const { answer, number, title, rows } = shown(prediction);
+  at("label").textContent = answer;
+  at("probability").textContent = number;
   at("notices").replaceChildren(...prediction.notices.map((notice) => made("li", notice)));
   at("evidence").textContent =
     `${kept} of ${candidates} ${isText ? "tokens" : "patches"}. ` +
     `Nothing else entered the ${abstain ? "probabilities" : "answer"}.`;
+  at("numbers").textContent = title;
   showDecision(prediction, isText ? "tokens" : "patches");
   at("unit").textContent = isText ? "token" : "patch";
-  const sorted = [...prediction.probabilities].sort(([, left], [, right]) => right - left);
-  bars(at("probabilities"), sorted.slice(0, SHOWN_LABELS));
-  const others = sorted.slice(SHOWN_LABELS);
+  bars(at("probabilities"), rows.slice(0, SHOWN_LABELS));
+  const others = rows.slice(SHOWN_LABELS);
   show("others", others.length > 0);
   at("others").querySelector("summary")!.textContent = `${others.length} more`;
   bars(at("others").querySelector("ol")!, others);
@@ -235,12 +190,12 @@ function bringIntoView(): void {
 }
 
 function announce(prediction: Prediction, config: Config): void {
-  const { label, probability, case: decided } = prediction;
+  const { case: decided, rationale, answerRationale, consulted } = prediction;
+  const { answer, number } = shown(prediction);
   const said = (parts: readonly (WordSpan | PatchBox)[]) =>
     prediction.modality === "text"
       ? parts.map((part) => ("text" in part ? part.text : "")).join(", ")
       : `${parts.length} patches`;
-  const { rationale, answerRationale, consulted } = prediction;
   const evidence = said(answerRationale ?? rationale);
   const other = consulted?.length ? ` Read by the other student: ${said(consulted)}.` : "";
   const by = decided === null ? "" : ` Two students: ${inWords(decided)}.`;
@@ -249,7 +204,8 @@ function announce(prediction: Prediction, config: Config): void {
     ? `No answer. ${reasons(prediction, config)} ${NOT_RELIABLE}: `
     : "";
   at("announcement").textContent =
-    `${first}${label}, ${percent(probability)}. Read from: ${evidence}.${other}${by} ${notices}`;
+    `${first}${[answer, number].filter(Boolean).join(", ")}. Read from: ${evidence}.` +
+    `${other}${by} ${notices}`;
 }
 
 function showText(prediction: TextPrediction): void {
@@ -279,6 +235,9 @@ function patchesInWords(prediction: ImagePrediction): string {
 function readyForTexts(model: Rationalist): void {
   const form = element("text-form", HTMLFormElement);
   const field = element("text", HTMLTextAreaElement);
+  const words = WORDS[model.config.problemType];
+  field.labels[0]!.textContent = words.field;
+  form.querySelector("button")!.textContent = words.button;
   show("text-form");
   form.addEventListener("submit", (event) => {
     event.preventDefault();

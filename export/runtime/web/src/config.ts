@@ -11,7 +11,17 @@ export interface Calibration {
   readonly marginThreshold: number | null;
 }
 
+/** What a bundle answers, in the words of transformers. */
+export const PROBLEM_TYPES = [
+  "single_label_classification",
+  "multi_label_classification",
+  "regression",
+] as const;
+export type ProblemType = (typeof PROBLEM_TYPES)[number];
+
 interface Shared {
+  readonly problemType: ProblemType;
+  /** Classes, labels, or what the values are. */
   readonly labelNames: readonly string[];
   readonly rationaleRatio: number;
   readonly precision: string;
@@ -54,11 +64,13 @@ export function readConfig(configFile: Uint8Array, preprocessorFile: Uint8Array)
   if ((modality !== "text" && modality !== "image") || preprocessing["modality"] !== modality) {
     throw broken(`config.json: modality ${String(modality)} does not fit the preprocessor`);
   }
+  const problemType = problem(document["problem_type"] ?? "single_label_classification", schema);
   const shared = {
-    labelNames: names(document["label_names"]),
+    problemType,
+    labelNames: names(document["label_names"], problemType),
     rationaleRatio: positive(document["rationale_ratio"], "rationale_ratio"),
     precision: String(document["precision"] ?? "fp32"),
-    calibration: calibration(document["calibration"] ?? null, schema),
+    calibration: calibration(document["calibration"] ?? null, schema, problemType),
   };
   if (modality === "text") {
     return { modality, ...shared, maxLength: count(preprocessing["max_length"], "max_length") };
@@ -86,8 +98,22 @@ export function readConfig(configFile: Uint8Array, preprocessorFile: Uint8Array)
   };
 }
 
-function calibration(value: unknown, schema: number): Calibration | null {
+function problem(value: unknown, schema: number): ProblemType {
+  const known = PROBLEM_TYPES.find((name) => name === value);
+  if (known === undefined) {
+    throw broken(`config.json: problem_type ${JSON.stringify(value)} is not known`);
+  }
+  if (known !== "single_label_classification" && schema < 3) {
+    throw broken(`config.json: problem_type ${known} needs schema_version 3`);
+  }
+  return known;
+}
+
+function calibration(value: unknown, schema: number, problemType: ProblemType): Calibration | null {
   if (value === null) return null;
+  if (problemType === "regression") {
+    throw broken("config.json: a regression has no probabilities to calibrate");
+  }
   if (schema < 2) throw broken("config.json: calibration needs schema_version 2");
   if (typeof value !== "object" || Array.isArray(value)) {
     throw broken("config.json: calibration is neither null nor an object");
@@ -116,8 +142,9 @@ function threshold(document: Record<string, unknown>, name: string, most: number
   throw broken(`config.json: calibration.${name} is neither null nor a number ${range}`);
 }
 
-function names(value: unknown): string[] {
-  if (!Array.isArray(value) || value.length < 2) throw broken("config.json: label_names");
+function names(value: unknown, problemType: ProblemType): string[] {
+  const least = problemType === "single_label_classification" ? 2 : 1;
+  if (!Array.isArray(value) || value.length < least) throw broken("config.json: label_names");
   return value.map(String);
 }
 

@@ -3,7 +3,7 @@ import { RekdError, broken } from "./errors.js";
 
 /** Newest schemas of `manifest.json` and `config.json` that are understood here. */
 export const MANIFEST_SCHEMA_VERSION = 1;
-export const CONFIG_SCHEMA_VERSION = 2;
+export const CONFIG_SCHEMA_VERSION = 3;
 const FORMAT = "rekd-edge-bundle";
 
 /** The answer to a request for one file of the bundle. A folder that is served: `fetch`. */

@@ -4,11 +4,27 @@
  *     const model = await Rationalist.load("bundle/");
  *     const answer = await model.predict("a text");       // or a File with an image
  *     answer.label, answer.probability, answer.rationale, answer.abstain
+ *
+ * What is answered is the bundle's problem type, `answer.problemType`: one `label`, any number of
+ * `labels`, or `values`.
  */
 import * as ort from "onnxruntime-web/wasm";
 
-import { type Calibration, type Config, type ImageConfig, readConfig } from "./config.js";
-import { type Decision, type Refusal, decide } from "./decision.js";
+import {
+  type Calibration,
+  type Config,
+  type ImageConfig,
+  type ProblemType,
+  readConfig,
+} from "./config.js";
+import {
+  type Decision,
+  type Refusal,
+  type SaidLabel,
+  type SaidLabels,
+  type SaidValues,
+  decide,
+} from "./decision.js";
 import { RekdError, broken } from "./errors.js";
 import {
   type BundleSource,
@@ -44,14 +60,18 @@ export type {
   Config,
   Manifest,
   PatchBox,
+  ProblemType,
   Progress,
   RawPixels,
   Refusal,
+  SaidLabel,
+  SaidLabels,
+  SaidValues,
   View,
   WordSpan,
 };
 
-interface Answer extends Decision {
+interface Answer {
   readonly logits: Float32Array;
   /** Score of the last kept minus the best dropped token; infinite if nothing was dropped. */
   readonly margin: number;
@@ -66,20 +86,22 @@ interface Answer extends Decision {
   readonly modelMs: number;
 }
 
-export interface TextPrediction extends Answer, Evidence<WordSpan> {
+interface TextAnswer extends Answer, Evidence<WordSpan> {
   readonly modality: "text";
   readonly text: string;
   /** Where the model stopped reading, in characters: the end, unless the text was too long. */
   readonly readTo: number;
 }
 
-export interface ImagePrediction extends Answer, Evidence<PatchBox> {
+interface ImageAnswer extends Answer, Evidence<PatchBox> {
   readonly modality: "image";
   readonly view: View;
   /** Patches along one side of the model's view. */
   readonly grid: number;
 }
 
+export type TextPrediction = TextAnswer & Decision;
+export type ImagePrediction = ImageAnswer & Decision;
 export type Prediction = TextPrediction | ImagePrediction;
 
 export interface LoadOptions {

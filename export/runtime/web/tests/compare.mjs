@@ -17,10 +17,13 @@ export function differences(found, due) {
   const logits = Math.max(
     ...due.logits.map((logit, index) => Math.abs(logit - found.logits[index])),
   );
-  const probabilities = Math.max(
-    ...found.probabilities.map(([name, share]) => Math.abs(share - due.probabilities[name])),
-  );
-  assert.equal(found.probability, Math.max(...found.probabilities.map(([, share]) => share)));
+  // Of a regression these are its values.
+  const [mine, true_] = [found.values ?? found.probabilities, due.values ?? due.probabilities];
+  assert.deepEqual(mine.map(([name]) => name), Object.keys(true_));
+  const probabilities = Math.max(...mine.map(([name, share]) => Math.abs(share - true_[name])));
+  if (found.problemType === "single_label_classification") {
+    assert.equal(found.probability, Math.max(...mine.map(([, share]) => share)));
+  }
   assert.equal(found.abstain, found.refusedFor.length > 0);
   const isSameDecision =
     found.case === due.case &&
@@ -46,7 +49,7 @@ export function differences(found, due) {
     probabilities,
     isSameRefusal: String(found.refusedFor) === String(due.refused_for),
     isSameDecision,
-    isSameLabel: found.label === due.label,
+    isSameLabel: String(found.label ?? found.labels) === String(due.label ?? due.labels),
     isSameRationale,
     /** Infinite where one of the two is. */
     margin: found.margin === margin ? 0 : Math.abs(found.margin - margin),

@@ -5,6 +5,7 @@ import { test } from "node:test";
 import { differences, judge } from "./compare.mjs";
 
 const due = {
+  problemType: "single_label_classification",
   label: "a",
   logits: [1, 0],
   probabilities: { a: 0.7, b: 0.3 },

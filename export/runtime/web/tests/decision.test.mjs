@@ -48,11 +48,12 @@ test("calibration is read from config.json", () => {
   assert.deepEqual([confidenceThreshold, marginThreshold], [1, 0]);
 });
 
-test("schemas 1 and 2 without calibration are read, and no other", () => {
+test("schemas 1 to 3 without calibration are read, and no other", () => {
   assert.equal(read({ schema_version: 1 }).calibration, null);
   assert.equal(read({ schema_version: 2 }).calibration, null);
+  assert.equal(read({ schema_version: 3 }).problemType, "single_label_classification");
   assert.equal(read({ schema_version: 2, calibration: null }).calibration, null);
-  for (const [version, message] of [[3, /schema_version 3 is newer than 2/], [0, /positive/], ["2", /positive/], [1.5, /positive/]]) {
+  for (const [version, message] of [[4, /schema_version 4 is newer than 3/], [0, /positive/], ["2", /positive/], [1.5, /positive/]]) {
     assert.throws(() => read({ schema_version: version }), { kind: "integrity", message });
   }
 });
@@ -101,8 +102,9 @@ test("calibration that is no object, infinite, no number or of schema 1 is refus
 });
 
 const near = (found, due) => assert.ok(Math.abs(found - due) < 1e-15, `${found} is not ${due}`);
-const decide = (logits, margin, calibration) =>
+const decide = (logits, margin, calibration, problemType = "single_label_classification") =>
   rekd.decide(Float32Array.from(logits), margin, {
+    problemType,
     labelNames: ["no", "yes"],
     calibration: calibration && { confidenceThreshold: null, marginThreshold: null, ...calibration },
   });
@@ -143,4 +145,47 @@ test("what lies below a threshold is withheld; equal is answered, and so is an i
   assert.deepEqual(refused(0, null, 0), []);
   assert.deepEqual(refused(Infinity, null, Number.MAX_VALUE), []);
   assert.deepEqual(refused(0, null, Number.MIN_VALUE), ["margin"]);
+});
+
+test("a problem type is known, and of schema 3", () => {
+  const several = { schema_version: 3, problem_type: "multi_label_classification" };
+  assert.equal(read(several).problemType, "multi_label_classification");
+  assert.equal(read({ ...several, label_names: ["one"] }).labelNames.length, 1);
+  assert.equal(read({ ...several, calibration: CALIBRATION }).calibration.temperature, 2.5);
+  assert.equal(read({ schema_version: 2 }).problemType, "single_label_classification");
+  for (const [change, message] of [
+    [{ schema_version: 2 }, /problem_type multi_label_classification needs schema_version 3/],
+    [{ problem_type: "ranking" }, /problem_type "ranking" is not known/],
+    [{ problem_type: 1 }, /problem_type 1 is not known/],
+    [{ problem_type: "regression", calibration: CALIBRATION }, /no probabilities to calibrate/],
+    [{ label_names: [] }, /label_names/],
+    [{ problem_type: "single_label_classification", label_names: ["one"] }, /label_names/],
+  ]) {
+    assert.throws(() => read({ ...several, ...change }), { name: "RekdError", kind: "integrity", message });
+  }
+});
+
+test("several labels have a probability each, and hold above one half", () => {
+  const ask = (logits, settings) => decide(logits, 1, settings, "multi_label_classification");
+  // 1 / (1 + e^-1.5) and 1 / (1 + e^-0.5): halved logits.
+  const both = ask([3, 1], { temperature: 2 });
+  near(both.probabilities[0][1], 0.8175744761936437);
+  near(both.probabilities[1][1], 0.6224593312018546);
+  assert.deepEqual(both.labels, ["no", "yes"]);
+  near(both.confidence, 0.6224593312018546);
+  assert.equal("label" in both, false);
+  const none = ask([-3, 0], null);
+  assert.deepEqual([none.labels, none.confidence, none.probabilities[1][1]], [[], 0.5, 0.5]);
+  near(none.probabilities[0][1], 0.04742587317756678);
+  assert.deepEqual(ask([3e4, -3e4], { temperature: 0.05 }).probabilities, [["no", 1], ["yes", 0]]);
+  // The label that it is least sure of decides, on whichever side of one half it lies.
+  for (const [logits, refused] of [[[4, 0.1], ["confidence"]], [[4, -0.1], ["confidence"]], [[4, -4], []]]) {
+    assert.deepEqual(ask(logits, { temperature: 1, confidenceThreshold: 0.9 }).refusedFor, refused);
+  }
+});
+
+test("values are the numbers of the model", () => {
+  const answer = decide([2.5, -1e6], 1, null, "regression");
+  assert.deepEqual(answer.values, [["no", 2.5], ["yes", -1e6]]);
+  assert.deepEqual([answer.abstain, answer.confidence, "probabilities" in answer], [false, null, false]);
 });

@@ -170,7 +170,7 @@ test("what this runtime cannot run is refused with a reason", async () => {
   const { text, image } = golden.bundles;
   const cases = [
     [text, "config.json", (config) => (config.runtime = "openvino"), "backend", "openvino"],
-    [text, "config.json", (config) => (config.schema_version = 3), "integrity", "newer than 2"],
+    [text, "config.json", (config) => (config.schema_version = 4), "integrity", "newer than 3"],
     [text, "config.json", (config) => (config.calibration = {}), "integrity", "calibration by"],
     [text, "config.json", (config) => (config.modality = "image"), "integrity", "modality"],
     [text, "config.json", (config) => (config.label_names = []), "integrity", "label_names"],

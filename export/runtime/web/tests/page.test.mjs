@@ -35,7 +35,9 @@ async function open(where, settings = {}) {
 }
 
 before(async () => {
-  for (const name of ["text", "image", "text-calibrated", "text-pair", "image-pair"]) {
+  const built = ["text", "image", "text-calibrated", "text-pair", "image-pair", "multi-label"];
+  built.push("multi-label-calibrated", "regression");
+  for (const name of built) {
     const words = ["--bundle", golden.bundles[name].bundle, "--output", path.join(root, name)];
     execFileSync(process.execPath, [BUILD, ...words]);
   }
@@ -190,6 +192,63 @@ describe("the page for texts", () => {
         .map((node) => node.outerHTML),
     );
     assert.deepEqual(nameless, []);
+  });
+});
+
+const inPercent = (share) => `${(share * 100).toFixed(1)} %`;
+const askText = async (source, button) => {
+  await page.getByRole("textbox").fill(source);
+  await page.getByRole("button", { name: button }).click();
+  await page.waitForFunction((text) => document.querySelector("#highlighted").textContent === text, source);
+};
+const isPlain = ({ source }) => /^[\x20-\x7e]+$/.test(source);
+
+describe("the page of other problem types", () => {
+  test("several labels stand with their own probabilities, or none does", async () => {
+    await open("multi-label/", { viewport: { width: 1000, height: 800 } });
+    const { answers } = golden.bundles["multi-label"];
+    const shares = ({ probabilities }) => Object.values(probabilities);
+    const isClear = (answer) => shares(answer).every((share) => share > 0.001 && share < 0.999);
+    for (const count of [0, 2]) {
+      const due = answers.find((one) => isPlain(one) && isClear(one) && one.labels.length === count);
+      await askText(due.source, "Label");
+      const found = [...due.labels].sort((one, other) => due.probabilities[other] - due.probabilities[one]);
+      const words = found.map((name) => `${name} ${inPercent(due.probabilities[name])}`).join(", ");
+      assert.equal(await page.textContent("#label"), words || "None of the labels");
+      assert.equal(await page.textContent("#probability"), "");
+      assert.equal(await page.locator("#probabilities .fill").count(), 3);
+      const said = await page.getByRole("status").textContent();
+      assert.ok(said.startsWith(`${words || "None of the labels"}. Read from: `), said);
+    }
+    assert.match(await page.textContent("#facts"), /Labels, any number of them.*Micro F1 on its test data0\.750/);
+    assert.match(await page.textContent("#withholding"), /an input may get none/);
+  });
+
+  test("the least sure label decides whether several are answered", async () => {
+    await open("multi-label-calibrated/");
+    const { answers } = golden.bundles["multi-label-calibrated"];
+    const due = answers.find((one) => isPlain(one) && String(one.refused_for) === "confidence");
+    await askText(due.source, "Label");
+    assert.match(await page.textContent("#reasons"), /^It is [\d.]+ % sure of the label that it is least sure of, and below/);
+    assert.ok(await page.isVisible("#withheld"));
+  });
+
+  test("values stand with their names, without bars", async () => {
+    await open("regression/");
+    const due = golden.bundles.regression.answers.find(isPlain);
+    await askText(due.source, "Answer");
+    const words = await page.textContent("#label");
+    const shown = words.split(", ").map((part) => part.split(" "));
+    assert.deepEqual(shown.map(([name]) => name), Object.keys(due.values));
+    for (const [name, text] of shown) {
+      assert.ok(Math.abs(Number(text) - due.values[name]) < 1e-4, `${name} ${text} is not ${due.values[name]}`);
+    }
+    assert.equal(await page.locator("#probabilities .fill").count(), 0);
+    assert.equal(await page.locator("#probabilities li").count(), 3);
+    assert.equal(await page.textContent("#numbers"), "Values");
+    assert.match(await page.textContent("#calibration"), /without a measure of how sure/);
+    assert.match(await page.textContent("#facts"), /R² on its test data0\.750/);
+    assert.equal(await page.isVisible("#withheld"), false);
   });
 });
 

@@ -1,0 +1,165 @@
+"""Numbers and sets of labels from recipe to a trained, evaluated run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rekd_edge.compare import compare
+from rekd_edge.distill.loop import DevResult
+from rekd_edge.distill.monitor import TrainingWarning
+from rekd_edge.errors import UsageError
+from rekd_edge.evaluate import evaluate_rationalist
+from rekd_edge.evaluate_pipeline import evaluate_run
+from rekd_edge.pipeline import train_run
+from rekd_edge.problem import PRIMARY
+from rekd_edge.recipe import find_recipe, load_recipe
+from rekd_edge.recipe.schema import Recipe
+from rekd_edge.run_folder import Run, open_run
+
+SCORES = {
+    "regression": ("r2", "mean_absolute_error", "root_mean_squared_error"),
+    "multi_label_classification": ("f1_micro", "f1_macro", "accuracy"),
+}
+
+
+class InterruptAfter:
+    """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
+        return
+
+    def epoch(self, name: str, result: DevResult) -> None:
+        return
+
+    def warning(self, warning: TrainingWarning) -> None:
+        return
+
+    def step(self, terms: dict[str, float]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def smoke(name: str, *overrides: str) -> Recipe:
+    return load_recipe(find_recipe(f"smoke/{name}"), overrides)
+
+
+@pytest.fixture(scope="module", params=["regression", "multi-label"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return train_run(smoke(request.param), path, device="cpu")
+
+
+def test_a_run_reports_its_scores_and_reopens_with_them(finished: Run) -> None:
+    kind = finished.recipe.problem_type
+    distill = finished.report("distill")
+    assert distill is not None
+    for role in ("teacher", "student"):
+        test = distill[role]["test"]
+        assert tuple(test)[:3] == SCORES[kind]
+        assert set(test["per_label"]) == set(finished.label_names)
+        assert set(SCORES[kind]) < set(distill[role]["dev"])
+        assert PRIMARY[kind] in distill[role]["test_own"]
+    # What is opened answers in the unit of the data by its head alone.
+    student = finished.student()
+    predictions = evaluate_rationalist(student, finished.loader("test"))
+    assert predictions.scores == pytest.approx(
+        {name: distill["student"]["test"][name] for name in SCORES[kind]}, abs=1e-5
+    )
+    assert predictions.loss == pytest.approx(distill["student"]["test"]["loss"], abs=1e-5)
+    raw = student.predictor.head(torch.zeros(1, student.predictor.head.in_features))
+    if kind == "regression":
+        labels = finished.data().train.labels
+        assert float((raw - labels.mean()).abs()) < 0.2 * float(labels.std())
+        written = load_file(finished.path / "student" / "best" / "model.safetensors")
+        assert float(written["predictor.problem.deviation"]) == pytest.approx(labels.std(), 1e-5)
+    agreement = distill["agreement_with_teacher"]
+    simulated = finished.simulability()
+    assert simulated is not None
+    named = "value_r2" if kind == "regression" else "label_agreement"
+    assert simulated.with_rationales == agreement[named]
+
+
+def test_its_logs_name_the_terms(finished: Run) -> None:
+    lines = (finished.path / "student" / "log.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    joint = next(entry for entry in entries if entry["phase"] == "joint")
+    regression = finished.recipe.problem_type == "regression"
+    names = {"squared_error", "squared_difference"} if regression else {"ce", "kl_prediction"}
+    assert names <= set(joint)
+    assert any(entry["phase"] == "joint/monitor" for entry in entries)
+
+
+def test_its_rationales_are_evaluated_under_its_own_names(finished: Run) -> None:
+    kind = finished.recipe.problem_type
+    report = evaluate_run(finished, device="cpu", save=False)
+    content = report.to_json()
+    assert tuple(content["scores"]) == SCORES[kind]
+    assert "accuracy" not in content
+    assert content["probe"][PRIMARY[kind]] == report.probe.accuracy
+    scores = report.faithfulness.scores
+    assert scores is not None
+    assert content["faithfulness"]["scores"][f"judge_{PRIMARY[kind]}"] == scores.judge_accuracy
+    if kind == "regression":  # distances have no sign
+        assert scores.sufficiency > 0
+        assert scores.comprehensiveness > 0
+    else:
+        assert [gold.name for gold in report.gold] == ["object masks"]
+
+
+def test_resumed_with_a_transfer_set_it_ends_the_same(finished: Run, tmp_path: Path) -> None:
+    changes = [f"teacher.run={finished.path}"]
+    name = "multi-label"
+    if finished.recipe.problem_type == "regression":
+        name = "regression"
+        changes += ["transfer.source=rotten-tomatoes", "transfer.limit=16"]
+    recipe = smoke(name, *changes)
+    whole = train_run(recipe, tmp_path / "whole", device="cpu", with_fuse_report=False)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(recipe, tmp_path / "broken", device="cpu", listener=InterruptAfter(10))
+    train_run(recipe, tmp_path / "broken", device="cpu", resume=True, with_fuse_report=False)
+    expected, found = (
+        load_file(tmp_path / run / "student" / "best" / "model.safetensors")
+        for run in ("whole", "broken")
+    )
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    transfer = (whole.report("distill") or {}).get("transfer")
+    if name == "regression":
+        assert transfer is not None
+        assert set(transfer["answers"]["rating"]) == {"mean", "deviation"}
+
+
+def test_a_teacher_of_another_problem_is_refused(finished: Run, tmp_path: Path) -> None:
+    other = "regression" if finished.recipe.problem_type != "regression" else "multi-label"
+    with pytest.raises(UsageError, match="knows the labels"):
+        train_run(smoke(other, f"teacher.run={finished.path}"), tmp_path / "run", device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rationale", ["mask_gradient", "attention"])
+def test_a_black_box_of_numbers_teaches(rationale: str, tmp_path: Path) -> None:
+    recipe = smoke(
+        "regression", f"teacher.rationale={rationale}", "objective.teacher_prediction=full_input"
+    )
+    run = train_run(recipe, tmp_path / "run", device="cpu")
+    report = open_run(run.path).report("distill")
+    assert report is not None
+    assert "r2" in report["teacher"]["test"]
+
+
+@pytest.mark.slow
+def test_a_comparison_is_in_the_primary_score(tmp_path: Path) -> None:
+    found = compare(smoke("regression"), tmp_path / "runs", seeds=[0], device="cpu")
+    content = found.to_json()
+    assert found.score == "r2"
+    assert set(content["r2"]) == set(content["r2_per_seed"])
+    assert "accuracy" not in content
