@@ -75,8 +75,9 @@ def _pixels(split: Split, room: float) -> np.ndarray | None:
 
 @dataclass(frozen=True, slots=True)
 class DeviceImages:
-    """A split's images on a device, uint8 ``[example, height, width, 3]``, its labels int64
-    ``[example]`` on the processor, and how pixels become the inputs of student and teacher."""
+    """A split's images on a device, uint8 ``[example, height, width, 3]``, its labels
+    (:class:`~rekd_edge.data.split.Split`) on the processor, and how pixels become the inputs of
+    student and teacher."""
 
     images: Tensor
     labels: Tensor
