@@ -90,7 +90,8 @@ class Batch:
     """One batch of model inputs.
 
     ``inputs`` maps the names of :func:`input_names` to tensors; ``labels`` is int64
-    ``[batch]``; ``index`` is the position of each example in its split, int64 ``[batch]``.
+    ``[batch]``, or float32 ``[batch, label]``: 0 and 1 of a multi-label classification, the values
+    of a regression; ``index`` is the position of each example in its split, int64 ``[batch]``.
     ``teacher`` is None where the teacher reads ``inputs`` too.
     """
 

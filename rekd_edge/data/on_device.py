@@ -125,8 +125,9 @@ def _lacking(size_bytes: int, device: torch.device, *, decoded: bool) -> str | N
 
 @dataclass(frozen=True, slots=True)
 class DeviceImages:
-    """A split's images on a device, uint8 ``[example, height, width, 3]``, its labels int64
-    ``[example]`` on the processor, and how pixels become the inputs of student and teacher."""
+    """A split's images on a device, uint8 ``[example, height, width, 3]``, its labels
+    (:class:`~rekd_edge.data.split.Split`) on the processor, and how pixels become the inputs of
+    student and teacher."""
 
     images: Tensor
     labels: Tensor

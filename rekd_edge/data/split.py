@@ -6,6 +6,7 @@ is as good as an array in memory.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -219,7 +220,9 @@ def stratified_split(
         DataError: a class has too few examples to be in every part. The message numbers the
             class; callers that know names check with :func:`require_examples` first.
     """
-    labels = strata(labels, least=1 + sum(share > 0 for share in shares.values()))
+    # Strata so large that each part's share of one is an example, or parts would outgrow theirs.
+    wanted = [share for share in shares.values() if share > 0]
+    labels = strata(labels, least=max([1 + len(wanted), *(math.ceil(1 / s) for s in wanted)]))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*shares, rest)}
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

@@ -10,6 +10,12 @@ from rekd_edge.types import ProblemType
 
 Location = tuple[int | str, ...]
 
+BUNDLED_PROBLEMS: dict[str, ProblemType] = {
+    "movie-review-ratings": "regression",
+    "cifar10-objects": "multi_label_classification",
+}
+"""Bundled sets that are about something else than one class."""
+
 _OF_ONE_CLASS = ("multi_label_classification", "regression")
 _REFUSED: dict[str, tuple[tuple[ProblemType, ...], str]] = {
     "a2i": (_OF_ONE_CLASS, "its attacker looks for tokens that speak for another class"),
@@ -22,8 +28,11 @@ _REFUSED: dict[str, tuple[tuple[ProblemType, ...], str]] = {
 
 def problem_type_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     """Contradictions between ``problem_type`` and the rest as (where, what)."""
-    kind = recipe.problem_type
+    kind, source = recipe.problem_type, recipe.data.source
     columns = recipe.data.label_columns
+    own = BUNDLED_PROBLEMS.get(source)
+    if own not in {None, kind}:
+        yield ("problem_type",), f"must be {own!r}, not {kind!r}, for data.source {source!r}"
     if not columns:
         yield ("data", "label_column"), "names no column"
     if len(set(columns)) < len(columns):

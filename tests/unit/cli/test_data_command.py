@@ -49,6 +49,13 @@ def test_show_a_bundled_set() -> None:
     assert "negative" in run("show", SNIPPETS)
 
 
+def test_show_numbers_by_their_range() -> None:
+    shown = json.loads(run("show", "movie-review-ratings", "--json", "-"))
+    assert shown["ranges"]["test"]["rating"]["min"] >= -4
+    assert len(shown["examples"]["rating"]) == 2
+    assert "± 1.9" in run("show", "movie-review-ratings")
+
+
 def test_show_a_recipe_with_a_fault_in_its_data(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("review,label\nfine,good\n")
     recipe = tmp_path / "mine.yaml"

@@ -16,6 +16,7 @@ from rekd_edge.data.catalogue import BUNDLED_SETS
 from rekd_edge.data.load import TaskData, class_counts, load_source, target_ranges
 from rekd_edge.data.split import JoinedSplit, strata, stratified_limit, stratified_split
 from rekd_edge.errors import DataError, RecipeError
+from rekd_edge.recipe.problem import BUNDLED_PROBLEMS
 from rekd_edge.recipe.schema import DataSpec
 from rekd_edge.types import ProblemType
 
@@ -151,6 +152,7 @@ def test_a_bundled_set_has_its_own_problem() -> None:
         load_source(DataSpec(source="movie-review-ratings"), "text")
     with pytest.raises(RecipeError, match="is for problem_type 'single_label_classification'"):
         load_source(DataSpec(source="movie-review-snippets"), "text", MULTI)
+    assert set(BUNDLED_PROBLEMS) <= set(BUNDLED_SETS)
     assert BUNDLED_SETS["cifar10-objects"].problem == MULTI
 
 

@@ -52,6 +52,10 @@ def test_methods_that_need_one_class_are_refused(kind: str, methods: set[str]) -
             "ensemble: has no meaning for problem_type 'regression'",
         ),
         (["problem_type=numbers"], "problem_type"),
+        (
+            ["problem_type=single_label_classification"],
+            "problem_type: must be 'regression', not 'single_label_classification', for",
+        ),
     ],
 )
 def test_contradictions_of_a_regression_are_named(overrides: list[str], said: str) -> None:
