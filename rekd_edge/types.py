@@ -18,6 +18,8 @@ EngineBackend = Literal["tensorrt-rtx", "tensorrt"]
 """What builds and runs engines from an ONNX file."""
 PackageBackend = Literal["aoti", "torch-trt"]
 """What compiles packages from a fused model, and runs them in torch."""
+RationaleUnit = Literal["token", "word", "sentence", "region"]
+"""What a rationale keeps or drops as a whole."""
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """Model inputs for text: int64 ``[batch, token]`` each."""
