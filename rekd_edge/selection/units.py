@@ -67,7 +67,7 @@ def keep_units(score: Tensor, selectable: Tensor, budget: Tensor, unit: Tensor |
 
 
 def _ranked_up_to(score: Tensor, allowed: Tensor, unit: Tensor) -> Tensor:
-    """``allowed`` tokens of all units that rank no lower than each token's own; ``[batch, token]``."""
+    """``allowed`` tokens of all units that rank no lower than the own one, ``[batch, token]``."""
     own, other = score.unsqueeze(2), score.unsqueeze(1)
     earlier = unit.unsqueeze(1) <= unit.unsqueeze(2)
     ahead = (other > own) | ((other == own) & earlier)
