@@ -93,6 +93,8 @@ def text_units(
     Raises:
         UsageError: the tokenizer does not mark the pieces that continue a word.
     """
+    if unit not in ("word", "sentence"):
+        return None
     pieces = preprocessor.pieces()
     pieces += [""] * (vocabulary - len(pieces))
     prefix = preprocessor.continuing_prefix
@@ -104,9 +106,7 @@ def text_units(
                 hint="choose BERT weights, or rationale_unit: token or sentence",
             )
         return WordUnits([_word_meaning(piece, prefix) for piece in pieces])
-    if unit == "sentence":
-        return SentenceUnits([_sentence_meaning(piece, prefix or "##") for piece in pieces])
-    return None
+    return SentenceUnits([_sentence_meaning(piece, prefix or "##") for piece in pieces])
 
 
 def _word_meaning(piece: str, prefix: str) -> int:
