@@ -1081,6 +1081,8 @@ def artefact_metadata(run: Run, fused: FusedRationalist) -> dict[str, str]:
     second = {"partner_sha256": file_sha256(partner)} if isinstance(fused, FusedPair) else {}
     if fused.problem_type != "single_label_classification":
         second["problem_type"] = fused.problem_type
+    if fused.rationale_unit != "token":
+        second["rationale_unit"] = fused.rationale_unit
     return second | {
         "recipe": run.recipe.name,
         "modality": fused.modality,
@@ -1130,6 +1132,8 @@ def bundle_config(
         label_names=run.label_names,
         rationale_ratio=fused.rationale_ratio,
         rationale_ratio_fraction=fused.rationale_ratio_fraction,
+        rationale_unit=fused.rationale_unit,
+        region_size=fused.region_size,
         io_spec=fused.io_spec(),
         opset=target.opset,
         ir_version=target.ir_version,

@@ -22,6 +22,7 @@ from rekd_edge.convert import file_sha256
 from rekd_edge.errors import IntegrityError, RekdEdgeError, UsageError
 from rekd_edge.evaluate.pair import PUBLISHED
 from rekd_edge.pareto import on_front
+from rekd_edge.recipe.schema import Recipe
 from rekd_edge.report.content import (
     Bench,
     Checks,
@@ -97,6 +98,12 @@ def kind_of(subject: Subject) -> tuple[Modality, float]:
     return config.modality, config.rationale_ratio
 
 
+def _kept(recipe: Recipe) -> str:
+    share = f"{recipe.rationale_ratio:.0%} of the tokens or patches"
+    unit = recipe.rationale_unit
+    return share if unit == "token" else f"whole {unit}s, at most {share}"
+
+
 def described(subject: Subject) -> tuple[str, str]:
     if subject.run is not None:
         return subject.run.recipe.name, subject.run.recipe.description
@@ -162,7 +169,7 @@ def _stages(subject: Subject) -> Iterator[Stage]:
         (
             ("task", recipe.task),
             ("seed", str(recipe.seed)),
-            ("rationale", f"{recipe.rationale_ratio:.0%} of the tokens or patches"),
+            ("rationale", _kept(recipe)),
             ("objective", recipe.objective.name),
             ("sha256 of the resolved recipe", file_sha256(run.path / RECIPE_FILE)),
         ),

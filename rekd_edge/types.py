@@ -18,6 +18,8 @@ EngineBackend = Literal["tensorrt-rtx", "tensorrt"]
 """What builds and runs engines from an ONNX file."""
 PackageBackend = Literal["aoti", "torch-trt"]
 """What compiles packages from a fused model, and runs them in torch."""
+RationaleUnit = Literal["token", "word", "sentence", "region"]
+"""What a rationale keeps or drops as a whole."""
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """What a model answers, in the words of transformers: one class of several, any number of labels,

@@ -79,14 +79,11 @@ def _head(manifest: BundleManifest, config: BundleConfig) -> str:
 
 
 def _title(manifest: BundleManifest, config: BundleConfig) -> str:
-    unit = _UNITS[config.modality][1]
-    answers = (
-        f"a selector keeps {config.rationale_ratio:.0%} of the {unit}, and a predictor answers "
-        "from those alone"
-    )
+    kept = kept_share(config)
+    answers = f"a selector keeps {kept}, and a predictor answers from those alone"
     if is_pair(config):
         answers = (
-            f"two students keep {config.rationale_ratio:.0%} of the {unit} each and answer from "
+            f"two students keep {kept} each and answer from "
             "those alone; where they disagree, each is shown what the other kept, and the answer "
             "is that of the one whose rationale convinces the other"
         )
@@ -108,6 +105,12 @@ def _does(config: BundleConfig) -> str:
     if config.problem_type == "multi_label_classification":
         return f"Says of {what} which of {count} labels it has (any number of them)"
     return f"Classifies {what} into {count} classes"
+def kept_share(config: BundleConfig) -> str:
+    """What is kept of an input, in words."""
+    share = f"{config.rationale_ratio:.0%} of the {_UNITS[config.modality][1]}"
+    if config.rationale_unit == "token":
+        return share
+    return f"whole {config.rationale_unit}s (at most {share})"
 
 
 def is_pair(config: BundleConfig) -> bool:
@@ -139,8 +142,8 @@ def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
         ),
         (
             "rationale",
-            f"k = clamp(ceil({numerator}/{denominator} * n), 1, n) of n valid "
-            f"{_UNITS[config.modality][1]}",
+            f"{_whole_units(config)}k = clamp(ceil({numerator}/{denominator} * n), 1, n) of n "
+            f"valid {_UNITS[config.modality][1]}",
         ),
         (
             "reads",
@@ -158,6 +161,13 @@ def _facts(manifest: BundleManifest, config: BundleConfig) -> str:
         ("made with", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
     ]
     return "## What it is\n\n" + _table(("", ""), rows)
+
+
+def _whole_units(config: BundleConfig) -> str:
+    if config.rationale_unit == "token":
+        return ""
+    size = "" if config.region_size is None else f" of {config.region_size}x{config.region_size}"
+    return f"whole {config.rationale_unit}s{size} by rank, as long as they fit into "
 
 
 def _runtime(config: BundleConfig) -> str:

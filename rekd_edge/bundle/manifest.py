@@ -33,7 +33,15 @@ from pydantic import (
 
 from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.runners.settings import RuntimeSettings
-from rekd_edge.types import DType, IoSpec, Modality, ProblemType, RuntimeName, TensorSpec
+from rekd_edge.types import (
+    DType,
+    IoSpec,
+    Modality,
+    ProblemType,
+    RationaleUnit,
+    RuntimeName,
+    TensorSpec,
+)
 
 FORMAT = "rekd-edge-bundle"
 SCHEMA_VERSION = 1
@@ -163,6 +171,11 @@ class BundleConfig(Record):
     rationale_ratio: float = Field(gt=0, le=1)
     rationale_ratio_fraction: tuple[int, int]
     """Numerator and denominator: k = clamp(ceil(ratio * n_valid), 1, n_valid) in integers."""
+    rationale_unit: RationaleUnit = "token"
+    """What is kept whole. Of units other than tokens at most k tokens are kept, not always k; the
+    key is left out where it is ``token``."""
+    region_size: int | None = Field(default=None, ge=2)
+    """Patches on each side of a region (``rationale_unit: region``); otherwise left out."""
     image_size: int | None = None
     """Side of the square model input in pixels (images)."""
     patch_size: int | None = None
@@ -184,8 +197,23 @@ class BundleConfig(Record):
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
 
+    @model_serializer(mode="wrap")
+    def _without_units(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = write(self)
+        if self.rationale_unit == "token":
+            document.pop("rationale_unit", None)
+        if self.region_size is None:
+            document.pop("region_size", None)
+        return document
+
     @model_validator(mode="after")
     def _complete(self) -> BundleConfig:
+        if (self.rationale_unit == "region") != (self.region_size is not None):
+            raise ValueError("region_size is for rationale_unit 'region', which needs it")
+        if self.rationale_unit in ("word", "sentence") and self.modality != "text":
+            raise ValueError(f"an image has no {self.rationale_unit}s")
+        if self.rationale_unit == "region" and self.modality != "image":
+            raise ValueError("a text has no regions")
         if self.modality == "image" and (self.image_size is None or self.patch_size is None):
             raise ValueError("an image model needs image_size and patch_size")
         if self.modality == "text" and self.max_length is None:
@@ -220,6 +248,8 @@ class BundleConfig(Record):
         label_names: Sequence[str],
         rationale_ratio: float,
         rationale_ratio_fraction: tuple[int, int],
+        rationale_unit: RationaleUnit = "token",
+        region_size: int | None = None,
         io_spec: IoSpec,
         opset: int,
         ir_version: int,
@@ -245,6 +275,8 @@ class BundleConfig(Record):
             label2id={name: index for index, name in enumerate(label_names)},
             rationale_ratio=rationale_ratio,
             rationale_ratio_fraction=rationale_ratio_fraction,
+            rationale_unit=rationale_unit,
+            region_size=region_size,
             image_size=image_size,
             patch_size=patch_size,
             max_length=max_length,

@@ -132,6 +132,20 @@ class TextPreprocessor:
         """The token strings of ``text``, special tokens included, as :meth:`encode` sees them."""
         return list(self._tokenizer.encode(text).tokens)
 
+    def pieces(self) -> list[str]:
+        """The string of each token id; empty where the vocabulary has a gap."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        pieces = [""] * (1 + max(ids.values()))
+        for piece, index in ids.items():
+            pieces[index] = piece
+        return pieces
+
+    @property
+    def continuing_prefix(self) -> str | None:
+        """What marks a piece that continues a word (``##``); None where nothing does."""
+        prefix = json.loads(self._json)["model"].get("continuing_subword_prefix")
+        return prefix or None
+
     def save_tokenizer(self, folder: Path) -> None:
         """Write ``tokenizer.json`` (truncation and padding off) and ``tokenizer_config.json``, as
         transformers reads them."""

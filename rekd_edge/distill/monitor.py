@@ -29,7 +29,7 @@ from rekd_edge.models.encoder import TokenView
 from rekd_edge.models.problem import Problem
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.problem import PRIMARY
-from rekd_edge.selection import gather_slots, keep_top_k
+from rekd_edge.selection import gather_slots, of_unit
 from rekd_edge.types import Batch
 
 WarningKind = Literal[
@@ -387,7 +387,7 @@ class SelectionMonitor:
             scores = model.selector(inputs)
             view, keep = scores.view, model.keep(scores)
             noise = torch.rand(keep.shape, generator=generator).to(device)
-            chance = keep_top_k(noise, view.selectable, model.budget(view))
+            chance = model.choose(of_unit(noise, view.unit), view)
             seen.add_selection(scores.score, view.selectable, keep, chance, batch.labels)
             logits = _answer(model, view, keep, zeroed=self.zeroed)
             seen.classes = logits.shape[1]

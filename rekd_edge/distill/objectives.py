@@ -42,10 +42,11 @@ from rekd_edge.selection import (
     bernoulli_straight_through,
     budget_fraction,
     keep_top_k,
+    keep_units,
+    of_unit,
     rationale_budget,
     select_top_k,
-    selection_threshold,
-    slot_count,
+    unit_mean,
 )
 from rekd_edge.types import Batch
 
@@ -118,8 +119,8 @@ class PredictorWarmup(nn.Module):
 
 def random_subset(view: TokenView, smallest_ratio: float) -> Tensor:
     """A uniformly random subset of each example, of one ratio U(smallest_ratio, 1) for the whole
-    batch, so that its examples need about the same number of slots; bool ``[batch, token]``,
-    never empty where a token is selectable."""
+    batch, so that its examples need about the same number of slots; of whole units, where there
+    are such; bool ``[batch, token]``, never empty where a token is selectable."""
     return _random_subset(view, smallest_ratio)[0]
 
 
@@ -129,9 +130,9 @@ def _random_subset(view: TokenView, smallest_ratio: float) -> tuple[Tensor, int 
     count = view.selectable.sum(dim=1)
     ratio = torch.rand(()) * (1 - smallest_ratio) + smallest_ratio
     budget = torch.minimum((count * ratio).ceil().long().clamp_min(1), count)
-    noise = torch.rand(view.selectable.shape, device=count.device)
-    keep = keep_top_k(noise, view.selectable, budget)
-    if view.content.dim() != 3:
+    noise = of_unit(torch.rand(view.selectable.shape, device=count.device), view.unit)
+    keep = keep_units(noise, view.selectable, budget, view.unit)
+    if view.content.dim() != 3 or view.unit is not None:
         return keep, None
     most = view.selectable.shape[1]
     return keep, min(most, max(1, int((torch.tensor(most) * ratio).ceil())))
@@ -162,7 +163,8 @@ class RationaleWarmup(nn.Module):
 class AttributionWarmup(nn.Module):
     """The selector learns to rank tokens as an attribution does (amortised explanation).
 
-    With ``teacher``, its centred scores are added to the attributions, both normalised.
+    With ``teacher``, its centred scores are added to the attributions, both normalised. Of a unit
+    the target is the mean of its tokens', as its score is.
     """
 
     def __init__(
@@ -183,6 +185,7 @@ class AttributionWarmup(nn.Module):
         if self.teacher is not None:
             theirs = centre(self.teacher(batch).margin, valid)
             target = target + normalise_attribution(theirs, valid)
+        target = unit_mean(target, scores.view.unit)
         loss = losses.attribution_cross_entropy(scores.score, target, valid, temperature=1.0)
         return {"loss": loss}
 
@@ -195,7 +198,8 @@ class ValueRegression(nn.Module):
     v(all) over the batch; v is the judge's margin of the explained class (or labels), and S is
     drawn with its complement from the Shapley kernel, P(|S| = k) proportional to
     1 / (k (n - k)). Deviation: values are measured from the full input, not from the empty one,
-    which the judge never saw, and nothing enforces that all scores sum to v(all) - v(none).
+    which the judge never saw, and nothing enforces that all scores sum to v(all) - v(none). Units
+    are drawn whole; the value of one is then the sum of its tokens' scores.
     """
 
     def __init__(self, model: Rationalist, judge: Rationalist, explain: str) -> None:
@@ -211,7 +215,7 @@ class ValueRegression(nn.Module):
         scores = self.model.selector(batch.inputs)
         valid = scores.view.selectable
         view = predictor.encoder.view(batch.inputs)
-        subset = shapley_subset(valid)
+        subset = shapley_subset(valid, scores.view.unit)
         with torch.no_grad():
             logits = predictor(view.content, view.position, valid)
             chosen = self.explain == "prediction"
@@ -228,9 +232,12 @@ class ValueRegression(nn.Module):
         return {"loss": loss}
 
 
-def shapley_subset(selectable: Tensor) -> Tensor:
-    """A subset of each example's selectable tokens, drawn from the Shapley kernel: bool
-    ``[batch, token]``, neither empty nor full where two tokens are selectable."""
+def shapley_subset(selectable: Tensor, unit: Tensor | None = None) -> Tensor:
+    """A subset of each example's selectable tokens, or of its units, drawn from the Shapley kernel:
+    bool ``[batch, token]``, neither empty nor full where two are selectable."""
+    if unit is not None:
+        first = selectable & (unit == torch.arange(unit.shape[1], device=unit.device))
+        return of_unit(shapley_subset(first), unit) & selectable
     count = selectable.sum(dim=1)
     size = torch.arange(1, selectable.shape[1] + 1, device=count.device).expand(len(count), -1)
     rest = count.unsqueeze(1) - size
@@ -244,16 +251,16 @@ def shapley_subset(selectable: Tensor) -> Tensor:
 def own_margin(model: Rationalist, scores: Scores) -> Tensor:
     """Scores minus the example's own (detached) k-th threshold, ``[batch, token]``."""
     keep = model.keep(scores)
-    threshold = selection_threshold(scores.score.detach(), scores.view.selectable, keep)
-    return scores.score - threshold
+    return scores.score - model.threshold(scores.score.detach(), scores.view, keep)
 
 
 def select_exactly_k(
     spec: ObjectiveSpec, scores: Scores, fraction: tuple[int, int], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Exactly k tokens of the scores, noised by ``selection_noise * temperature``, where k is the
-    budget of that ``fraction``: weights ``[batch, token]`` that carry the gradient of the
-    estimator, and the kept tokens, bool ``[batch, token]``."""
+    """Exactly k tokens of the scores, or the whole units that fit into k, noised by
+    ``selection_noise * temperature``, where k is the budget of that ``fraction``: weights
+    ``[batch, token]`` that carry the gradient of the estimator, and the kept tokens, bool
+    ``[batch, token]``."""
     selectable = scores.view.selectable
     return select_top_k(
         spec.estimator,
@@ -263,6 +270,7 @@ def select_exactly_k(
         temperature=temperature,
         noise_scale=spec.selection_noise * temperature,
         samples=spec.estimator_samples,
+        unit=scores.view.unit,
     )
 
 
@@ -367,7 +375,7 @@ class JointObjective(nn.Module):
     def _classify(self, view: TokenView, chosen: Draw, fraction: tuple[int, int]) -> Tensor:
         if self.form.selection == "bernoulli" or self.form.masking == "zero":
             return classify(self.model, view, chosen.keep, chosen.num_prefix, self.form.masking)
-        slots = slot_count(view.content.shape[1], *fraction)
+        slots = self.model.slots(view, fraction)
         if not chosen.logits.requires_grad:
             # No gradient into the scores: the predictor may run on the kept tokens alone.
             return self.model.classify_slots(view, chosen.keep > 0.5, slots)

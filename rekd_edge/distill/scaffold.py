@@ -35,6 +35,7 @@ from rekd_edge.distill.teacher import Teacher
 from rekd_edge.models.encoder import TokenView, excluding
 from rekd_edge.models.rationalist import Rationalist, Scores
 from rekd_edge.recipe.schema import ObjectiveSpec, Recipe, ScaffoldSpec
+from rekd_edge.selection import unit_mean
 from rekd_edge.types import Batch, TeacherSide
 
 SELECTION_WIDTH = 1.0
@@ -201,8 +202,10 @@ def after_one_step(
 
 def explanation_kl(explanation: Tensor, scores: Scores) -> Tensor:
     """KL(explanation || softmax(scores)) over each example's selectable tokens, batch mean;
-    ``explanation`` ``[batch, token]`` sums to 1 and may carry a gradient."""
+    ``explanation`` ``[batch, token]`` sums to 1 and may carry a gradient. It is spread evenly over
+    each unit, as the scores are."""
     valid = scores.view.selectable
+    explanation = unit_mean(explanation, scores.view.unit)
     mine = F.log_softmax(scores.score.float() + excluding(valid), dim=1)
     theirs = explanation.clamp_min(1e-9).log()
     return (explanation * (theirs - mine).masked_fill(~valid, 0.0)).sum(dim=1).mean()

@@ -29,7 +29,7 @@ from rekd_edge.distill.transfer import (
 from rekd_edge.models.encoder import PatchGrid, TokenView
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.recipe.form import Masking
-from rekd_edge.selection import keep_top_k, selection_threshold
+from rekd_edge.selection import unit_mean
 from rekd_edge.types import Batch
 
 _Given = ParamSpec("_Given")
@@ -73,7 +73,7 @@ class Teacher:
         """Whether targets hold the predictor's answer from the whole input."""
 
     def targets(self, batch: Batch) -> TeacherTargets:
-        """The teacher's rationale on the student's tokens, exactly k of the student's budget, and
+        """The teacher's rationale on the student's tokens, in the student's units and budget, and
         its prediction from its own rationale, or from the whole input."""
         with self._resting():
             margin, keep, logits = self._targets(batch)
@@ -91,9 +91,8 @@ class Teacher:
             scores, _, logits = rationale_and_answer(self.model, self._inputs(batch), self.masking)
         mine = self._student_view(batch)
         score = self._carried_score(scores.score, batch, scores.view, mine)
-        keep = keep_top_k(score, mine.selectable, self.student.budget(mine))
-        threshold = selection_threshold(score, mine.selectable, keep)
-        return score - threshold, keep, logits
+        keep = self.student.choose(score, mine)
+        return score - self.student.threshold(score, mine, keep), keep, logits
 
     @torch.no_grad()
     def whole_answer(self, batch: Batch) -> Tensor:
@@ -171,11 +170,12 @@ class Teacher:
         carried = self._to_student(score, batch, theirs, mine, "intensive")
         spans = _spans(batch, theirs, mine)
         if spans is None:
-            return carried
+            return unit_mean(carried, mine.unit)
         # What the teacher did not read (it may cut texts earlier) it cannot have chosen.
         read = covered_by_span(*spans)
         lowest = carried.masked_fill(~read, torch.inf).amin(dim=1, keepdim=True)
-        return torch.where(read, carried, lowest.nan_to_num(posinf=0.0))
+        carried = torch.where(read, carried, lowest.nan_to_num(posinf=0.0))
+        return unit_mean(carried, mine.unit)
 
     def _carried_subset(self, keep: Tensor, batch: Batch, theirs: TokenView) -> Tensor:
         grids = self._grids()

@@ -17,7 +17,7 @@ from rekd_edge.selection import (
     bernoulli_straight_through,
     gather_slots,
     gumbel_noise,
-    keep_top_k,
+    of_unit,
 )
 from rekd_edge.types import Batch
 
@@ -37,6 +37,7 @@ SelectionMode = Literal[
 ``top_k_*``: the deterministic exactly-k rationale, by gathering, by key exclusion, or by zeroed
 embeddings. ``threshold``: every token with log-odds above 0. ``sampled_top_k``: exactly k of
 noised scores. ``sampled_bernoulli``: one hard Gumbel draw a token. ``full``: every valid token.
+Where units are kept whole, there is one log-odds and one draw for each.
 """
 
 _SINGLE_LABEL = SingleLabel()
@@ -109,8 +110,12 @@ def selection_forward(
     """
     if mode in DRAWN:
         found = candidates(model, inputs, positions)
-        drawn, _ = bernoulli_straight_through(found.logits, temperature=1.0)
-        keep = (drawn > 0.5) & found.counted
+        logits, unit = found.logits, found.scores.view.unit
+        if unit is not None:
+            # Only the difference of the two logits matters, noised or not.
+            logits = torch.stack([torch.zeros_like(found.scores.score), found.scores.score], dim=2)
+        drawn, _ = bernoulli_straight_through(logits, temperature=1.0)
+        keep = (of_unit(drawn, unit) > 0.5) & found.counted
         if mode.endswith("zeroed"):
             weight = keep.to(found.logits.dtype)
             logits = classify(model, found.scores.view, weight, found.num_prefix, "zero")
@@ -124,7 +129,7 @@ def selection_forward(
         keep = (scores.score > 0) & selectable
     elif mode.startswith("sampled_top_k"):
         noised = scores.score + gumbel_noise(scores.score) - gumbel_noise(scores.score)
-        keep = keep_top_k(noised, selectable, model.budget(view))
+        keep = model.choose(of_unit(noised, view.unit), view)
     elif mode == "full":
         keep = selectable
     else:

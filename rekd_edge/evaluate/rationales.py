@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.problem import scores
-from rekd_edge.selection import gather_slots, gumbel_noise, keep_top_k
+from rekd_edge.selection import gather_slots, gumbel_noise, of_unit
 from rekd_edge.types import Batch, ProblemType
 
 
@@ -91,8 +91,8 @@ def collect_rationales(
             view, score = scores.view, scores.score.float()
             if noise_seed is not None:
                 noise = gumbel_noise(score.cpu()) - gumbel_noise(score.cpu())
-                score = score + noise.to(device)
-            keep = keep_top_k(score, view.selectable, model.budget(view))
+                score = of_unit(score + noise.to(device), view.unit)
+            keep = model.choose(score, view)
             predicted = torch.full((len(keep),), -1)
             if predict:
                 index, valid = gather_slots(keep, model.slots(view))

@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rekd_edge.fuse.folds import Fold, apply_folds
-from rekd_edge.models.encoder import BertEncoder, PatchGrid, TokenView
-from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
+from rekd_edge.models.encoder import BertEncoder, PatchGrid, TokenView, region_area
+from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Scores, Selector
+from rekd_edge.models.units import region_of_patch
 from rekd_edge.selection import (
     LOWEST_SCORE,
     gather_tokens,
     keep_constant,
+    keep_units,
     keep_with_margin,
     kept_positions,
     rationale_budget,
     slot_count,
+    unit_margin,
 )
 from rekd_edge.types import (
     CUT_NAMES,
@@ -36,6 +39,7 @@ from rekd_edge.types import (
     Modality,
     PixelScale,
     ProblemType,
+    RationaleUnit,
     TensorSpec,
     input_names,
 )
@@ -64,8 +68,10 @@ class DeployModel(nn.Module):
         self.image_size: int | None = None
         self.patch_size: int | None = None
         self.grid: tuple[int, int] | None = None
+        self.region_size: int | None = None
         if isinstance(encoder, PatchGrid):
             self.grid = encoder.grid
+            self.region_size = encoder.region_size
             self.patch_size = encoder.patch_size[0]
             self.image_size = encoder.grid[0] * encoder.patch_size[0]
 
@@ -119,14 +125,14 @@ class DeployModel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Selection:
-    """``keep`` bool ``[batch, token]``; ``budget`` int64 ``[batch, 1]``, None where it is ``slots``
-    for all; and ``rationale_mask``, ``selection_score`` and ``selection_margin`` as in
-    ``types.OUTPUTS``."""
+    """``keep`` bool ``[batch, token]``; ``count`` int64 ``[batch, 1]``, how many of them, None
+    where it is ``slots`` for all; and ``rationale_mask``, ``selection_score`` and
+    ``selection_margin`` as in ``types.OUTPUTS``."""
 
     view: TokenView
     keep: Tensor
     slots: int
-    budget: Tensor | None
+    count: Tensor | None
     outputs: tuple[Tensor, Tensor, Tensor]
 
 
@@ -135,6 +141,10 @@ class _SelectingModel(DeployModel):
 
     budgets: Tensor
     """Texts: the budget by the number of selectable tokens, int64 ``[token + 1, 1]``."""
+    regions: Tensor
+    """Images of which regions are kept: the region of each patch, int64 ``[patch]``..."""
+    region_patches: Tensor
+    """... and one patch of each, int64 ``[region]``."""
 
     def __init__(
         self,
@@ -157,6 +167,19 @@ class _SelectingModel(DeployModel):
             counts = torch.arange(encoder.max_positions + 1).unsqueeze(1)
             budgets = rationale_budget(counts, *rationale_ratio_fraction)
             self.register_buffer("budgets", budgets, persistent=False)
+        if self.grid is not None and self.region_size is not None:
+            first = region_of_patch(self.grid, self.region_size, torch.device("cpu"))
+            patches, regions = first.unique(return_inverse=True)
+            self.register_buffer("regions", regions, persistent=False)
+            self.register_buffer("region_patches", patches, persistent=False)
+
+    @property
+    def rationale_unit(self) -> RationaleUnit:
+        """What is kept or dropped as a whole."""
+        if self.region_size is not None:
+            return "region"
+        units = getattr(self.predictor.encoder, "units", None)
+        return "token" if units is None else units.name
 
     def io_spec(self) -> IoSpec:
         base = super().io_spec()
@@ -174,22 +197,41 @@ class _SelectingModel(DeployModel):
         scores = self.selector(inputs)
         slots = slot_count(scores.score.shape[1], *self.rationale_ratio_fraction)
         if self.modality == "image":
-            keep, margin = keep_constant(scores.score, slots)
+            keep, margin, slots = self._keep_patches(scores.score, slots)
             return _Selection(scores.view, keep, slots, None, (keep, scores.score, margin))
         selectable = scores.view.selectable
-        budget = F.embedding(selectable.sum(dim=1), self.budgets)
-        keep, margin = keep_with_margin(scores.score, selectable, budget, slots=slots)
+        keep, margin, count = self._keep_words(scores, slots)
         score = torch.where(selectable, scores.score, LOWEST_SCORE)
         outputs = (
             F.pad(keep, (self.token_offset, 0), value=False),
             F.pad(score, (self.token_offset, 0), value=LOWEST_SCORE),
             margin,
         )
-        return _Selection(scores.view, keep, slots, budget, outputs)
+        return _Selection(scores.view, keep, slots, count, outputs)
+
+    def _keep_patches(self, score: Tensor, slots: int) -> tuple[Tensor, Tensor, int]:
+        """What is kept, its margin, and how much that is."""
+        area = region_area(self.predictor.encoder)
+        if area is None:
+            return *keep_constant(score, slots), slots
+        keep, margin = keep_constant(score.index_select(1, self.region_patches), slots // area)
+        return keep.index_select(1, self.regions), margin, slots // area * area
+
+    def _keep_words(self, scores: Scores, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What is kept, its margin, and how much that is, int64 ``[batch, 1]``."""
+        selectable, unit = scores.view.selectable, scores.view.unit
+        budget = F.embedding(selectable.sum(dim=1), self.budgets)
+        if unit is None:
+            return *keep_with_margin(scores.score, selectable, budget, slots=slots), budget
+        budget = budget.squeeze(1)
+        keep = keep_units(scores.score, selectable, budget, unit)
+        margin = unit_margin(scores.score, selectable, budget, unit, keep)
+        return keep, margin, keep.sum(dim=1, keepdim=True)
 
 
 class FusedRationalist(_SelectingModel):
-    """Deterministic top-k; the predictor runs on the gathered tokens only.
+    """Deterministic top-k, of tokens or of whole units; the predictor runs on the gathered tokens
+    only.
 
     Returns ``logits``, ``rationale_mask``, ``selection_score``, ``selection_margin`` as in
     ``types.OUTPUTS``, then ``rationale_index`` int64 ``[batch, slot]`` (positions on the token
@@ -220,10 +262,10 @@ class FusedRationalist(_SelectingModel):
     def _slots(self, selection: _Selection) -> tuple[Tensor, Tensor]:
         """``rationale_index`` and ``rationale_valid``."""
         index = kept_positions(selection.keep, selection.slots)
-        if selection.budget is None:
+        if selection.count is None:
             return index, index >= 0
         slot = torch.arange(selection.slots, device=index.device)
-        valid = slot.unsqueeze(0) < selection.budget
+        valid = slot.unsqueeze(0) < selection.count
         return torch.where(valid, index, index[:, :1]) + self.token_offset, valid
 
     def _predict(self, inputs: Mapping[str, Tensor], index: Tensor, valid: Tensor) -> Tensor:

@@ -129,6 +129,7 @@ def fuse_pair(first: FusedRationalist, partner: FusedRationalist) -> FusedPair:
             hint="train with ensemble: null",
         )
     same = ("problem_type", "modality", "label_names", "rationale_ratio_fraction", "reads_pixels")
+    same += ("rationale_unit", "region_size")
     for name in same:
         if getattr(first, name) != getattr(partner, name):
             raise UsageError(f"the two students of the ensemble differ in {name}")

@@ -15,6 +15,7 @@ from rekd_edge.fuse.folds import TOLERANCE, Fold, nearly_tied
 from rekd_edge.fuse.fused import DeployModel, FusedRationalist
 from rekd_edge.fuse.pair import FusedPair
 from rekd_edge.models.rationalist import Rationalist
+from rekd_edge.selection import cut_units
 from rekd_edge.types import Batch
 
 SAMPLED_DRAWS = 3
@@ -66,7 +67,8 @@ class FuseReport:
     """``modes`` by name; ``masked_gathered_difference`` is the largest absolute difference of
     logits between key exclusion and gathering, ``fused_difference`` that between the trained
     model's gathered pass and the fused model, without the ``near_ties``: examples whose rationale
-    rounding may change (:func:`~rekd_edge.fuse.folds.nearly_tied`)."""
+    rounding may change (:func:`~rekd_edge.fuse.folds.nearly_tied`). ``cut_units`` counts examples
+    whose best unit is longer than the budget and cut to it; None where tokens are the units."""
 
     modes: dict[str, ModeResult]
     flops: Flops
@@ -76,6 +78,7 @@ class FuseReport:
     near_ties: int
     folds: tuple[Fold, ...]
     tolerance: float = TOLERANCE
+    cut_units: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -127,6 +130,7 @@ def fuse_report(
     fused_difference, near_ties = _fused_difference(
         fused, gathered.logits, (deployed_loader or make_loader)()
     )
+    of_tokens = fused.rationale_unit == "token"
     return FuseReport(
         modes=modes,
         flops=count_flops(fused, mean_tokens(make_loader())),
@@ -135,7 +139,20 @@ def fuse_report(
         fused_difference=fused_difference,
         near_ties=near_ties,
         folds=fused.folds,
+        cut_units=None if of_tokens else count_cut_units(model, make_loader()),
     )
+
+
+@torch.no_grad()
+def count_cut_units(model: Rationalist, loader: Iterable[Batch]) -> int:
+    """Examples whose rationale is the beginning of one unit."""
+    count = 0
+    for batch in loader:
+        scores = model.selector(batch.inputs)
+        assert scores.view.unit is not None
+        cut = cut_units(scores.view.selectable, scores.view.unit, model.keep(scores))
+        count += int(cut.sum())
+    return count
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from rekd_edge.models.selectors import (
     SharedSelector,
     WordEmbedding,
 )
+from rekd_edge.models.units import require_regions, text_units
 from rekd_edge.models.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -47,6 +48,7 @@ from rekd_edge.recipe.schema import (
     SelectorSpec,
     TeacherSpec,
 )
+from rekd_edge.selection import budget_fraction, slot_count
 
 if TYPE_CHECKING:
     from rekd_edge.types import Modality
@@ -129,13 +131,16 @@ def _selector(
             coarse = LowResolutionSelector(
                 encoder, predictor.grid, predictor.patch_size, _head(spec, encoder)
             )
+            coarse.region_size = predictor.region_size
             return coarse, opened
         _same_grid(encoder, predictor)
         return BlockSelector(encoder, _head(spec, encoder)), opened
     opened, grid = None, None
     if isinstance(predictor, PatchGrid):
         grid = predictor.grid
-        embedding: Embedding = PixelEmbedding(grid, predictor.patch_size, spec.width)
+        pixels = PixelEmbedding(grid, predictor.patch_size, spec.width)
+        pixels.region_size = predictor.region_size
+        embedding: Embedding = pixels
     else:
         encoder, opened = _encoder(spec, recipe)
         assert isinstance(encoder, BertEncoder)
@@ -225,8 +230,11 @@ def _encoder(
     backbone: Any = opened.module
     encoder: TokenReader
     if modality == "text":
-        special = _text_preprocessor(opened, data).special_ids
+        preprocessor = _text_preprocessor(opened, data)
+        special = preprocessor.special_ids
         encoder = BertEncoder(backbone, cls_id=special["cls"], sep_id=special["sep"])
+        vocabulary = int(backbone.config.vocab_size)
+        encoder.units = text_units(recipe.rationale_unit, preprocessor, vocabulary)
     elif spec.patch_size is not None:
         encoder = ConvEncoder(
             backbone,
@@ -237,6 +245,11 @@ def _encoder(
         )
     else:
         encoder = VitEncoder(backbone)
+    if isinstance(encoder, PatchGrid) and recipe.rationale_unit == "region" and resolution == 1:
+        patches = encoder.grid[0] * encoder.grid[1]
+        budget = slot_count(patches, *budget_fraction(recipe.rationale_ratio))
+        require_regions(encoder.grid, recipe.region_size, budget, opened.source)
+        encoder.region_size = recipe.region_size
     if not spec.train_embeddings:
         for parameter in encoder.embedding_parameters():
             parameter.requires_grad_(False)

@@ -23,10 +23,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rekd_edge.errors import UsageError
+from rekd_edge.models.units import region_of_patch
 
 if TYPE_CHECKING:
     from transformers import BertModel
 
+    from rekd_edge.models.units import TextUnits
     from rekd_edge.types import Modality, PixelScale
 
 MAX_RELATIVE_LOGIT = 10.0
@@ -40,22 +42,28 @@ class TokenView:
     ``content`` is int64 ``[batch, token]`` (word pieces) or ``[batch, token, pixel]``
     (flattened patches, float, or uint8 in deployed models); ``position`` int64
     ``[batch, token]`` indexes position embeddings; ``attended`` bool ``[batch, token]`` is False
-    at padding; ``selectable`` bool ``[batch, token]`` is False at padding and at special tokens.
+    at padding; ``selectable`` bool ``[batch, token]`` is False at padding and at special tokens;
+    ``unit`` int64 ``[batch, token]`` is the first token of each token's unit, None where tokens are
+    kept or dropped one by one (:mod:`rekd_edge.selection.units`).
     """
 
     content: Tensor
     position: Tensor
     attended: Tensor
     selectable: Tensor
+    unit: Tensor | None = None
 
 
-def text_view(inputs: Mapping[str, Tensor], *, cls_id: int, sep_id: int) -> TokenView:
+def text_view(
+    inputs: Mapping[str, Tensor], *, cls_id: int, sep_id: int, units: TextUnits | None = None
+) -> TokenView:
     """Word pieces: content is everything after ``[CLS]``."""
     content = inputs["input_ids"][:, 1:]
     attended = inputs["attention_mask"][:, 1:] > 0
     position = torch.arange(1, content.shape[1] + 1, device=content.device)
     selectable = attended & ~((content == sep_id) | (content == cls_id))
-    return TokenView(content, position.unsqueeze(0).expand_as(content), attended, selectable)
+    unit = None if units is None else units(content, selectable)
+    return TokenView(content, position.unsqueeze(0).expand_as(content), attended, selectable, unit)
 
 
 def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Tensor) -> Tensor:
@@ -235,6 +243,8 @@ class PatchGrid:
 
     grid: tuple[int, int]
     patch_size: tuple[int, int]
+    region_size: int | None = None
+    """Patches on each side of a region; None: each patch is kept or dropped by itself."""
 
     def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
         pixels = inputs["pixel_values"]
@@ -245,7 +255,10 @@ class PatchGrid:
         position = torch.arange(rows * columns, device=pixels.device)
         position = position.unsqueeze(0).expand(content.shape[0], -1)
         valid = torch.ones_like(position, dtype=torch.bool)
-        return TokenView(content, position, valid, valid)
+        if self.region_size is None:
+            return TokenView(content, position, valid, valid)
+        region = region_of_patch(self.grid, self.region_size, pixels.device)
+        return TokenView(content, position, valid, valid, region.expand_as(position))
 
     def fold_pixels(self, scale: PixelScale) -> None:
         """From here on 8-bit pixels are read instead of normalised ones, by other weights in the
@@ -277,6 +290,12 @@ def key_mask(view: TokenView, mask: Tensor) -> Tensor | None:
 def patch_grid(reader: TokenReader) -> tuple[int, int] | None:
     """Rows and columns of the patches that images are read in; None for texts."""
     return reader.grid if isinstance(reader, PatchGrid) else None
+
+
+def region_area(reader: TokenReader) -> int | None:
+    """Patches of a region; None where there are none."""
+    size = reader.region_size if isinstance(reader, PatchGrid) else None
+    return None if size is None else size * size
 
 
 class Encoder(TokenReader):
@@ -376,6 +395,7 @@ class BertEncoder(Encoder):
         self.backbone = backbone
         self.cls_id = cls_id
         self.sep_id = sep_id
+        self.units: TextUnits | None = None
         self.token_dim = self.embed_dim = int(backbone.config.hidden_size)
         self.max_positions = int(backbone.config.max_position_embeddings)
 
@@ -384,7 +404,7 @@ class BertEncoder(Encoder):
         return len(self.backbone.encoder.layer)
 
     def view(self, inputs: Mapping[str, Tensor]) -> TokenView:
-        return text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id)
+        return text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id, units=self.units)
 
     def embed_content(
         self, content: Tensor, position: Tensor, scale: Tensor | None = None

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rekd_edge.models.encoder import Encoder, TokenReader, TokenView, key_mask
+from rekd_edge.models.encoder import Encoder, TokenReader, TokenView, key_mask, region_area
 from rekd_edge.models.problem import Problem, Regression, SingleLabel
 from rekd_edge.selection import (
     budget_fraction,
     gather_slots,
     gather_tokens,
-    keep_top_k,
+    keep_units,
     rationale_budget,
+    selection_threshold,
     slot_count,
+    unit_mean,
+    within_budget,
 )
 
 
@@ -28,7 +31,8 @@ from rekd_edge.selection import (
 class Scores:
     """A selector's answer.
 
-    ``score`` float ``[batch, token]`` is the log-odds of keeping a token, l1 - l0; ``logits``
+    ``score`` float ``[batch, token]`` is the log-odds of keeping a token, l1 - l0, or the mean of
+    those of its unit; ``logits``
     ``[batch, token, 2]`` are (drop, keep), or ``[batch, token, 1]`` their difference where the
     head was folded; ``view`` holds the content tokens scored; ``hidden`` ``[batch, token,
     channel]`` is what the head read, None where scores are resized.
@@ -41,9 +45,8 @@ class Scores:
 
     @staticmethod
     def from_logits(logits: Tensor, view: TokenView, hidden: Tensor | None = None) -> Scores:
-        if logits.shape[-1] == 1:
-            return Scores(logits[..., 0], logits, view, hidden)
-        return Scores(logits[..., 1] - logits[..., 0], logits, view, hidden)
+        score = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
+        return Scores(unit_mean(score, view.unit), logits, view, hidden)
 
 
 def selection_head(width: int) -> nn.Linear:
@@ -193,7 +196,16 @@ class Rationalist(nn.Module):
 
     def keep(self, scores: Scores) -> Tensor:
         """The deterministic rationale, bool ``[batch, token]``."""
-        return keep_top_k(scores.score, scores.view.selectable, self.budget(scores.view))
+        return self.choose(scores.score, scores.view)
+
+    def choose(self, score: Tensor, view: TokenView) -> Tensor:
+        """The rationale of other scores, one for each unit, bool ``[batch, token]``."""
+        return keep_units(score, view.selectable, self.budget(view), view.unit)
+
+    def threshold(self, score: Tensor, view: TokenView, keep: Tensor) -> Tensor:
+        """:func:`selection_threshold` of that rationale ``keep``, ``[batch, 1]``."""
+        allowed = within_budget(view.unit, view.selectable, self.budget(view))
+        return selection_threshold(score, allowed, keep)
 
     def whole(self, view: TokenView) -> Tensor:
         """What it reads of a whole input, bool ``[batch, token]``."""
@@ -240,9 +252,12 @@ class Rationalist(nn.Module):
         slots = max(1, int(keep.sum(dim=1).max()))
         return self.classify_gathered(view, *gather_slots(keep, slots))
 
-    def slots(self, view: TokenView) -> int:
-        """Slots that hold any rationale of this batch."""
-        return slot_count(view.content.shape[1], *self.ratio_fraction)
+    def slots(self, view: TokenView, fraction: tuple[int, int] | None = None) -> int:
+        """Slots that hold any rationale of this batch, under another ``fraction`` than the model's
+        where one is given."""
+        count = slot_count(view.content.shape[1], *(fraction or self.ratio_fraction))
+        region = region_area(self.predictor.encoder)
+        return count if region is None else count // region * region
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits under the deterministic rationale, predictor on gathered tokens."""

@@ -50,13 +50,13 @@ class WordEmbedding(Embedding):
     def __init__(self, encoder: BertEncoder, width: int) -> None:
         super().__init__()
         self.width = width
-        self.cls_id, self.sep_id = encoder.cls_id, encoder.sep_id
+        self.cls_id, self.sep_id, self.units = encoder.cls_id, encoder.sep_id, encoder.units
         self.words = encoder.backbone.embeddings.word_embeddings
         self.projection: nn.Module = nn.Linear(encoder.embed_dim, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[TokenView, Tensor]:
-        view = text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id)
+        view = text_view(inputs, cls_id=self.cls_id, sep_id=self.sep_id, units=self.units)
         return view, self.norm(self.projection(self.words(view.content)))
 
 

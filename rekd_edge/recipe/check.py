@@ -21,6 +21,7 @@ from rekd_edge.recipe.schema import (
     Recipe,
     TransferSpec,
 )
+from rekd_edge.recipe.units import unit_problems
 
 WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
@@ -57,6 +58,7 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     yield from _objective_problems(("objective",), recipe.objective, recipe)
     yield from black_box_problems(recipe)
     yield from problem_type_problems(recipe)
+    yield from unit_problems(recipe)
     if recipe.ensemble is not None:
         place = ("ensemble", "partner")
         partner = recipe.ensemble.partner

@@ -26,7 +26,7 @@ from rekd_edge.recipe.form import (
     TeacherPrediction,
 )
 from rekd_edge.recipe.methods import METHODS, MethodName
-from rekd_edge.types import ProblemType
+from rekd_edge.types import ProblemType, RationaleUnit
 
 SCHEMA_VERSION = 1
 
@@ -499,6 +499,12 @@ class Recipe(Spec):
     seed: int = Field(default=0, ge=0)
     rationale_ratio: Ratio = 0.2
     """Share of valid tokens kept: k = clamp(ceil(ratio * n_valid), 1, n_valid)."""
+    rationale_unit: RationaleUnit = "token"
+    """What is kept or dropped as a whole (docs/units.md): a `token` (word piece or patch), a
+    `word`, a `sentence`, or a `region` of an image. The budget counts tokens all the same, and is
+    never exceeded."""
+    region_size: int = Field(default=2, ge=2)
+    """`rationale_unit: region`: patches on each side of a square region."""
     data: DataSpec
     transfer: TransferSpec | None = None
     """Task `distill`: unlabelled examples that the student trains on too."""

@@ -20,12 +20,22 @@ from rekd_edge.selection.topk import (
     selection_threshold,
     straight_through_top_k,
 )
+from rekd_edge.selection.units import (
+    cut_units,
+    keep_units,
+    of_unit,
+    unit_margin,
+    unit_mean,
+    unit_of_starts,
+    within_budget,
+)
 
 __all__ = [
     "LOWEST_SCORE",
     "Estimator",
     "bernoulli_straight_through",
     "budget_fraction",
+    "cut_units",
     "gather_slots",
     "gather_tokens",
     "gumbel_noise",
@@ -33,8 +43,10 @@ __all__ = [
     "hard_kuma_kept_chance",
     "keep_constant",
     "keep_top_k",
+    "keep_units",
     "keep_with_margin",
     "kept_positions",
+    "of_unit",
     "rationale_budget",
     "scored_draw",
     "select_top_k",
@@ -44,4 +56,8 @@ __all__ = [
     "soft_selection",
     "sparsemax",
     "straight_through_top_k",
+    "unit_margin",
+    "unit_mean",
+    "unit_of_starts",
+    "within_budget",
 ]

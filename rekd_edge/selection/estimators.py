@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rekd_edge.selection.gumbel import gumbel_noise
 from rekd_edge.selection.topk import keep_top_k, straight_through_top_k
+from rekd_edge.selection.units import keep_units, of_unit, within_budget
 
 Estimator = Literal["sigmoid", "soft_top_k", "subset_softmax", "perturbed"]
 
@@ -45,16 +46,29 @@ def select_top_k(
     temperature: float,
     noise_scale: float = 0.0,
     samples: int = PERTURBED_SAMPLES,
+    unit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A hard selection of ``budget`` tokens that carries the gradient of ``estimator``.
 
     ``score`` float ``[batch, token]``, ``selectable`` bool ``[batch, token]``, ``budget`` int64
     ``[batch]``. Returns the weight, float ``[batch, token]``: 0 or 1 (``sigmoid``: to rounding)
-    with the gradient of the soft selection; and ``keep`` bool ``[batch, token]``.
+    with the gradient of the soft selection; and ``keep`` bool ``[batch, token]``. With ``unit``
+    (:mod:`rekd_edge.selection.units`) the selection is that of :func:`keep_units`, the noise is one
+    draw a unit, and the soft selection is one of units: of as many as are kept.
     """
     tried = score
     if noise_scale > 0:
         tried = score + noise_scale * _NOISE[estimator](score)
+    if unit is not None:
+        return _select_units(
+            estimator,
+            of_unit(tried, unit),
+            selectable,
+            budget,
+            unit,
+            temperature=temperature,
+            samples=samples,
+        )
     if estimator == "sigmoid":
         return straight_through_top_k(tried, selectable, budget, temperature=temperature)
     keep = keep_top_k(tried.detach(), selectable, budget)
@@ -65,6 +79,30 @@ def select_top_k(
         estimator, tried, selectable, budget, temperature=temperature, samples=samples
     )
     return hard + (soft - soft.detach()), keep
+
+
+def _select_units(
+    estimator: Estimator,
+    score: Tensor,
+    selectable: Tensor,
+    budget: Tensor,
+    unit: Tensor,
+    *,
+    temperature: float,
+    samples: int,
+) -> tuple[Tensor, Tensor]:
+    """The first tokens stand for their units: the best of them, as many as there are units kept."""
+    keep = keep_units(score.detach(), selectable, budget, unit)
+    first = selectable & (unit == torch.arange(unit.shape[1], device=unit.device))
+    weight, _ = select_top_k(
+        estimator,
+        score,
+        first,
+        (keep & first).sum(dim=1),
+        temperature=temperature,
+        samples=samples,
+    )
+    return of_unit(weight, unit) * within_budget(unit, selectable, budget), keep
 
 
 def soft_selection(

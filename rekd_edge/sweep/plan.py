@@ -157,14 +157,15 @@ def open_points(plan: SweepPlan) -> Iterator[tuple[Overrides, Recipe]]:
 def _models(recipe: Recipe) -> str:
     """What decides whether a recipe's data and models can be built."""
     training = {"train": True, "objective": True}
-    return recipe.model_dump_json(
-        exclude={
-            "name": True,
-            "description": True,
-            "seed": True,
-            "rationale_ratio": True,
-            "objective": True,
-            "student": {"train": True},
-            "teacher": training,
-        }
-    )
+    exclude: dict[str, Any] = {
+        "name": True,
+        "description": True,
+        "seed": True,
+        "rationale_ratio": True,
+        "objective": True,
+        "student": {"train": True},
+        "teacher": training,
+    }
+    if recipe.rationale_unit == "region":  # of which one has to fit into the budget
+        del exclude["rationale_ratio"]
+    return recipe.model_dump_json(exclude=exclude)

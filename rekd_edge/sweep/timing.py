@@ -180,7 +180,8 @@ def architecture(recipe: Recipe) -> str:
     hidden: Any = {"train": True, "selector": set(TRAINED_ONLY), "predictor": set(TRAINED_ONLY)}
     student = recipe.student.model_dump(mode="json", exclude=hidden)
     data = recipe.data.model_dump(mode="json", exclude={"augment": True})
-    return json.dumps([student, data, recipe.rationale_ratio], sort_keys=True)
+    selection = [recipe.rationale_ratio, recipe.rationale_unit, recipe.region_size]
+    return json.dumps([student, data, selection], sort_keys=True)
 
 
 def _examples(

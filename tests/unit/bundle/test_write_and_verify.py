@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from rekd_edge.bundle import (
@@ -91,6 +92,27 @@ def test_open_bundle_reads_the_configuration(text_bundle: Path, image_bundle: Pa
     assert text.reports() == {"check": {"passed": True, "margin": None}}
     image = open_bundle(image_bundle).config
     assert (image.model_type, image.image_size, image.patch_size) == ("vit", 64, 16)
+
+
+def test_only_units_other_than_tokens_are_named(text_bundle: Path, image_bundle: Path) -> None:
+    for folder, unit, size in ((text_bundle, "sentence", None), (image_bundle, "region", 2)):
+        written = (folder / "config.json").read_text(encoding="utf-8")
+        config = BundleConfig.model_validate_json(written)
+        assert config.rationale_unit == "token"
+        assert config.model_dump_json(indent=2) + "\n" == written
+        assert "rationale_unit" not in written
+        assert "region_size" not in written
+        changed = json.loads(written) | {"rationale_unit": unit}
+        if size is not None:
+            changed["region_size"] = size
+        config = BundleConfig.model_validate(changed)
+        assert (config.rationale_unit, config.region_size) == (unit, size)
+        assert json.loads(config.model_dump_json()) == changed
+        for wrong in ({"rationale_unit": "region", "region_size": None}, {"region_size": 3}):
+            with pytest.raises(ValidationError, match="region_size is for"):
+                BundleConfig.model_validate(json.loads(written) | wrong)
+    with pytest.raises(ValidationError, match="an image has no words"):
+        BundleConfig.model_validate(json.loads(written) | {"rationale_unit": "word"})
 
 
 def test_no_file_names_a_folder_of_the_writer(text_bundle: Path) -> None:
