@@ -39,6 +39,7 @@ def model_card(
         _running(config),
         _facts(manifest, config),
         _accuracy(manifest, config),
+        _why_not(config),
         _gates(manifest),
         _engines(engines),
         _use_and_limits(config),
@@ -149,6 +150,21 @@ def _accuracy(manifest: BundleManifest, config: BundleConfig) -> str:
         ]
         text += "\n\nBy class, of this file:\n\n" + _table(("class", "accuracy"), per_class)
     return text
+
+
+def _why_not(config: BundleConfig) -> str:
+    if config.why_not is None:
+        return ""
+    shown = _UNITS[config.modality][2]
+    return (
+        "## Why not another class?\n\n"
+        f"`--why-not` also shows, for each class, the {shown} that speak for it most and what the "
+        f"predictor says from those alone. `why_not.onnx` answers that: it takes the class that it "
+        "is asked about as one more input, reads the rationale for it and nothing else, and is "
+        "opened only when asked. The answer itself is that of `model.onnx`, with or without it. "
+        f"These are the best {shown} for a class that the selector finds, to this predictor: no "
+        "reason a person would give, and no measure of how near the answer was to another."
+    )
 
 
 def _gates(manifest: BundleManifest) -> str:

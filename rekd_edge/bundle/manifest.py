@@ -7,6 +7,7 @@
       tokenizer.json, tokenizer_config.json   (text)
       labels.json                class names in the order of the logits
       model.onnx                 (and model.onnx.data where a model is above 1 GB)
+      why_not.onnx               (class-wise rationales: what answers for a class it is asked about)
       recipe.resolved.yaml       what was trained
       README.md                  the model card
       reports/*.json             what was measured
@@ -22,7 +23,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.runners.settings import RuntimeSettings
@@ -39,6 +47,7 @@ MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 LABELS_FILE = "labels.json"
 MODEL_FILE = "model.onnx"
+WHY_NOT_FILE = "why_not.onnx"
 RECIPE_FILE = "recipe.resolved.yaml"
 CARD_FILE = "README.md"
 REPORTS_FOLDER = "reports"
@@ -129,6 +138,21 @@ class TensorRecord(Record):
     axes: tuple[AxisRecord, ...]
 
 
+class WhyNotRecord(Record):
+    """``why_not.onnx``: a rationalist with one input more, the class that it is asked about
+    (docs/why-not.md). Its outputs are those of ``model.onnx``, of the rationale for that class."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+
+    @classmethod
+    def of(cls, io_spec: IoSpec) -> WhyNotRecord:
+        return cls(
+            inputs=tuple(_tensor_record(tensor) for tensor in io_spec.inputs),
+            outputs=tuple(_tensor_record(tensor) for tensor in io_spec.outputs),
+        )
+
+
 class BundleConfig(Record):
     """``config.json``: what the model is. ``id2label``, ``label2id`` and ``model_type`` carry
     the names that transformers reads."""
@@ -170,6 +194,16 @@ class BundleConfig(Record):
     and none is withheld."""
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
+    why_not: WhyNotRecord | None = None
+    """Left out where the bundle has no ``why_not.onnx``. A runtime that does not know the key
+    answers rightly all the same, so the schema is no newer for it."""
+
+    @model_serializer(mode="wrap")
+    def _without_why_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document = handler(self)
+        if self.why_not is None:
+            document.pop("why_not", None)
+        return document
 
     @model_validator(mode="after")
     def _complete(self) -> BundleConfig:
@@ -202,6 +236,7 @@ class BundleConfig(Record):
         patch_size: int | None = None,
         max_length: int | None = None,
         special_ids: Mapping[str, int] | None = None,
+        why_not: IoSpec | None = None,
     ) -> BundleConfig:
         """Fill in what follows from the rest (``id2label``, ``label2id``, ``model_type``)."""
         return cls(
@@ -224,6 +259,7 @@ class BundleConfig(Record):
             calibration=calibration,
             inputs=tuple(_tensor_record(tensor) for tensor in io_spec.inputs),
             outputs=tuple(_tensor_record(tensor) for tensor in io_spec.outputs),
+            why_not=None if why_not is None else WhyNotRecord.of(why_not),
         )
 
 

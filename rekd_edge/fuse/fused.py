@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rekd_edge.fuse.folds import Fold, apply_folds
 from rekd_edge.models.encoder import BertEncoder, PatchGrid, TokenView
-from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Selector
+from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist, Scores, Selector
 from rekd_edge.selection import (
     LOWEST_SCORE,
     gather_tokens,
@@ -168,8 +168,11 @@ class _SelectingModel(DeployModel):
         )
         return IoSpec(base.inputs, base.outputs + rationale)
 
+    def _scores(self, inputs: Mapping[str, Tensor]) -> Scores:
+        return self.selector(inputs)
+
     def _select(self, inputs: Mapping[str, Tensor]) -> _Selection:
-        scores = self.selector(inputs)
+        scores = self._scores(inputs)
         slots = slot_count(scores.score.shape[1], *self.rationale_ratio_fraction)
         if self.modality == "image":
             keep, margin = keep_constant(scores.score, slots)
