@@ -43,7 +43,7 @@ def predict(
         bool,
         typer.Option(
             "--why-not",
-            help="Also show the best case for each class, and what the model says from it alone.",
+            help="Also show the best case for each other class, and what the model says from it.",
         ),
     ] = False,
     json_path: JsonOption = None,

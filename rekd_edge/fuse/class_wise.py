@@ -76,7 +76,7 @@ def fuse_class_wise(
     pixel_scale: PixelScale | None = None,
 ) -> FusedClassWise:
     """The class-wise model beside :func:`~rekd_edge.fuse.fuse`; the weights are copied."""
-    source, head = (copy.deepcopy(module).cpu().float() for module in (model, class_head))
+    source, head = copy.deepcopy(model).cpu().float(), copy.deepcopy(class_head).cpu().float()
     fused = FusedClassWise(source, head, label_names=label_names, max_length=max_length)
     fused.folds = apply_folds(fused.eval(), pixel_scale)
     return frozen(fused)

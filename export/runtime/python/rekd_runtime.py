@@ -21,8 +21,8 @@ how; ``abstain`` is True where they, or the margin, are below what the bundle an
 such an answer to a person, not as an answer.
 
 "Why not?": a bundle with class-wise rationales also says, where it is asked (``--why-not``,
-``predict(..., why_not=True)``), which words or patches speak most for each class and what the model
-says from those alone. The answer is the same with and without the question.
+``predict(..., why_not=True)``), which words or patches speak most for each other class and what the
+model says from those alone. The answer is the same with and without the question.
 
 Exit codes: 0 answered; 1 unexpected (a bug); 2 an input cannot be used; 4 a package is missing
 or too old; 6 the bundle is not what its manifest promises; 130 interrupted.
@@ -558,7 +558,7 @@ class Prediction:
     overlay: str | None = None
     """Path of the overlay, where one was written."""
     why_not: tuple[ClassRationale, ...] | None = None
-    """Where it was asked for: the best case for each class, the most probable one first."""
+    """Where it was asked for: the best case for each other class, the most probable one first."""
 
     @property
     def rationale_mask(self) -> np.ndarray | None:
@@ -872,7 +872,7 @@ class Rationalist:
         self, inputs: Sequence[str] | Sequence[ImageInput], *, why_not: bool = False
     ) -> list[Prediction]:
         """Answer texts, or images, one by one: an answer does not depend on its neighbours.
-        ``why_not`` adds the best case for each class (:attr:`Prediction.why_not`).
+        ``why_not`` adds the best case for each other class (:attr:`Prediction.why_not`).
         Raises :class:`InputError` naming the first input that cannot be used, or where the bundle
         has no class-wise rationales."""
         return list(self.iter_predict(inputs, why_not=why_not))
@@ -904,13 +904,14 @@ class Rationalist:
         return self._why_not
 
     def add_why_not(self, encoded: Encoded, prediction: Prediction) -> Prediction:
-        """``prediction`` of ``encoded`` with the best case for each class, at most
+        """``prediction`` of ``encoded`` with the best case for each other class, at most
         :data:`WHY_NOT_CLASSES`, the most probable first. Raises :class:`InputError` where the
         bundle has no class-wise rationales."""
         session, names = self._ask(), self.config.label_names
-        order = sorted(names, key=lambda name: -prediction.probabilities[name])
+        others = [name for name in names if name != prediction.label]
+        others.sort(key=lambda name: -prediction.probabilities[name])
         found = []
-        for name in order[:WHY_NOT_CLASSES]:
+        for name in others[:WHY_NOT_CLASSES]:
             candidate = np.asarray([names.index(name)], dtype=np.int64)
             answers = session.run(list(_OUTPUTS), {**encoded.arrays, _CANDIDATE_INPUT: candidate})
             (answer,) = self._answers(WHY_NOT_FILE, answers, [encoded])
@@ -930,8 +931,9 @@ class Rationalist:
                 )
             )
         notices = prediction.notices
-        if len(names) > len(found):
-            notices += (f"why not: only the {len(found)} most probable of {len(names)} classes",)
+        if len(others) > len(found):
+            asked = f"the {len(found)} most probable of the {len(others)} other classes"
+            notices += (f"why not: asked for {asked}",)
         return replace(prediction, why_not=tuple(found), notices=notices)
 
     def encode(self, item: str | ImageInput, place: str = "the input") -> Encoded:
@@ -1442,13 +1444,13 @@ def describe(prediction: Prediction, *, color: bool) -> str:
 def _best_case(one: ClassRationale, prediction: Prediction) -> str:
     """One line over the rationale for a class."""
     label = visible(one.label)
-    question = "why" if one.label == prediction.label else "why not"
     said = f"{label} {one.probability:.3f}"
     if not one.convinces:
-        said = f"{visible(one.says)} {one.says_probability:.3f}, {said}"
+        said = f"still {visible(one.says)} {one.says_probability:.3f}, {said}"
+    unit = "tokens" if prediction.grid is None else "patches"
     return (
-        f"{question} {label}? from the best {one.kept} for it alone: {said}  "
-        f"(the answer gives it {one.answer_probability:.3f}, margin {one.margin:.3g})"
+        f"why not {label}? from its best {one.kept} {unit} alone: {said}  "
+        f"(in the answer {one.answer_probability:.3f}, margin {one.margin:.3g})"
     )
 
 
@@ -1689,7 +1691,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--why-not",
         action="store_true",
-        help="also show the best case for each class, and what the model says from it alone",
+        help="also show the best case for each other class, and what the model says from that",
     )
     return parser
 
