@@ -158,12 +158,12 @@ def _why_not(config: BundleConfig) -> str:
     shown = _UNITS[config.modality][2]
     return (
         "## Why not another class?\n\n"
-        f"`--why-not` also shows, for each other class, the {shown} that speak for it most and what "
-        f"the predictor says from those alone. `why_not.onnx` answers that: it takes the class that it "
-        "is asked about as one more input, reads the rationale for it and nothing else, and is "
-        "opened only when asked. The answer itself is that of `model.onnx`, with or without it. "
-        f"These are the best {shown} for a class that the selector finds, to this predictor: no "
-        "reason a person would give, and no measure of how near the answer was to another."
+        f"`--why-not` also shows, for each other class, the {shown} that speak for it most and "
+        "what the predictor says from those alone. `why_not.onnx` answers that: it takes the class "
+        "that it is asked about as one more input, reads the rationale for it and nothing else, "
+        "and is opened only when asked. The answer is that of `model.onnx`, asked or not. These "
+        f"are the best {shown} for a class that the selector finds, to this predictor: no reason "
+        "that a person would give, and no measure of how near the answer was to another."
     )
 
 

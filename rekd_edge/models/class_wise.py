@@ -8,7 +8,6 @@ answer and its rationale are not touched: the head is a module of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -24,7 +23,6 @@ from rekd_edge.models.rationalist import (
     initialise_head,
 )
 from rekd_edge.models.selectors import LowResolutionSelector
-from rekd_edge.selection import gather_slots
 
 
 class ClassHead(nn.Linear):
@@ -87,15 +85,3 @@ def no_hidden_states() -> UsageError:
         "predictor; one that sees a smaller image has none",
         hint="set student.selector.resolution to 1, or class_wise_rationales to false",
     )
-
-
-@torch.no_grad()
-def read_for(
-    model: Rationalist, head: ClassHead, inputs: Mapping[str, Tensor], candidate: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The rationale for class ``candidate`` int64 ``[batch]``, bool ``[batch, token]``, and the
-    predictor's logits from it alone, ``[batch, class]``."""
-    scores = head.scores(model.selector(inputs), candidate)
-    keep = model.keep(scores)
-    index, valid = gather_slots(keep, model.slots(scores.view))
-    return keep, model.classify_gathered(scores.view, index, valid)
