@@ -93,8 +93,13 @@ def check_class_wise(
     runtime_settings: RuntimeSettings | None = None,
 ) -> CheckReport:
     """``report``, of the file that answers, with that of this one. Its accuracy is the share of
-    rationales that make the predictor say their class; gates of latency are the answer's."""
-    kept = tuple(gate for gate in gates.gates if gate.metric not in LATENCY_METRICS)
+    rationales that make the predictor say their class; gates of latency, and those that compare
+    with other models, are the answer's."""
+    kept = tuple(
+        gate
+        for gate in gates.gates
+        if gate.metric not in LATENCY_METRICS and gate.reference in (None, "torch", "majority")
+    )
     found = check_artefact(
         path,
         model=model,

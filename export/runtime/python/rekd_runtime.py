@@ -841,18 +841,21 @@ class Rationalist:
                 raise _broken(f"bundle {folder} has no {TOKENIZER_FILE}")
             encoder = TextEncoder(folder, config.max_length, tokenizer)
 
-        def opened(name: str) -> Any:
+        def opened(name: str, states: Mapping[str, tuple[int, ...]]) -> Any:
             if config.runtime == "openvino":
                 session: Any = _OpenVinoSession(folder / name, cores, provider or "CPU")
             else:
                 session = _open_session(
                     folder / name, cores, provider or CPU_PROVIDER, config.settings
                 )
-            _require_unchanged(folder, evidence.states)
+            _require_unchanged(folder, states)
             return session
 
-        session = opened(MODEL_FILE)
-        ask = (lambda: opened(WHY_NOT_FILE)) if config.why_not else None
+        def asked() -> Any:
+            return opened(WHY_NOT_FILE, {WHY_NOT_FILE: evidence.states[WHY_NOT_FILE]})
+
+        session = opened(MODEL_FILE, evidence.states)
+        ask = asked if config.why_not else None
         model = cls(folder, manifest, config, session, encoder, ask)
         model._require_interface(MODEL_FILE, session)
         return model
