@@ -113,7 +113,7 @@ def check_class_wise(
         runtime=target.runtime,
         runtime_settings=runtime_settings,
     )
-    return replace(report, why_not=found)
+    return replace(report, class_wise=found)
 
 
 def asked_batches(batches: Iterable[LabelledBatch], num_classes: int) -> Iterator[LabelledBatch]:

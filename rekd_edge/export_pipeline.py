@@ -783,7 +783,7 @@ def check_bundle(
         threads=threads,
         runtime_settings=bundle.config.runtime_settings,
     )
-    asked = run.fused_class_wise()
+    asked = None if bundle.why_not_path is None else run.fused_class_wise()
     if bundle.why_not_path is not None and asked is not None:
         report = check_class_wise(
             bundle.why_not_path,
@@ -1246,10 +1246,10 @@ def _lineage(run: Run) -> Lineage:
 def gate_records(report: CheckReport) -> list[GateRecord]:
     """All gates of a check as the manifest keeps them, those of ``why_not.onnx`` last."""
     found = [gate_record(gate) for gate in report.gates]
-    if report.why_not is not None:
+    if report.class_wise is not None:
         found += [
             gate_record(gate).model_copy(update={"name": f"why_not {gate.metric}"})
-            for gate in report.why_not.gates
+            for gate in report.class_wise.gates
         ]
     return found
 

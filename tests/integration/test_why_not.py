@@ -93,13 +93,13 @@ def test_the_bundle_is_checked_and_answers_why_not(run: Run, bundle: Path) -> No
     report, place = check_bundle(bundle, threads=1)
     assert report.passed
     assert place == bundle
-    beside = report.why_not
+    beside = report.class_wise
     assert beside is not None
     assert beside.structural is not None
     assert beside.structural.passed
     assert beside.numerical is not None
     assert beside.numerical.passed
-    assert report.to_json()["why_not"]["passed"]
+    assert report.to_json()["class_wise"]["passed"]
     opened = open_bundle(bundle)
     assert any(gate.name == "why_not exclusion_leaks" for gate in opened.manifest.gates)
     text = str(run.data().test.raw(0))

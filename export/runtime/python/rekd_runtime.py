@@ -1449,7 +1449,8 @@ def _best_case(one: ClassRationale, prediction: Prediction) -> str:
     label = visible(one.label)
     said = f"{label} {one.probability:.3f}"
     if not one.convinces:
-        said = f"still {visible(one.says)} {one.says_probability:.3f}, {said}"
+        still = "still " if one.says == prediction.label else ""
+        said = f"{still}{visible(one.says)} {one.says_probability:.3f}, {said}"
     unit = "tokens" if prediction.grid is None else "patches"
     return (
         f"why not {label}? from its best {one.kept} {unit} alone: {said}  "
