@@ -19,7 +19,14 @@ from rekd_edge.machine import hardware, package_versions
 from rekd_edge.pipeline import train_run
 from rekd_edge.problem import PRIMARY
 from rekd_edge.recipe.schema import RationalistSpec, Recipe, ScaffoldSpec
-from rekd_edge.run_folder import ANSWERS_FOLDER, RUN_FILE, Run, Simulability, open_run
+from rekd_edge.run_folder import (
+    ANSWERS_FOLDER,
+    CLASS_WISE_ROLE,
+    RUN_FILE,
+    Run,
+    Simulability,
+    open_run,
+)
 
 SUMMARY_FILE = "summary.json"
 ROWS = ("teacher", "plain_student", "extract_student", "rekd_student")
@@ -158,7 +165,9 @@ def compare(
         ):
             variant = recipe.model_copy(update={"task": task, "seed": seed})
             if task != "distill":  # each of these answers alone
-                variant = variant.model_copy(update={"ensemble": None})
+                variant = variant.model_copy(
+                    update={"ensemble": None, "class_wise_rationales": False}
+                )
             if listener is not None:
                 listener.retitle(f"seed {seed}, {task}")
             found[task] = finished_run(variant, place, device, listener)
@@ -238,6 +247,7 @@ def learning_answers_alone(recipe: Recipe, run: Path) -> Recipe:
             "student": recipe.student.model_copy(update={"train": train}),
             "objective": recipe.objective.model_copy(update={"lambda_rationale": 0.0}),
             "ensemble": None,
+            "class_wise_rationales": False,
         }
     )
 
@@ -271,6 +281,7 @@ def with_shared_teacher(
             "student": RationalistSpec(**fields),
             "objective": teacher.objective,
             "ensemble": None,
+            "class_wise_rationales": False,
         }
     )
     digest = hashlib.sha256(
@@ -285,7 +296,7 @@ def with_shared_teacher(
 
 def forget_checkpoints(run: Run) -> None:
     """Removes what a finished run would have been resumed from."""
-    for role in ("teacher", "student", "partner"):
+    for role in ("teacher", "student", "partner", CLASS_WISE_ROLE):
         (run.path / role / "last.safetensors").unlink(missing_ok=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,11 @@ from rekd_edge.data.preprocess import ImagePreprocessor, TextPreprocessor
 from rekd_edge.data.split import Split, stratified_limit
 from rekd_edge.distill.checkpoint import write_json
 from rekd_edge.errors import UsageError
+from rekd_edge.evaluate.class_wise import (
+    ClassWiseReport,
+    evaluate_class_wise,
+    label_rationales,
+)
 from rekd_edge.evaluate.gold import (
     GoldAgreement,
     compare_with_gold,
@@ -92,6 +97,10 @@ class QualityReport:
     """Of the test split, whatever ``split`` is."""
     pair: PairReport | None = None
     """The student beside its partner, where the run has one; everything else is the student's."""
+    class_wise: ClassWiseReport | None = None
+    """Of class-wise rationales, where the run has them."""
+    class_wise_gold: tuple[GoldAgreement, ...] = ()
+    """As ``gold``, of the rationale for each example's own label, which is told to the head."""
     notes: tuple[str, ...] = ()
     wall_s: float = 0.0
     problem_type: ProblemType = "single_label_classification"
@@ -107,6 +116,7 @@ class QualityReport:
     def to_json(self) -> dict[str, Any]:
         content = self._named()
         content["pair"] = None if self.pair is None else self.pair.to_json()
+        content["class_wise"] = None if self.class_wise is None else self.class_wise.to_json()
         if self.faithfulness.scores is not None:
             content["faithfulness"]["scores"]["by_share"] = [
                 {"share": share, "comprehensiveness": c, "sufficiency": s}
@@ -182,6 +192,7 @@ def evaluate_run(
     rationales = collect_rationales(student, _loader(run, examples))
     faithfulness = _judge(run, judge_run, student, examples, rationales, where, notes)
     gold = _gold(run, examples, rationales, student, lexicon, notes)
+    class_wise, class_gold = _class_wise(run, examples, student, lexicon)
     probe = _probe(run, student, split, rationales, notes)
     stability = _stability(run, against, student, examples, rationales, where)
     report = QualityReport(
@@ -199,6 +210,8 @@ def evaluate_run(
         stability=stability,
         simulability=run.simulability(),
         pair=None if partner is None else evaluate_pair(student, partner, _loader(run, examples)),
+        class_wise=class_wise,
+        class_wise_gold=class_gold,
         notes=tuple(notes),
         wall_s=round(time.monotonic() - started, 1),
         problem_type=run.recipe.problem_type,
@@ -207,6 +220,22 @@ def evaluate_run(
     if save:
         write_json(report_file(run, split), report.to_json())
     return report
+
+
+def _class_wise(
+    run: Run, examples: Split, student: Rationalist, lexicon: bool | None
+) -> tuple[ClassWiseReport | None, tuple[GoldAgreement, ...]]:
+    """Of a run with class-wise rationales: how far they convince, and the agreement with gold of
+    those for each example's own label."""
+    head = run.class_head(student)
+    if head is None:
+        return None, ()
+    head.to(next(student.parameters()).device)
+    names, seed = run.label_names, run.recipe.seed
+    found = evaluate_class_wise(student, head, _loader(run, examples), names, seed=seed)
+    own = label_rationales(student, head, lambda: _loader(run, examples))
+    gold = _gold(run, examples, own, student, lexicon, [])
+    return found, tuple(replace(one, name=f"{one.name}, for the label") for one in gold)
 
 
 def _device(name: str) -> torch.device:

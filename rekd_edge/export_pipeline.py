@@ -38,6 +38,7 @@ from rekd_edge.bundle import (
     write_bundle,
 )
 from rekd_edge.bundle.card import is_pair
+from rekd_edge.bundle.manifest import WHY_NOT_FILE
 from rekd_edge.calibrate.answers import answers_of
 from rekd_edge.calibrate.fit import FEWEST_EXAMPLES, calibrate
 from rekd_edge.calibrate.report import CalibrationReport, report_of
@@ -55,6 +56,7 @@ from rekd_edge.check import (
 from rekd_edge.check.checker import reading_of
 from rekd_edge.check.gates import GateResult
 from rekd_edge.check.inputs import examples_of
+from rekd_edge.class_wise_files import check_class_wise, class_wise_model, convert_class_wise
 from rekd_edge.convert import (
     RecoverySpec,
     TargetSpec,
@@ -79,7 +81,7 @@ from rekd_edge.engines.spec import BuildRecipe, build_recipe, profiles_of
 from rekd_edge.engines.store import ENGINES_FOLDER, StoredEngine
 from rekd_edge.engines.verify import check_engine
 from rekd_edge.errors import BackendError, GateError, IntegrityError, UsageError
-from rekd_edge.fuse import FusedPair, FusedRationalist, PlainClassifier
+from rekd_edge.fuse import FusedClassWise, FusedPair, FusedRationalist, PlainClassifier
 from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.models.build import same_tokens
 from rekd_edge.packages.backend import find_compiler
@@ -217,6 +219,7 @@ def export_bundle(
     plan: TunePlan | None = None,
     recover: bool | None = None,
     abstention: AbstentionSpec | None = None,
+    class_wise: bool | None = None,
     listener: ProgressListener | None = None,
     builds: BuildListener | None = None,
 ) -> ExportResult:
@@ -229,12 +232,13 @@ def export_bundle(
     it again with them; ``threads`` are then those of the bundle, too. ``recover`` trains a
     little where an int8 file fails (:func:`recover_file`); None does as the target says.
     ``listener`` is told of that training, ``builds`` of engines. ``abstention`` is when answers are
-    withheld; None takes the target's (:func:`calibrate_file`).
+    withheld; None takes the target's (:func:`calibrate_file`). ``class_wise`` ships class-wise
+    rationales too (:mod:`rekd_edge.class_wise_files`); None where the run has them.
 
     A failed gate is a result with ``passed`` False. Raises :class:`UsageError` for an unknown
-    target, a taken ``output``, a run without a rationalist, and gates or abstention that are not
-    for its problem type, and :class:`BackendError` where an engine cannot be built; nothing is
-    written then.
+    target, a taken ``output``, a run without a rationalist, a target that cannot carry what is
+    asked for, and gates or abstention that are not for its problem type, and :class:`BackendError`
+    where an engine cannot be built; nothing is written then.
     """
     spec = load_target(target)
     require_target(run.recipe, spec)
@@ -245,6 +249,7 @@ def export_bundle(
     if tune:
         require_tunable(spec)
     recovery = recovery_of(spec, recover, run)
+    asked = class_wise_model(run, spec, class_wise)
     fused = run.fused()
     with workplace(output) as work:
         file = work / "model.onnx"
@@ -289,6 +294,18 @@ def export_bundle(
                 plan=plan,
                 baselines=known,
             )
+        if asked is not None:
+            settings = None if tuning is None else tuning.settings
+            try:
+                report = add_class_wise(
+                    run, asked, fused, report, spec, work, gates=gate_set, settings=settings
+                )
+            except GateError as error:
+                path = reject(work, output, (error.message,), report)
+                return ExportResult(path, False, (error.message,), report, None, {}, tuning)
+            if not report.passed:
+                path = reject(work, output, report.failures, report)
+                return ExportResult(path, False, report.failures, report, None, {}, tuning)
         try:
             calibration = calibrate_file(
                 run, file, fused=fused, target=spec, asked=abstention or spec.abstention
@@ -332,6 +349,7 @@ def export_bundle(
             recovery=recovered,
             calibration=calibration,
             engines=engines,
+            class_wise=asked,
         )
     written = export_twins(run, fused=fused, target=spec) if twins else {}
     placed = tuple(replace(e, path=output / ENGINES_FOLDER / e.path.name) for e in engines)
@@ -383,6 +401,32 @@ def require_for_pair(recipe: Recipe, target: TargetSpec) -> None:
 
 
 _FOR_PAIRS = "--target onnx, openvino or ort-cuda"
+
+
+def add_class_wise(
+    run: Run,
+    asked: FusedClassWise,
+    fused: FusedRationalist,
+    report: CheckReport,
+    target: TargetSpec,
+    folder: Path,
+    *,
+    gates: GateSet,
+    settings: RuntimeSettings | None,
+) -> CheckReport:
+    """Writes ``why_not.onnx`` into ``folder`` and checks it; ``report`` with what came of it."""
+    file = folder / WHY_NOT_FILE
+    convert_class_wise(run, asked, target, file, artefact_metadata(run, fused))
+    return check_class_wise(
+        file,
+        asked,
+        report,
+        batches=test_batches(run.data().test, run.preprocessor),
+        edges=text_edges(run.preprocessor),
+        gates=gates,
+        target=target,
+        runtime_settings=settings,
+    )
 
 
 def require_engines(target: TargetSpec) -> None:
@@ -772,6 +816,18 @@ def check_bundle(
         threads=threads,
         runtime_settings=bundle.config.runtime_settings,
     )
+    asked = None if bundle.why_not_path is None else run.fused_class_wise()
+    if bundle.why_not_path is not None and asked is not None:
+        report = check_class_wise(
+            bundle.why_not_path,
+            asked,
+            report,
+            batches=test_batches(run.data().test, run.preprocessor),
+            edges=text_edges(run.preprocessor),
+            gates=gate_set,
+            target=target,
+            runtime_settings=bundle.config.runtime_settings,
+        )
     if report.passed or not reject_failed:
         return report, folder
     return report, reject(folder, folder, report.failures, report)
@@ -1122,6 +1178,7 @@ def bundle_config(
     target: TargetSpec,
     runtime_settings: RuntimeSettings | None = None,
     calibration: Calibration | None = None,
+    class_wise: FusedClassWise | None = None,
 ) -> BundleConfig:
     """What a bundle of this run says about its model."""
     preprocessor = run.preprocessor
@@ -1145,6 +1202,7 @@ def bundle_config(
         patch_size=fused.patch_size,
         max_length=fused.max_length,
         special_ids=special,
+        why_not=None if class_wise is None else class_wise.io_spec(),
     )
 
 
@@ -1163,8 +1221,10 @@ def bundle_run(
     recovery: RecoveryReport | None = None,
     calibration: CalibrationReport | None = None,
     engines: Sequence[StoredEngine] = (),
+    class_wise: FusedClassWise | None = None,
 ) -> BundleManifest:
-    """Writes the bundle of a checked file, by way of the folder ``work`` if one is replaced."""
+    """Writes the bundle of a checked file, by way of the folder ``work`` if one is replaced;
+    ``class_wise`` is the model of the ``why_not.onnx`` beside it."""
     accuracy = {_ACCURACY_NAMES[name]: a.overall for name, a in report.accuracy.items()}
     reports = {"check": report.to_json(), **(more_reports or {})}
     if recovery is not None:
@@ -1187,16 +1247,22 @@ def bundle_run(
         preprocessor=run.preprocessor.deployed(),
         label_names=run.label_names,
         config=bundle_config(
-            run, fused, target, settings, None if calibration is None else calibration.calibration
+            run,
+            fused,
+            target,
+            settings,
+            None if calibration is None else calibration.calibration,
+            class_wise,
         ),
         recipe_yaml=dump_recipe(run.recipe),
         lineage=_lineage(run),
         reports=reports,
-        gates=[gate_record(gate) for gate in report.gates],
+        gates=gate_records(report),
         accuracy=accuracy,
         accuracy_per_class=report.accuracy["onnx"].per_class,
         target=target.name,
         engines=engines,
+        why_not=None if class_wise is None else file.with_name(WHY_NOT_FILE),
     )
     if replaced:
         old = work / "old"
@@ -1234,6 +1300,17 @@ def _lineage(run: Run) -> Lineage:
         weights=weights,
         checkpoint_sha256=student_sha256(run),
     )
+
+
+def gate_records(report: CheckReport) -> list[GateRecord]:
+    """All gates of a check as the manifest keeps them, those of ``why_not.onnx`` last."""
+    found = [gate_record(gate) for gate in report.gates]
+    if report.class_wise is not None:
+        found += [
+            gate_record(gate).model_copy(update={"name": f"why_not {gate.metric}"})
+            for gate in report.class_wise.gates
+        ]
+    return found
 
 
 def gate_record(gate: GateResult) -> GateRecord:
@@ -1307,8 +1384,9 @@ def _contradictions(
     or another preparation of the input, a right file gives wrong answers."""
     found = []
     stated_config = bundle.config
+    asked = None if stated_config.why_not is None else run.fused_class_wise()
     expected = bundle_config(
-        run, fused, target, stated_config.runtime_settings, stated_config.calibration
+        run, fused, target, stated_config.runtime_settings, stated_config.calibration, asked
     )
     if stated_config.schema_version < expected.schema_version <= 2:  # bundles before calibration
         expected = expected.model_copy(update={"schema_version": stated_config.schema_version})

@@ -29,6 +29,7 @@ from rekd_edge.distill.attribution import (
     occlusion,
 )
 from rekd_edge.distill.checkpoint import load_model, write_json
+from rekd_edge.distill.class_wise import class_wise_phase
 from rekd_edge.distill.compiled import wanted
 from rekd_edge.distill.explainer import (
     HEADS_FILE,
@@ -71,6 +72,7 @@ from rekd_edge.evaluate import (
     evaluate_rationalist,
     rationale_extraction_loss,
 )
+from rekd_edge.evaluate.class_wise import ClassWiseReport, evaluate_class_wise
 from rekd_edge.evaluate.pair import evaluate_pair
 from rekd_edge.fuse import fuse, fuse_report
 from rekd_edge.fuse.report import SAMPLED_DRAWS
@@ -84,6 +86,7 @@ from rekd_edge.models.build import (
     same_tokens,
 )
 from rekd_edge.models.candidates import ALL_CONTENT, Positions
+from rekd_edge.models.class_wise import ClassHead
 from rekd_edge.models.encoder import BertEncoder, patch_grid
 from rekd_edge.models.intervention import set_label_shares
 from rekd_edge.models.problem import take_unit
@@ -99,6 +102,7 @@ from rekd_edge.recipe.schema import (
     TransferSpec,
 )
 from rekd_edge.run_folder import (
+    CLASS_WISE_ROLE,
     LABELS_FILE,
     PREPROCESSOR_FOLDER,
     RECIPE_FILE,
@@ -312,6 +316,8 @@ class _Trainer:
             results |= self._fit_partner(beside, student, teacher)
         if with_fuse_report:
             self._report_fuse(student)
+        if recipe.class_wise_rationales:
+            results["class_wise"] = self._fit_class_wise(student)
         student.cpu()
         return results
 
@@ -339,6 +345,38 @@ class _Trainer:
             )
         self.weights["partner"] = dict(built.weights)
         return built
+
+    def _fit_class_wise(self, student: Rationalist) -> dict[str, Any]:
+        """Trains the class head beside the finished student, which does not change."""
+        train, names = self.recipe.student.train, self.data.label_names
+        torch.manual_seed(self.recipe.seed)
+        head = ClassHead.beside(student)
+        student.to(self._device(train)).eval()
+
+        def measure(head: nn.Module, split: Split) -> ClassWiseReport:
+            assert isinstance(head, ClassHead)
+            return evaluate_class_wise(
+                student, head, self._loader(split), names, seed=self.recipe.seed
+            )
+
+        def dev(candidate: nn.Module) -> DevResult:
+            found = measure(candidate, self.data.dev)
+            return DevResult(found.reach, found.loss)
+
+        phase = class_wise_phase(student, head, len(self._epochs(train)(0)))
+        report = self._fit(head, [phase], train, CLASS_WISE_ROLE, dev)
+        found = measure(head, self.data.test)
+        if not found.above_chance:
+            self.warnings.append(
+                {"role": CLASS_WISE_ROLE, **found.warning(phase.name, report.steps)}
+            )
+        assert report.best is not None
+        return {
+            "steps": report.steps,
+            "train_wall_s": round(report.wall_s, 1),
+            "dev": {"reach": report.best.accuracy, "loss": report.best.loss},
+            "test": found.to_json(),
+        }
 
     def _fit_partner(
         self, built: Built, student: Rationalist, teacher: Rationalist | None

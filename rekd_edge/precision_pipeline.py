@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rekd_edge.bench import BenchSettings, bench_files
 from rekd_edge.check import CheckReport, load_gates
 from rekd_edge.check.inputs import examples_of
+from rekd_edge.class_wise_files import require_left_out
 from rekd_edge.convert import TargetSpec, variants_of
 from rekd_edge.errors import GateError, UsageError
 from rekd_edge.export_pipeline import (
@@ -106,6 +107,7 @@ def export_fastest(
     settings: BenchSettings = SETTINGS,
     recover: bool | None = None,
     abstention: AbstentionSpec | None = None,
+    class_wise: bool | None = None,
     listener: ProgressListener | None = None,
 ) -> tuple[ExportResult, PrecisionReport]:
     """Exports the fastest variant of ``target`` that holds its gates; arguments as
@@ -114,6 +116,7 @@ def export_fastest(
     Without any, the one that fails the fewest gates goes to ``rejected/``.
     """
     require_free(output, force=force)
+    require_left_out(run, class_wise)
     found_targets = variants_of(target)
     base = found_targets[0]
     problem = run.recipe.problem_type

@@ -7,6 +7,7 @@ RUN/recipe.resolved.yaml  run.json  labels.json  preprocessor/
     teacher|student|partner/{last.safetensors, log.jsonl, tensorboard/}   reports/*.json
     teacher|student/judge/model.safetensors   the predictor after its random subsets, if it had any
     explainer/{heads.safetensors, log.jsonl}   the mixture of a black box's heads, if it is learned
+    class_wise/best/model.safetensors   the head that scores tokens for each class, if it is wanted
     plain/  extract/  answers/   runs of their own, where `rekd-edge compare` trained them
 """
 
@@ -25,7 +26,15 @@ from rekd_edge.data.split import Split
 from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model
 from rekd_edge.distill.explainer import HeadMixture, black_box, load_heads
 from rekd_edge.errors import IntegrityError, UsageError
-from rekd_edge.fuse import FusedRationalist, MaskedRationalist, PlainClassifier, fuse, fuse_pair
+from rekd_edge.fuse import (
+    FusedClassWise,
+    FusedRationalist,
+    MaskedRationalist,
+    PlainClassifier,
+    fuse,
+    fuse_class_wise,
+    fuse_pair,
+)
 from rekd_edge.fuse.fused import masked_form, plain_form
 from rekd_edge.models.build import (
     Built,
@@ -34,6 +43,7 @@ from rekd_edge.models.build import (
     build_rationalist,
     same_tokens,
 )
+from rekd_edge.models.class_wise import ClassHead
 from rekd_edge.models.rationalist import Classifier, Predictor, Rationalist
 from rekd_edge.recipe import load_recipe
 from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe
@@ -48,6 +58,8 @@ RUN_FILE = "run.json"
 LABELS_FILE = "labels.json"
 PREPROCESSOR_FOLDER = "preprocessor"
 TEACHER_PREPROCESSOR_FOLDER = "teacher_preprocessor"
+CLASS_WISE_ROLE = "class_wise"
+CLASS_WISE_WEIGHTS = Path(CLASS_WISE_ROLE) / "best" / "model.safetensors"
 ANSWERS_FOLDER = "answers"
 """The student of the teacher's answers alone (`rekd-edge compare --simulability`)."""
 
@@ -211,6 +223,34 @@ class Run:
         """A rationalist of this run by itself, as it is exported."""
         return fuse(
             model,
+            label_names=self.label_names,
+            max_length=self.max_length,
+            pixel_scale=self.preprocessor.pixel_scale,
+        )
+
+    def class_head(self, student: Rationalist) -> ClassHead | None:
+        """What scores the tokens of ``student``, this run's, for each class; None for a run that
+        trained no class-wise rationales.
+
+        Raises:
+            IntegrityError: its file is broken, or of another architecture.
+        """
+        if not self.recipe.class_wise_rationales:
+            return None
+        head = ClassHead.beside(student)
+        load_model(self.path / CLASS_WISE_WEIGHTS, head)
+        return head.eval()
+
+    def fused_class_wise(self) -> FusedClassWise | None:
+        """What answers "why not?" as it is exported; None as for :meth:`class_head`."""
+        if not self.recipe.class_wise_rationales:
+            return None
+        student = self.student()
+        head = self.class_head(student)
+        assert head is not None
+        return fuse_class_wise(
+            student,
+            head,
             label_names=self.label_names,
             max_length=self.max_length,
             pixel_scale=self.preprocessor.pixel_scale,

@@ -36,6 +36,8 @@ OUTPUTS = ("logits", "rationale_mask", "selection_score", "selection_margin")
 token axis of text (``[CLS]`` is token 0) and never selected; for images the token axis is the patch
 grid, row by row, without class or register tokens."""
 
+CANDIDATE_INPUT = "candidate_class"
+"""Input of a class-wise model besides (rekd_edge/fuse/class_wise.py): int64 ``[batch]``."""
 PAIR_OUTPUTS = ("answer_mask", "case")
 """What a pair of students answers besides (rekd_edge/fuse/pair.py): bool ``[batch, token]``, int64
 ``[batch]``."""

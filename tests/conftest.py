@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rekd_edge.bundle import BundleManifest
     from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
     from rekd_edge.fuse import FusedRationalist
-    from rekd_edge.types import ProblemType
+    from rekd_edge.types import IoSpec, ProblemType
 
 collect_ignore = ["optimum"]
 """Run in an environment of its own: tests/integration/test_optimum.py."""
@@ -122,12 +122,18 @@ def make_bundle() -> Callable[..., BundleManifest]:
     from rekd_edge.data.preprocess import TextPreprocessor
 
     def make(
-        folder: Path, onnx: Path, model: FusedRationalist, preprocessor: Preprocessor
+        folder: Path,
+        onnx: Path,
+        model: FusedRationalist,
+        preprocessor: Preprocessor,
+        why_not: tuple[Path | None, IoSpec | None] = (None, None),
     ) -> BundleManifest:
         is_text = isinstance(preprocessor, TextPreprocessor)
+        why_not_file, why_not_spec = why_not
         return write_bundle(
             folder,
             onnx=onnx,
+            why_not=why_not_file,
             preprocessor=preprocessor,
             label_names=model.label_names,
             config=BundleConfig.create(
@@ -143,6 +149,7 @@ def make_bundle() -> Callable[..., BundleManifest]:
                 patch_size=model.patch_size,
                 max_length=MAX_LENGTH if is_text else None,
                 special_ids=preprocessor.special_ids if is_text else None,
+                why_not=why_not_spec,
             ),
             recipe_yaml=RECIPE,
             lineage=Lineage(

@@ -63,6 +63,7 @@ def model_card(
         _running(config),
         _facts(manifest, config),
         _accuracy(manifest, config),
+        _why_not(config),
         _gates(manifest),
         _engines(engines),
         _use_and_limits(config),
@@ -105,6 +106,8 @@ def _does(config: BundleConfig) -> str:
     if config.problem_type == "multi_label_classification":
         return f"Says of {what} which of {count} labels it has (any number of them)"
     return f"Classifies {what} into {count} classes"
+
+
 def kept_share(config: BundleConfig) -> str:
     """What is kept of an input, in words."""
     share = f"{config.rationale_ratio:.0%} of the {_UNITS[config.modality][1]}"
@@ -197,6 +200,21 @@ def _accuracy(manifest: BundleManifest, config: BundleConfig) -> str:
         ]
         text += f"\n\nBy {each}, of this file:\n\n" + _table((each, measured), per_class)
     return text
+
+
+def _why_not(config: BundleConfig) -> str:
+    if config.why_not is None:
+        return ""
+    shown = _UNITS[config.modality][2]
+    return (
+        "## Why not another class?\n\n"
+        f"`--why-not` also shows, for each other class, the {shown} that speak for it most and "
+        "what the predictor says from those alone. `why_not.onnx` answers that: it takes the class "
+        "that it is asked about as one more input, reads the rationale for it and nothing else, "
+        "and is opened only when asked. The answer is that of `model.onnx`, asked or not. These "
+        f"are the best {shown} for a class that the selector finds, to this predictor: no reason "
+        "that a person would give, and no measure of how near the answer was to another."
+    )
 
 
 def _gates(manifest: BundleManifest) -> str:

@@ -7,6 +7,7 @@
       tokenizer.json, tokenizer_config.json   (text)
       labels.json                names of the classes, labels or values in the order of the logits
       model.onnx                 (and model.onnx.data where a model is above 1 GB)
+      why_not.onnx               (class-wise rationales: what answers for a class it is asked about)
       recipe.resolved.yaml       what was trained
       README.md                  the model card
       reports/*.json             what was measured
@@ -57,6 +58,7 @@ MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 LABELS_FILE = "labels.json"
 MODEL_FILE = "model.onnx"
+WHY_NOT_FILE = "why_not.onnx"
 RECIPE_FILE = "recipe.resolved.yaml"
 CARD_FILE = "README.md"
 REPORTS_FOLDER = "reports"
@@ -147,6 +149,21 @@ class TensorRecord(Record):
     axes: tuple[AxisRecord, ...]
 
 
+class WhyNotRecord(Record):
+    """``why_not.onnx``: a rationalist with one input more, the class that it is asked about
+    (docs/why-not.md). Its outputs are those of ``model.onnx``, of the rationale for that class."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+
+    @classmethod
+    def of(cls, io_spec: IoSpec) -> WhyNotRecord:
+        return cls(
+            inputs=tuple(_tensor_record(tensor) for tensor in io_spec.inputs),
+            outputs=tuple(_tensor_record(tensor) for tensor in io_spec.outputs),
+        )
+
+
 class BundleConfig(Record):
     """``config.json``: what the model is. ``id2label``, ``label2id`` and ``model_type`` carry
     the names that transformers reads."""
@@ -196,6 +213,16 @@ class BundleConfig(Record):
     labels: sigmoid values; a regression: values) as they come, and none is withheld."""
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
+    why_not: WhyNotRecord | None = None
+    """Left out where the bundle has no ``why_not.onnx``. A runtime that does not know the key
+    answers rightly all the same, so the schema is no newer for it."""
+
+    @model_serializer(mode="wrap")
+    def _without_why_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document = handler(self)
+        if self.why_not is None:
+            document.pop("why_not", None)
+        return document
 
     @model_serializer(mode="wrap")
     def _without_units(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -261,6 +288,7 @@ class BundleConfig(Record):
         patch_size: int | None = None,
         max_length: int | None = None,
         special_ids: Mapping[str, int] | None = None,
+        why_not: IoSpec | None = None,
     ) -> BundleConfig:
         """Fill in what follows from the rest (``schema_version``, ``id2label``, ``label2id``,
         ``model_type``)."""
@@ -289,6 +317,7 @@ class BundleConfig(Record):
             calibration=calibration,
             inputs=tuple(_tensor_record(tensor) for tensor in io_spec.inputs),
             outputs=tuple(_tensor_record(tensor) for tensor in io_spec.outputs),
+            why_not=None if why_not is None else WhyNotRecord.of(why_not),
         )
 
 

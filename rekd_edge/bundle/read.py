@@ -20,6 +20,7 @@ from rekd_edge.bundle.manifest import (
     MODEL_FILE,
     RECIPE_FILE,
     REPORTS_FOLDER,
+    WHY_NOT_FILE,
     BundleConfig,
     BundleManifest,
 )
@@ -38,6 +39,11 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         return self.folder / MODEL_FILE
+
+    @property
+    def why_not_path(self) -> Path | None:
+        """The file for class-wise rationales, where there is one."""
+        return None if self.config.why_not is None else self.folder / WHY_NOT_FILE
 
     @property
     def recipe_path(self) -> Path:

@@ -28,6 +28,7 @@ from rekd_edge.bundle.manifest import (
     RECIPE_FILE,
     REPORTS_FOLDER,
     RUNTIME_FILE,
+    WHY_NOT_FILE,
     BundleConfig,
     BundleManifest,
     FileEntry,
@@ -78,14 +79,16 @@ def write_bundle(
     target: str = "onnx",
     name: str | None = None,
     engines: Sequence[StoredEngine] = (),
+    why_not: Path | None = None,
 ) -> BundleManifest:
     """Write a complete bundle to ``folder``, which must not exist yet (or be empty).
 
     ``onnx`` is copied as ``model.onnx``; external data named ``<onnx name>.data`` beside it is
     copied too. ``reports`` become ``reports/<name>.json``; NaN and infinity become null.
     ``name`` defaults to the recipe's name. ``engines``, which lie in one folder with their build
-    recipe, are copied with it. Everything is written beside ``folder`` under a
-    temporary name, verified, and renamed at the end: an interruption leaves no half bundle.
+    recipe, are copied with it; ``why_not`` is copied as ``why_not.onnx``. Everything is written
+    beside ``folder`` under a temporary name, verified, and renamed at the end: an interruption
+    leaves no half bundle.
 
     Raises :class:`UsageError` where ``folder`` is taken or an argument contradicts another, and
     :class:`IntegrityError` where the result does not verify.
@@ -94,6 +97,8 @@ def write_bundle(
         raise UsageError(
             f"label_names {tuple(label_names)} are not those of config {config.label_names}"
         )
+    if (why_not is None) != (config.why_not is None):
+        raise UsageError(f"config and files do not agree on whether there is a {WHY_NOT_FILE}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
             f"cannot write the bundle: {folder} exists", hint="name a new folder or remove it"
@@ -102,6 +107,8 @@ def write_bundle(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _copy_model(onnx, temporary)
+        if why_not is not None:
+            shutil.copyfile(why_not, temporary / WHY_NOT_FILE)
         preprocessor.save(temporary)
         _write_text(temporary / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
         _write_text(temporary / LABELS_FILE, _json(list(label_names)))

@@ -334,7 +334,7 @@ def replace_content(
             noise = pixels + rng.integers(1, 256, pixels.shape, dtype=np.uint8)  # wraps around
         else:
             noise = rng.standard_normal(pixels.shape, dtype=np.float32)
-        return {"pixel_values": np.where(area[:, None], noise, pixels)}
+        return {**inputs, "pixel_values": np.where(area[:, None], noise, pixels)}
     ids = inputs["input_ids"]
     pool = np.unique(ids)
     position = np.searchsorted(pool, ids)
@@ -342,6 +342,7 @@ def replace_content(
     others = pool[(position + step) % len(pool)]
     valid = inputs["attention_mask"]
     return {
+        **inputs,
         "input_ids": np.where(where, others, ids),
         "attention_mask": np.where(where, 1 - valid, valid),
     }

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rekd_edge.types import TEXT_INPUTS
+
 Inputs = Mapping[str, np.ndarray]
 
 BATCH_SIZES = (1, 2, 5, 16)
@@ -80,7 +82,10 @@ def single(inputs: Inputs, row: int) -> dict[str, np.ndarray]:
     if "attention_mask" not in inputs:
         return {name: value[row : row + 1] for name, value in inputs.items()}
     length = int(inputs["attention_mask"][row].sum())
-    return {name: value[row : row + 1, :length] for name, value in inputs.items()}
+    return {
+        name: value[row : row + 1, :length] if name in TEXT_INPUTS else value[row : row + 1]
+        for name, value in inputs.items()
+    }
 
 
 def stack(examples: Sequence[Inputs], pad_id: int) -> dict[str, np.ndarray]:
@@ -97,7 +102,17 @@ def stack(examples: Sequence[Inputs], pad_id: int) -> dict[str, np.ndarray]:
             ]
         )
 
-    return {"input_ids": padded("input_ids", pad_id), "attention_mask": padded("attention_mask", 0)}
+    others = {name: np.concatenate([e[name] for e in examples]) for name in _others(examples[0])}
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "attention_mask": padded("attention_mask", 0),
+        **others,
+    }
+
+
+def _others(example: Inputs) -> dict[str, np.ndarray]:
+    """What is no text."""
+    return {name: value for name, value in example.items() if name not in TEXT_INPUTS}
 
 
 def queries(
@@ -140,7 +155,8 @@ def parity_batches(
 def one_token(example: Inputs, edges: TextEdges) -> dict[str, np.ndarray]:
     """The first word piece of a real text between its special tokens."""
     ids = np.asarray([[edges.cls_id, int(example["input_ids"][0, 1]), edges.sep_id]])
-    return {"input_ids": ids.astype(np.int64), "attention_mask": np.ones_like(ids, dtype=np.int64)}
+    ids = ids.astype(np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), **_others(example)}
 
 
 def full_length(examples: Sequence[Inputs], edges: TextEdges) -> dict[str, np.ndarray]:
@@ -150,4 +166,4 @@ def full_length(examples: Sequence[Inputs], edges: TextEdges) -> dict[str, np.nd
     room = edges.max_length - 2
     repeated = (content * (room // max(len(content), 1) + 1))[:room]
     ids = np.asarray([[edges.cls_id, *repeated, edges.sep_id]], dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), **_others(examples[0])}

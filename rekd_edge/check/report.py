@@ -108,6 +108,9 @@ class CheckReport:
     """Which provider of ONNX Runtime runs how many nodes and products; None on the CPU."""
     problems: tuple[str, ...] = ()
     """What stopped a part of the check from being measured."""
+    class_wise: CheckReport | None = None
+    """Of the file that answers for other classes, where there is one: the same gates, each test
+    example asked for one class in turn, which then stands for its label."""
 
     @property
     def passed(self) -> bool:
@@ -115,7 +118,9 @@ class CheckReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        return tuple(gate.reason for gate in self.gates if not gate.passed)
+        own = tuple(gate.reason for gate in self.gates if not gate.passed)
+        beside = () if self.class_wise is None else self.class_wise.failures
+        return own + tuple(f"class-wise rationales: {reason}" for reason in beside)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -141,6 +146,7 @@ class CheckReport:
             "structural_exclusion": None if self.structural is None else self.structural.to_json(),
             "numerical_exclusion": None if self.numerical is None else self.numerical.to_json(),
             "cases": [case.to_json() for case in self.cases],
+            **({} if self.class_wise is None else {"class_wise": self.class_wise.to_json()}),
         }
 
     def render(self, console: Console) -> None:
@@ -202,10 +208,27 @@ class CheckReport:
                 f"{self.numerical.changed_examples} of {self.numerical.examples} answers "
                 f"(control: selected ones change {self.numerical.control_changed:.0%})"
             )
+        if self.class_wise is not None:
+            self._render_class_wise(console, self.class_wise)
         for problem in self.problems:
             console.print(f"problem: {problem}", style="red", markup=False)
         for failure in self.failures:
             console.print(f"failed: {failure}", style="red", markup=False)
+
+    def _render_class_wise(self, console: Console, found: CheckReport) -> None:
+        held = sum(gate.passed for gate in found.gates)
+        reach = found.accuracy.get("onnx")
+        console.print(
+            f"class-wise rationales: {held} of {len(found.gates)} gates hold"
+            + (
+                ""
+                if reach is None
+                else f"; they make the predictor say their class for "
+                f"{reach.overall:.1%} of the test split"
+            )
+        )
+        for problem in found.problems:
+            console.print(f"problem: class-wise rationales: {problem}", style="red", markup=False)
 
     def _render_accuracy(self, console: Console) -> None:
         from rich.markup import escape

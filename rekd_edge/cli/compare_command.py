@@ -97,12 +97,21 @@ def parse_seeds(text: str) -> list[int]:
 
 def _export(comparison: Comparison, output: Path, target: str) -> dict[str, Any]:
     from rekd_edge.bench import BenchSettings
+    from rekd_edge.class_wise_files import why_target_cannot
+    from rekd_edge.convert import load_target
     from rekd_edge.export_pipeline import bench_bundle, export_bundle
 
     status = status_console()
     status.print("export and check ...")
     run = comparison.runs[0]
-    result = export_bundle(run, target=target, output=output / "bundle", force=True)
+    carries = why_target_cannot(load_target(target)) is None
+    result = export_bundle(
+        run,
+        target=target,
+        output=output / "bundle",
+        force=True,
+        class_wise=None if carries else False,
+    )
     if not result.passed:
         raise GateError(
             f"the exported file failed its check: {'; '.join(result.reasons)}",

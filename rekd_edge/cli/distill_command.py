@@ -116,6 +116,31 @@ def said_of_simulability(share: float, problem: ProblemType) -> str:
     return f"{share:.3f} of the test {answers} are the teacher's"
 
 
+def show_class_wise(out: Console, found: Mapping[str, Any]) -> None:
+    """How far the rationale for each class convinces the predictor of it, as a table."""
+    from rich.table import Table
+
+    table = Table(
+        "rationale for",
+        "says so",
+        "where not the answer",
+        "random",
+        "p",
+        "p, answer's",
+        "p, random",
+        "overlap",
+        title="class-wise rationales" + ("" if found["above_chance"] else ": not above chance"),
+        title_justify="left",
+    )
+    for one in found["classes"]:
+        shares = ("reach", "reach_not_answered", "reach_random")
+        means = ("probability", "probability_answer", "probability_random", "jaccard_not_answered")
+        cells = ("-" if one[key] is None else f"{one[key]:.1%}" for key in shares)
+        values = ("-" if one[key] is None else f"{one[key]:.3f}" for key in means)
+        table.add_row(one["label"], *cells, *values)
+    out.print(table)
+
+
 def _show_run(out: Console, run: Run) -> None:
     from rich.table import Table
 
@@ -144,6 +169,8 @@ def _show_run(out: Console, run: Run) -> None:
     out.print(table)
     if pair is not None:
         show_pair(out, pair)
+    if "class_wise" in distill:
+        show_class_wise(out, distill["class_wise"]["test"])
     simulated = run.simulability()
     if simulated is not None:
         share, learned = simulated.with_rationales, "its rationales and answers"

@@ -125,7 +125,7 @@ def show(out: Console, report: QualityReport) -> None:
         f"{probe.accuracy:.3f}",
         f"{known}; {probe.excess_points:+.1f} ± {probe.standard_error_points:.1f} points",
     )
-    for gold in report.gold:
+    for gold in (*report.gold, *report.class_wise_gold):
         if gold.scores is None:
             table.add_row(gold.name, "", "no example has gold tokens that the model reads")
             continue
@@ -165,6 +165,10 @@ def show(out: Console, report: QualityReport) -> None:
         from rekd_edge.cli.distill_command import show_pair
 
         show_pair(out, report.pair.to_json())
+    if report.class_wise is not None:
+        from rekd_edge.cli.distill_command import show_class_wise
+
+        show_class_wise(out, report.class_wise.to_json())
     if report.faithfulness.judge is not None and scores is not None:
         answer = {
             "single_label_classification": "y is the class",

@@ -86,6 +86,13 @@ def export_run(
         float | None,
         typer.Option(help="Share of rationales other than the torch model's not to be exceeded."),
     ] = None,
+    class_wise: Annotated[
+        bool | None,
+        typer.Option(
+            "--why-not/--no-why-not",
+            help="Ship class-wise rationales too (docs/why-not.md). [where the run has them]",
+        ),
+    ] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Convert the student to ONNX, check it on real data and write the bundle, with TensorRT
@@ -118,6 +125,7 @@ def export_run(
             tune,
             recover,
             abstention,
+            class_wise,
             json_path,
         )
         return
@@ -133,6 +141,7 @@ def export_run(
             tune=tune,
             recover=recover,
             abstention=abstention,
+            class_wise=class_wise,
             listener=progress,
             builds=progress.builds,
         )
@@ -172,6 +181,7 @@ def _export_fastest(
     tune: bool,
     recover: bool | None,
     abstention: AbstentionSpec | None,
+    class_wise: bool | None,
     json_path: str | None,
 ) -> None:
     from rekd_edge.cli.progress import ExportProgress
@@ -190,6 +200,7 @@ def _export_fastest(
             tune=tune,
             recover=recover,
             abstention=abstention,
+            class_wise=class_wise,
             listener=progress,
         )
 

@@ -39,6 +39,13 @@ def predict(
     no_overlay: Annotated[
         bool, typer.Option("--no-overlay", help="Images: write no picture.")
     ] = False,
+    why_not: Annotated[
+        bool,
+        typer.Option(
+            "--why-not",
+            help="Also show the best case for each other class, and what the model says from it.",
+        ),
+    ] = False,
     json_path: JsonOption = None,
 ) -> None:
     """Answer texts or images from a bundle and show what each answer was read from.
@@ -57,6 +64,7 @@ def predict(
             threads=threads,
             overlay=None if no_overlay else overlay,
             stdin=sys.stdin,
+            why_not=why_not,
         )
     for line in runtime.notices(predictions):
         print(line, file=sys.stderr)

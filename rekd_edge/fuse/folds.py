@@ -175,11 +175,12 @@ def apply_folds(model: DeployModel, scale: PixelScale | None) -> tuple[Fold, ...
     """Everything that can be folded in ``model``, in place. ``scale`` is how the images of training
     are normalised: the model then reads 8-bit pixels. None leaves its input as it is."""
     inputs, pixels = model.example_inputs(), None
+    others = inputs[1:]
     if scale is not None:
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(256, inputs[0].shape, generator=generator, dtype=torch.uint8)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (scale.mean, scale.std))
-        inputs = ((pixels / 255 - mean) / std,)
+        inputs = ((pixels / 255 - mean) / std, *others)
     found = []
     before, cost = _run(model, inputs)
     for name, step in FOLDS.items():
@@ -190,7 +191,7 @@ def apply_folds(model: DeployModel, scale: PixelScale | None) -> tuple[Fold, ...
             before, cost = after, now
     if scale is not None and pixels is not None:
         model.read_pixels(scale)
-        after, now = _run(model, (pixels,))
+        after, now = _run(model, (pixels, *others))
         found.append(_compared(PIXELS, before, after, cost, now))
     model.train(model.training)  # new modules start in training mode
     return tuple(found)

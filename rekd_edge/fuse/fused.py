@@ -193,8 +193,11 @@ class _SelectingModel(DeployModel):
         )
         return IoSpec(base.inputs, base.outputs + rationale)
 
+    def _scores(self, inputs: Mapping[str, Tensor]) -> Scores:
+        return self.selector(inputs)
+
     def _select(self, inputs: Mapping[str, Tensor]) -> _Selection:
-        scores = self.selector(inputs)
+        scores = self._scores(inputs)
         slots = slot_count(scores.score.shape[1], *self.rationale_ratio_fraction)
         if self.modality == "image":
             keep, margin, slots = self._keep_patches(scores.score, slots)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rekd_edge.recipe.black_box import black_box_problems
+from rekd_edge.recipe.class_wise import class_wise_problems
 from rekd_edge.recipe.form import form_problems
 from rekd_edge.recipe.methods import method_problems
 from rekd_edge.recipe.problem import problem_type_problems
@@ -59,6 +60,7 @@ def find_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     yield from black_box_problems(recipe)
     yield from problem_type_problems(recipe)
     yield from unit_problems(recipe)
+    yield from ((("class_wise_rationales",), problem) for problem in class_wise_problems(recipe))
     if recipe.ensemble is not None:
         place = ("ensemble", "partner")
         partner = recipe.ensemble.partner

@@ -513,6 +513,9 @@ class Recipe(Spec):
     objective: ObjectiveSpec = ObjectiveSpec()
     ensemble: EnsembleSpec | None = None
     """A second student beside `student`; null: it answers alone."""
+    class_wise_rationales: bool = False
+    """Also train, after the student and without changing it, which tokens would speak for each
+    class, and ship that in a file of its own, to be asked: "why not?" (docs/why-not.md)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

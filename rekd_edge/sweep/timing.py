@@ -93,7 +93,7 @@ def _plain_recipe(recipe: Recipe, base: Recipe) -> Recipe:
         update={"selector": recipe.student.selector, "predictor": recipe.student.predictor}
     )
     changes = {"task": "classify", "teacher": None, "transfer": None, "student": student}
-    changes |= {"ensemble": None}
+    changes |= {"ensemble": None, "class_wise_rationales": False}
     return base.model_copy(update=changes | {"data": recipe.data})
 
 

@@ -90,6 +90,7 @@ def _export(run: Run, target: str, gates: str | None, threads: int | None) -> di
         force=True,
         twins=False,
         threads=threads,
+        class_wise=False,
     )
     if not result.passed or result.report is None:
         raise GateError("; ".join(result.reasons))

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rekd_edge.check import LabelledBatch, TextEdges
     from rekd_edge.convert import OnnxArtefact
     from rekd_edge.fuse import FusedPair, FusedRationalist, PlainClassifier
+    from rekd_edge.models.class_wise import ClassHead
     from rekd_edge.models.encoder import Encoder
+    from rekd_edge.models.rationalist import Rationalist
 
 CLS, SEP, PAD = 101, 102, 0
 MAX_LENGTH = 48
@@ -83,6 +85,14 @@ def tiny_pair(tiny_text: FusedRationalist) -> FusedPair:
     from rekd_edge.fuse import fuse_pair
 
     return fuse_pair(tiny_text, _fused(_bert, MAX_LENGTH, seed=1))
+
+
+@pytest.fixture(scope="session")
+def class_wise_text() -> tuple[Rationalist, ClassHead]:
+    """A text rationalist, not fused, three classes, ratio 0.3, and a class head beside it."""
+    from tests.unit.class_wise_models import text_model
+
+    return text_model()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,10 @@ another machine may round to another choice. Probabilities are calibrated where 
 how; ``abstain`` is True where they, or the margin, are below what the bundle answers for: show
 such an answer to a person, not as an answer.
 
+"Why not?": a bundle with class-wise rationales also says, where it is asked (``--why-not``,
+``predict(..., why_not=True)``), which words or patches speak most for each other class and what the
+model says from those alone. The answer is the same with and without the question.
+
 Exit codes: 0 answered; 1 unexpected (a bug); 2 an input cannot be used; 4 a package is missing
 or too old; 6 the bundle is not what its manifest promises; 130 interrupted.
 """
@@ -64,6 +68,7 @@ MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 MODEL_FILE = "model.onnx"
+WHY_NOT_FILE = "why_not.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 CPU_PROVIDER = "CPUExecutionProvider"
 TRACEBACK_VARIABLE = "REKD_EDGE_TRACEBACK"
@@ -75,6 +80,11 @@ MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 """What a bundle answers, in the words of transformers."""
+_CANDIDATE_INPUT = "candidate_class"
+"""Of ``why_not.onnx``: the class that it is asked about."""
+WHY_NOT_CLASSES = 8
+"""At most so many classes are asked for, the most probable: each costs about as much as an
+answer."""
 CASES = ("agree", "first_convinces", "partner_convinces", "confidence")
 """What decided between two students, by number (docs/bundle.md)."""
 _OPTIMIZATION_LEVELS = {
@@ -410,6 +420,8 @@ class Config:
     """``onnxruntime`` or ``openvino``."""
     settings: SessionSettings
     calibration: Calibration
+    why_not: bool = False
+    """Whether there is a ``why_not.onnx``."""
 
 
 def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Config:
@@ -444,6 +456,7 @@ def read_config(folder: Path, contents: Mapping[str, bytes] | None = None) -> Co
             runtime=_known_runtime(document.get("runtime", "onnxruntime")),
             settings=SessionSettings.of(document.get("runtime_settings")),
             calibration=Calibration.of(document.get("calibration")),
+            why_not=document.get("why_not") is not None,
         )
         if not is_text and not (
             0 < config.patch_size <= config.image_size
@@ -510,6 +523,26 @@ class PatchBox:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassRationale:
+    """The best case for one class: what speaks for it most, and what the model says from that."""
+
+    label: str
+    probability: float
+    """Of ``label``, from ``rationale`` alone; calibrated as the answer's."""
+    says: str
+    """The most probable label from ``rationale`` alone."""
+    says_probability: float
+    convinces: bool
+    """Whether that is ``label``."""
+    answer_probability: float
+    """Of ``label`` in the answer, from the answer's own rationale."""
+    rationale: tuple[WordSpan, ...] | tuple[PatchBox, ...]
+    margin: float
+    """As the answer's: near 0, another machine may round to another rationale."""
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """One answer and its evidence. Of ``label``, ``labels`` and ``values`` the one is there that
     the bundle's ``problem_type`` asks for; the others are None."""
@@ -555,6 +588,8 @@ class Prediction:
     """Patches along one side of the model's view (images)."""
     overlay: str | None = None
     """Path of the overlay, where one was written."""
+    why_not: tuple[ClassRationale, ...] | None = None
+    """Where it was asked for: the best case for each other class, the most probable one first."""
 
     @property
     def rationale_mask(self) -> np.ndarray | None:
@@ -571,7 +606,8 @@ class Prediction:
         """Plain values only; an infinite margin is null. What the problem type does not answer is
         left out."""
         document = _without_tuples(asdict(self))
-        document["margin"] = self.margin if math.isfinite(self.margin) else None
+        for part in (document, *(document["why_not"] or ())):
+            part["margin"] = part["margin"] if math.isfinite(part["margin"]) else None
         for name in _NOT_SHOWN[self.problem_type]:
             del document[name]
         return document
@@ -851,6 +887,7 @@ class Rationalist:
         config: Config,
         session: Any,
         encoder: TextEncoder | None,
+        open_why_not: Callable[[], Any] | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -860,6 +897,8 @@ class Rationalist:
         answered = {value.name for value in session.get_outputs()}
         self._outputs = _OUTPUTS + (_PAIR_OUTPUTS if answered.issuperset(_PAIR_OUTPUTS) else ())
         self._encoder = encoder
+        self._open_why_not = open_why_not
+        self._why_not: Any = None
 
     @classmethod
     def load(
@@ -885,6 +924,8 @@ class Rationalist:
         if needed - listed:
             raise _broken(f"bundle {folder} has no {', '.join(sorted(needed - listed))}")
         config = read_config(folder, evidence.contents)
+        if config.why_not and WHY_NOT_FILE not in listed:
+            raise _broken(f"bundle {folder} has no {WHY_NOT_FILE}")
         cores = resolve_threads(threads, config.settings.threads)
         encoder = None
         if config.modality == "text":
@@ -892,38 +933,104 @@ class Rationalist:
             if tokenizer is None:
                 raise _broken(f"bundle {folder} has no {TOKENIZER_FILE}")
             encoder = TextEncoder(folder, config.max_length, tokenizer)
-        if config.runtime == "openvino":
-            session: Any = _OpenVinoSession(folder / MODEL_FILE, cores, provider or "CPU")
-        else:
-            session = _open_session(
-                folder / MODEL_FILE, cores, provider or CPU_PROVIDER, config.settings
-            )
-        _require_unchanged(folder, evidence.states)
-        model = cls(folder, manifest, config, session, encoder)
-        model._require_interface()
+
+        def opened(name: str, states: Mapping[str, tuple[int, ...]]) -> Any:
+            if config.runtime == "openvino":
+                session: Any = _OpenVinoSession(folder / name, cores, provider or "CPU")
+            else:
+                session = _open_session(
+                    folder / name, cores, provider or CPU_PROVIDER, config.settings
+                )
+            _require_unchanged(folder, states)
+            return session
+
+        def asked() -> Any:
+            return opened(WHY_NOT_FILE, {WHY_NOT_FILE: evidence.states[WHY_NOT_FILE]})
+
+        session = opened(MODEL_FILE, evidence.states)
+        ask = asked if config.why_not else None
+        model = cls(folder, manifest, config, session, encoder, ask)
+        model._require_interface(MODEL_FILE, session)
         return model
 
-    def _require_interface(self) -> None:
+    def _require_interface(self, file: str, session: Any, *more: str) -> None:
         expected = {"text": ("input_ids", "attention_mask"), "image": ("pixel_values",)}
-        outputs = {value.name for value in self._session.get_outputs()}
-        if self._input_names != expected[self.config.modality] or not outputs.issuperset(_OUTPUTS):
+        inputs = tuple(value.name for value in session.get_inputs())
+        outputs = {value.name for value in session.get_outputs()}
+        wanted = (*expected[self.config.modality], *more)
+        if inputs != wanted or not outputs.issuperset(_OUTPUTS):
             raise _broken(
-                f"{MODEL_FILE} has inputs {', '.join(self._input_names)} and outputs "
+                f"{file} has inputs {', '.join(inputs)} and outputs "
                 f"{', '.join(sorted(outputs))}, not those of a {self.config.modality} rationalist"
             )
 
-    def predict(self, inputs: Sequence[str] | Sequence[ImageInput]) -> list[Prediction]:
+    def predict(
+        self, inputs: Sequence[str] | Sequence[ImageInput], *, why_not: bool = False
+    ) -> list[Prediction]:
         """Answer texts, or images, one by one: an answer does not depend on its neighbours.
-        Raises :class:`InputError` naming the first input that cannot be used."""
-        return list(self.iter_predict(inputs))
+        ``why_not`` adds the best case for each other class (:attr:`Prediction.why_not`).
+        Raises :class:`InputError` naming the first input that cannot be used, or where the bundle
+        has no class-wise rationales."""
+        return list(self.iter_predict(inputs, why_not=why_not))
 
-    def iter_predict(self, inputs: Iterable[str] | Iterable[ImageInput]) -> Iterator[Prediction]:
+    def iter_predict(
+        self, inputs: Iterable[str] | Iterable[ImageInput], *, why_not: bool = False
+    ) -> Iterator[Prediction]:
         """:meth:`predict`, answer by answer."""
         if isinstance(inputs, str | bytes | os.PathLike):
             raise InputError("predict takes a list of inputs", hint="predict([one_input])")
+        if why_not:
+            self._ask()
         for number, item in enumerate(inputs, start=1):
             encoded = self.encode(item, f"input {number}")
-            yield self.decode(encoded, self.run_encoded([encoded])[0])
+            prediction = self.decode(encoded, self.run_encoded([encoded])[0])
+            yield self.add_why_not(encoded, prediction) if why_not else prediction
+
+    def _ask(self) -> Any:
+        """The session of ``why_not.onnx``, opened at the first question."""
+        if self._open_why_not is None:
+            raise InputError(
+                f"bundle {self.folder} has no class-wise rationales, so it cannot say why not",
+                hint="train with class_wise_rationales: true and export again",
+            )
+        if self._why_not is None:
+            session = self._open_why_not()
+            self._require_interface(WHY_NOT_FILE, session, _CANDIDATE_INPUT)
+            self._why_not = session
+        return self._why_not
+
+    def add_why_not(self, encoded: Encoded, prediction: Prediction) -> Prediction:
+        """``prediction`` of ``encoded`` with the best case for each other class, at most
+        :data:`WHY_NOT_CLASSES`, the most probable first. Raises :class:`InputError` where the
+        bundle has no class-wise rationales."""
+        session, names = self._ask(), self.config.label_names
+        others = [name for name in names if name != prediction.label]
+        others.sort(key=lambda name: -prediction.probabilities[name])
+        found = []
+        for name in others[:WHY_NOT_CLASSES]:
+            candidate = np.asarray([names.index(name)], dtype=np.int64)
+            answers = session.run(list(_OUTPUTS), {**encoded.arrays, _CANDIDATE_INPUT: candidate})
+            (answer,) = self._answers(WHY_NOT_FILE, answers, [encoded])
+            probabilities = self.config.calibration.probabilities(answer.logits)
+            best = int(answer.logits.argmax())
+            found.append(
+                ClassRationale(
+                    label=name,
+                    probability=float(probabilities[candidate[0]]),
+                    says=names[best],
+                    says_probability=float(probabilities[best]),
+                    convinces=names[best] == name,
+                    answer_probability=prediction.probabilities[name],
+                    rationale=self._part_of(encoded, answer)(answer.kept),
+                    margin=answer.margin,
+                    kept=int(answer.kept.sum()),
+                )
+            )
+        notices = prediction.notices
+        if len(others) > len(found):
+            asked = f"the {len(found)} most probable of the {len(others)} other classes"
+            notices += (f"why not: asked for {asked}",)
+        return replace(prediction, why_not=tuple(found), notices=notices)
 
     def encode(self, item: str | ImageInput, place: str = "the input") -> Encoded:
         """The first third of :meth:`predict`: a text or an image as the model's input. Raises
@@ -941,9 +1048,32 @@ class Rationalist:
         boxes."""
         if encoded.text is None:
             return self._image_prediction(encoded, answer)
-        return self._text_prediction(encoded.source, encoded.text, answer)
+        return self._text_prediction(encoded, encoded.text, answer)
 
-    def _text_prediction(self, text: str, encoded: EncodedText, answer: Answer) -> Prediction:
+    def _part_of(
+        self, whole: Encoded, answer: Answer
+    ) -> Callable[[np.ndarray], tuple[WordSpan, ...] | tuple[PatchBox, ...]]:
+        """What says of kept positions, bool ``[token]``, what they are in the input."""
+        if whole.text is not None:
+            text, encoded = whole.source, whole.text
+            return lambda kept: word_spans(text, encoded, kept, answer.scores)
+        view = whole.view
+        assert view is not None
+        patch_size = self.config.patch_size
+        grid = self.config.image_size // patch_size
+
+        def boxes(kept: np.ndarray) -> tuple[PatchBox, ...]:
+            found = []
+            for position in np.flatnonzero(kept):
+                row, column = divmod(int(position), grid)
+                box = view.box(row, column, patch_size)
+                found.append(PatchBox(*box, row, column, float(answer.scores[position])))
+            return tuple(found)
+
+        return boxes
+
+    def _text_prediction(self, whole: Encoded, encoded: EncodedText, answer: Answer) -> Prediction:
+        text = whole.source
         notices = ()
         if encoded.dropped_tokens:
             total = encoded.dropped_tokens + sum(word is not None for word in encoded.words)
@@ -955,7 +1085,7 @@ class Rationalist:
         return self._prediction(
             text,
             answer,
-            part=lambda kept: word_spans(text, encoded, kept, answer.scores),
+            part=self._part_of(whole, answer),
             candidates=sum(word is not None for word in encoded.words),
             notices=notices,
         )
@@ -978,19 +1108,10 @@ class Rationalist:
     def _image_prediction(self, encoded: Encoded, answer: Answer) -> Prediction:
         view = encoded.view
         assert view is not None
-        patch_size = self.config.patch_size
-        grid = self.config.image_size // patch_size
-
-        def boxes(kept: np.ndarray) -> tuple[PatchBox, ...]:
-            found = []
-            for position in np.flatnonzero(kept):
-                row, column = divmod(int(position), grid)
-                box = view.box(row, column, patch_size)
-                found.append(PatchBox(*box, row, column, float(answer.scores[position])))
-            return tuple(found)
-
+        grid = self.config.image_size // self.config.patch_size
+        part = self._part_of(encoded, answer)
         prediction = self._prediction(
-            encoded.source, answer, part=boxes, candidates=grid * grid, notices=()
+            encoded.source, answer, part=part, candidates=grid * grid, notices=()
         )
         return replace(prediction, width=view.width, height=view.height, grid=grid)
 
@@ -999,7 +1120,12 @@ class Rationalist:
         filled up to the longest. In company an answer may differ by rounding. Raises
         :class:`InputError` where the model takes one input at a time."""
         feeds = encoded[0].arrays if len(encoded) == 1 else self._batch(encoded)
-        answers = self._session.run(list(self._outputs), feeds)
+        return self._answers(MODEL_FILE, self._session.run(list(self._outputs), feeds), encoded)
+
+    def _answers(
+        self, file: str, answers: Sequence[np.ndarray], encoded: Sequence[Encoded]
+    ) -> list[Answer]:
+        """What the model in ``file`` said of ``encoded``, one by one."""
         logits, kept, scores, margin, *decision = answers
         classes, rows = len(self.config.label_names), len(encoded)
         tokens = max(one.tokens for one in encoded)
@@ -1007,10 +1133,10 @@ class Rationalist:
         shapes = ((rows, classes), by_token, by_token, (rows,), by_token, (rows,))[: len(answers)]
         found = tuple(array.shape for array in answers)
         if found != shapes:
-            raise _broken(f"{MODEL_FILE} answers in shapes {found} where {shapes} are due")
+            raise _broken(f"{file} answers in shapes {found} where {shapes} are due")
         if not np.isfinite(logits).all() or np.isnan(margin).any():
             raise RekdRuntimeError(
-                f"{MODEL_FILE} answers with numbers that are not finite",
+                f"{file} answers with numbers that are not finite",
                 hint="check the bundle with `rekd-edge check`",
             )
         alone = [
@@ -1415,20 +1541,54 @@ def describe(prediction: Prediction, *, color: bool) -> str:
     if prediction.answer_rationale is not None:
         read = prediction.answer_rationale
     consulted = prediction.consulted or ()
+    body = _marked(prediction, read, consulted, color=color)
+    if prediction.grid is not None:
+        pixels = f"({prediction.width}x{prediction.height} pixels)"
+        body.insert(0, f"{visible(prediction.source)} {pixels}")
+        if prediction.overlay is not None:
+            body.append(f"overlay: {visible(prediction.overlay)}")
+    for one in prediction.why_not or ():
+        body += [
+            "",
+            _best_case(one, prediction),
+            *_marked(prediction, one.rationale, (), color=color),
+        ]
+    return "\n".join([head, *body])
+
+
+def _best_case(one: ClassRationale, prediction: Prediction) -> str:
+    """One line over the rationale for a class."""
+    label = visible(one.label)
+    said = f"{label} {one.probability:.3f}"
+    if not one.convinces:
+        still = "still " if one.says == prediction.label else ""
+        said = f"{still}{visible(one.says)} {one.says_probability:.3f}, {said}"
+    unit = "tokens" if prediction.grid is None else "patches"
+    return (
+        f"why not {label}? from its best {one.kept} {unit} alone: {said}  "
+        f"(in the answer {one.answer_probability:.3f}, margin {one.margin:.3g})"
+    )
+
+
+def _marked(
+    prediction: Prediction,
+    read: Sequence[WordSpan | PatchBox],
+    consulted: Sequence[WordSpan | PatchBox],
+    *,
+    color: bool,
+) -> list[str]:
+    """Lines that show the input with ``read`` and ``consulted`` marked; no grid of more than 32
+    patches a side."""
     if prediction.grid is None:
         spans = [part for part in read if isinstance(part, WordSpan)]
         others = [part for part in consulted if isinstance(part, WordSpan)]
-        body = [highlight(prediction.source, spans, color=color, consulted=others)]
-    else:
-        body = [f"{visible(prediction.source)} ({prediction.width}x{prediction.height} pixels)"]
-        marks = {(p.row, p.column): "+" for p in consulted if isinstance(p, PatchBox)}
-        marks |= {(p.row, p.column): "#" for p in read if isinstance(p, PatchBox)}
-        side = range(prediction.grid)
-        if prediction.grid <= 32:
-            body += ["  " + " ".join(marks.get((r, c), ".") for c in side) for r in side]
-        if prediction.overlay is not None:
-            body.append(f"overlay: {visible(prediction.overlay)}")
-    return "\n".join([head, *body])
+        return [highlight(prediction.source, spans, color=color, consulted=others)]
+    marks = {(p.row, p.column): "+" for p in consulted if isinstance(p, PatchBox)}
+    marks |= {(p.row, p.column): "#" for p in read if isinstance(p, PatchBox)}
+    if prediction.grid > 32:
+        return []
+    side = range(prediction.grid)
+    return ["  " + " ".join(marks.get((r, c), ".") for c in side) for r in side]
 
 
 def use_color(stream: TextIO) -> bool:
@@ -1581,11 +1741,13 @@ def answer(
     threads: int | None,
     overlay: Path | None,
     stdin: TextIO,
+    why_not: bool = False,
 ) -> tuple[Rationalist, list[Prediction]]:
     """Everything that the command line does, short of printing. ``overlay`` None writes no
     picture."""
     model = Rationalist.load(bundle, threads=threads)
-    predictions = model.predict(list(read_inputs(arguments, model.config.modality, stdin)))
+    inputs = list(read_inputs(arguments, model.config.modality, stdin))
+    predictions = model.predict(inputs, why_not=why_not)
     if model.config.modality == "image" and overlay is not None:
         predictions = write_overlays(predictions, overlay)
     return model, predictions
@@ -1643,6 +1805,11 @@ def _parser() -> argparse.ArgumentParser:
         help="images: where to write <name>.rationale.png (default: the current folder)",
     )
     parser.add_argument("--no-overlay", action="store_true", help="images: write no picture")
+    parser.add_argument(
+        "--why-not",
+        action="store_true",
+        help="also show the best case for each other class, and what the model says from that",
+    )
     return parser
 
 
@@ -1653,6 +1820,7 @@ def _show(options: argparse.Namespace) -> None:
         threads=options.threads,
         overlay=None if options.no_overlay else options.overlay,
         stdin=sys.stdin,
+        why_not=options.why_not,
     )
     for line in notices(predictions):
         print(line, file=sys.stderr)

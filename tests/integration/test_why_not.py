@@ -1,0 +1,150 @@
+"""Class-wise rationales from recipe to bundle: trained, exported, checked and asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rekd_edge.bundle import open_bundle
+from rekd_edge.errors import GateError, IntegrityError, UsageError
+from rekd_edge.evaluate_pipeline import evaluate_run
+from rekd_edge.export_pipeline import check_bundle, export_bundle
+from rekd_edge.pipeline import train_run
+from rekd_edge.precision_pipeline import export_fastest
+from rekd_edge.recipe import find_recipe, load_recipe
+from rekd_edge.recipe.load import InvalidRecipeError
+from rekd_edge.recipe.schema import Recipe
+from rekd_edge.run_folder import Run, open_run
+
+STUDENT = Path("student") / "best" / "model.safetensors"
+HEAD = Path("class_wise") / "best" / "model.safetensors"
+
+
+def recipe(*overrides: str) -> Recipe:
+    alone = ("task=extract", "student.train.warmup.selector=none")
+    return load_recipe(find_recipe("smoke/text"), [*alone, *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    asked = recipe("class_wise_rationales=true")
+    return train_run(asked, tmp_path_factory.mktemp("runs") / "run", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Run) -> Path:
+    result = export_bundle(run, output=run.path / "bundle", threads=1, twins=False)
+    assert result.reasons == ()
+    return result.path
+
+
+def test_the_student_and_its_file_are_what_they_are_without(
+    run: Run, bundle: Path, tmp_path: Path
+) -> None:
+    alone = train_run(recipe(), tmp_path / "run", device="cpu", with_fuse_report=False)
+    mine, theirs = (load_file(one.path / STUDENT) for one in (alone, run))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    without = export_bundle(run, output=tmp_path / "b", threads=1, twins=False, class_wise=False)
+    assert without.passed
+    assert (tmp_path / "b/model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
+    assert not (tmp_path / "b/why_not.onnx").exists()
+    assert "why_not" not in json.loads((tmp_path / "b/config.json").read_text())
+    with pytest.raises(UsageError, match="trained without"):
+        export_bundle(alone, output=tmp_path / "c", class_wise=True)
+    # A bundle that claims it of a run without is refused.
+    shutil.copytree(bundle, tmp_path / "forged")
+    with pytest.raises(GateError, match="why_not is"):
+        check_bundle(tmp_path / "forged", run=alone, threads=1, reject_failed=False)
+
+
+def test_training_reports_what_the_rationales_are_worth_and_can_be_resumed(
+    run: Run, tmp_path: Path
+) -> None:
+    found = (run.report("distill") or {})["class_wise"]
+    assert found["steps"] == 100
+    assert found["train_wall_s"] >= 0
+    assert [one["label"] for one in found["test"]["classes"]] == ["negative", "positive"]
+    assert all(one["examples"] == 32 for one in found["test"]["classes"])
+    again = tmp_path / "run"
+    shutil.copytree(run.path, again, ignore=shutil.ignore_patterns("bundle", "class_wise"))
+    resumed = train_run(run.recipe, again, resume=True, device="cpu", with_fuse_report=False)
+    assert (again / HEAD).read_bytes() == (run.path / HEAD).read_bytes()
+    report = resumed.report("distill") or {}
+    assert report["class_wise"]["test"] == found["test"]
+    measured = evaluate_run(run, device="cpu", save=False, limit=16)
+    assert measured.class_wise is not None
+    assert measured.class_wise_gold
+    assert measured.class_wise_gold[0].name.endswith("for the label")
+    assert json.dumps(measured.to_json()["class_wise"])
+    (again / HEAD).unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        open_run(again).fused_class_wise()
+
+
+def test_the_bundle_is_checked_and_answers_why_not(run: Run, bundle: Path) -> None:
+    report, place = check_bundle(bundle, threads=1)
+    assert report.passed
+    assert place == bundle
+    beside = report.class_wise
+    assert beside is not None
+    assert beside.structural is not None
+    assert beside.structural.passed
+    assert beside.numerical is not None
+    assert beside.numerical.passed
+    assert report.to_json()["class_wise"]["passed"]
+    opened = open_bundle(bundle)
+    assert any(gate.name == "why_not exclusion_leaks" for gate in opened.manifest.gates)
+    text = str(run.data().test.raw(0))
+    asked = [sys.executable, str(bundle / "runtime" / "rekd_runtime.py"), text, "--json", "-"]
+    plain, why_not = (
+        json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        for words in (asked, [*asked, "--why-not"])
+    )
+    (answer,), (explained,) = plain["predictions"], why_not["predictions"]
+    (other,) = explained.pop("why_not")
+    assert answer.pop("why_not") is None
+    assert answer == explained
+    assert {answer["label"], other["label"]} == {"negative", "positive"}
+    assert other["kept"] == answer["kept"]
+
+
+def test_a_wrong_file_is_rejected(run: Run, bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run.path, other, ignore=shutil.ignore_patterns("bundle"))
+    head = load_file(run.path / HEAD)
+    from safetensors.torch import save_file
+
+    save_file({name: -value for name, value in head.items()}, other / HEAD)
+    report, _ = check_bundle(bundle, run=open_run(other), threads=1, reject_failed=False)
+    assert not report.passed
+    assert all(reason.startswith("class-wise rationales: ") for reason in report.failures)
+
+
+def test_what_cannot_be_had_is_refused_in_words(run: Run, tmp_path: Path) -> None:
+    for target, reason in (
+        ("onnx-int8", "is in int8-dynamic, the one that is asked in fp32"),
+        ("onnx-fp16", "is in fp16"),
+        ("aoti", "come from a package"),
+    ):
+        with pytest.raises(UsageError, match=reason) as refused:
+            export_bundle(run, target=target, output=tmp_path / "b")
+        assert "--no-why-not" in (refused.value.hint or "")
+    with pytest.raises(UsageError, match="--precision auto"):
+        export_fastest(run, output=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    wanted = "class_wise_rationales=true"
+    with pytest.raises(InvalidRecipeError, match="trains a plain classifier"):
+        recipe(wanted, "task=classify")
+    partner = "{selector: {weights: ['random:x']}, predictor: {weights: ['random:x']}}"
+    with pytest.raises(InvalidRecipeError, match="is for one student"):
+        recipe(wanted, f"ensemble={{partner: {partner}}}")
+    with pytest.raises(InvalidRecipeError, match=r"student\.selector\.resolution: 1"):
+        load_recipe(find_recipe("smoke/image"), [wanted, "student.selector.resolution=0.5"])
