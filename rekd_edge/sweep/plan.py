@@ -133,16 +133,21 @@ def make_plan(
 
 def open_points(plan: SweepPlan) -> Iterator[tuple[Overrides, Recipe]]:
     """Opens data and weights of every point (of ranges: every corner) as training would, once for
-    all points that differ in training alone, and yields each point that was opened.
+    all points that differ in training alone, and yields each point that was opened. Gates that are
+    not for a point's problem type are refused here.
 
     Raises:
         RekdEdgeError: as training would, with the point's name before the message.
     """
+    from rekd_edge.check import load_gates
+    from rekd_edge.convert import load_target
     from rekd_edge.pipeline import plan_run
 
+    gates = load_gates(plan.gates or load_target(plan.target).gates)
     seen: set[str] = set()
     for point in plan.space.points():
         recipe = plan.recipe_of(point)
+        gates.applicable(recipe.problem_type)
         models = _models(recipe)
         if models in seen:
             continue
