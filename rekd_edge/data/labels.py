@@ -126,6 +126,6 @@ def _number(cell: Any, column: str) -> float:
         raise DataError(f"column {column!r} holds a number, not {cell!r}") from None
     if not math.isfinite(number):
         raise DataError(f"column {column!r} holds a finite number, not {cell!r}")
-    if abs(number) > np.finfo(np.float32).max:
+    if abs(number) > float(np.finfo(np.float32).max):
         raise DataError(f"column {column!r}: {cell!r} is too large (float32)")
     return number
