@@ -127,10 +127,9 @@ def fuse_report(
             statistics.fmean(result.kept_share for result in results),
             draws,
         )
-    fused_difference, near_ties = _fused_difference(
+    fused_difference, near_ties, cut = _fused_difference(
         fused, gathered.logits, (deployed_loader or make_loader)()
     )
-    of_tokens = fused.rationale_unit == "token"
     return FuseReport(
         modes=modes,
         flops=count_flops(fused, mean_tokens(make_loader())),
@@ -139,36 +138,29 @@ def fuse_report(
         fused_difference=fused_difference,
         near_ties=near_ties,
         folds=fused.folds,
-        cut_units=None if of_tokens else count_cut_units(model, make_loader()),
+        cut_units=None if fused.rationale_unit == "token" else cut,
     )
-
-
-@torch.no_grad()
-def count_cut_units(model: Rationalist, loader: Iterable[Batch]) -> int:
-    """Examples whose rationale is the beginning of one unit."""
-    count = 0
-    for batch in loader:
-        scores = model.selector(batch.inputs)
-        assert scores.view.unit is not None
-        cut = cut_units(scores.view.selectable, scores.view.unit, model.keep(scores))
-        count += int(cut.sum())
-    return count
 
 
 @torch.no_grad()
 def _fused_difference(
     fused: FusedRationalist, expected: torch.Tensor, loader: Iterable[Batch]
-) -> tuple[float, int]:
-    """The largest difference from ``expected``, and how many near ties it leaves out."""
-    largest, near_ties = 0.0, 0
+) -> tuple[float, int, int]:
+    """The largest difference from ``expected``, how many near ties it leaves out, and in how many
+    examples a unit was cut."""
+    largest, near_ties, cut = 0.0, 0, 0
     for batch in loader:
-        logits, _, score, margin, *_ = fused(*batch.inputs.values())
+        logits, keep, score, margin, *_ = fused(*batch.inputs.values())
+        view = fused.predictor.encoder.view(batch.inputs)
+        if view.unit is not None:
+            keep = keep[:, fused.token_offset :]
+            cut += int(cut_units(view.selectable, view.unit, keep).sum())
         tied = nearly_tied(score, margin)
         near_ties += int(tied.sum())
         difference = (logits - expected[batch.index])[~tied].abs()
         if len(difference):
             largest = max(largest, float(difference.nan_to_num(nan=torch.inf).max()))
-    return largest, near_ties
+    return largest, near_ties, cut
 
 
 def mean_tokens(loader: Iterable[Batch]) -> int:
