@@ -19,7 +19,8 @@ from rekd_edge.class_wise_files import check_class_wise
 from rekd_edge.convert import load_target
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.evaluate_pipeline import evaluate_run
-from rekd_edge.export_pipeline import check_bundle, convert_run, export_bundle, test_batches
+from rekd_edge.export_pipeline import check_bundle, convert_run, export_bundle
+from rekd_edge.export_pipeline import test_batches as batches_of
 from rekd_edge.pipeline import train_run
 from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.recipe import find_recipe, load_recipe
@@ -132,7 +133,7 @@ def test_a_file_of_another_head_fails(run: Run, bundle: Path, checked: CheckRepo
         bundle / "why_not.onnx",
         other,
         replace(checked, class_wise=None),
-        batches=test_batches(run.data().test, run.preprocessor),
+        batches=batches_of(run.data().test, run.preprocessor),
         edges=None,
         gates=load_gates("default"),
         target=load_target("onnx"),
