@@ -123,6 +123,7 @@ def show_class_wise(out: Console, found: Mapping[str, Any]) -> None:
     table = Table(
         "rationale for",
         "says so",
+        "random",
         "where not the answer",
         "random",
         "p",
@@ -133,7 +134,7 @@ def show_class_wise(out: Console, found: Mapping[str, Any]) -> None:
         title_justify="left",
     )
     for one in found["classes"]:
-        shares = ("reach", "reach_not_answered", "reach_random")
+        shares = ("reach", "reach_random", "reach_not_answered", "reach_random_not_answered")
         means = ("probability", "probability_answer", "probability_random", "jaccard_not_answered")
         cells = ("-" if one[key] is None else f"{one[key]:.1%}" for key in shares)
         values = ("-" if one[key] is None else f"{one[key]:.3f}" for key in means)

@@ -28,7 +28,8 @@ class ClassFigures:
 
     z_c is the rationale for c, z the one that the answer was read from. ``reach``: share of
     examples for which the predictor says c of z_c; ``reach_not_answered`` of those whose answer is
-    another class, None without any; ``reach_random``: of as many tokens at random.
+    another class, None without any; ``reach_random`` and ``reach_random_not_answered``: of as many
+    tokens at random.
     ``probability``: mean p(c | z_c); ``probability_answer``: p(c | z); ``probability_random``.
     ``jaccard_answered``: mean overlap of z_c and z where c is the answer, ``jaccard_not_answered``
     where it is not.
@@ -40,6 +41,7 @@ class ClassFigures:
     reach: float
     reach_not_answered: float | None
     reach_random: float
+    reach_random_not_answered: float | None
     probability: float
     probability_answer: float
     probability_random: float
@@ -49,13 +51,14 @@ class ClassFigures:
 
 @dataclass(frozen=True, slots=True)
 class ClassWiseReport:
-    """``reach``, ``reach_random`` and ``loss`` (mean -log p(c | z_c)) are means over classes;
-    ``reach_not_answered`` over all pairs of an example and a class that is not its answer."""
+    """``reach``, ``reach_random`` and ``loss`` (mean -log p(c | z_c)) are means over classes; those
+    ``not_answered`` over all pairs of an example and a class that is not its answer."""
 
     classes: tuple[ClassFigures, ...]
     reach: float
     reach_not_answered: float | None
     reach_random: float
+    reach_random_not_answered: float | None
     loss: float
 
     @property
@@ -149,27 +152,31 @@ def evaluate_class_wise(
     model.train(was_training)
     classes = tuple(_figures(name, one) for name, one in zip(label_names, sums, strict=True))
     hit = torch.cat([value for one in sums for value in one.hit])
+    random_hit = torch.cat([value for one in sums for value in one.random_hit])
     answered = torch.cat([value for one in sums for value in one.answered])
     log_probability = torch.cat([value for one in sums for value in one.log_probability])
     return ClassWiseReport(
         classes,
         reach=_mean(hit, None) or 0.0,
         reach_not_answered=_mean(hit, ~answered),
-        reach_random=_mean(torch.cat([v for one in sums for v in one.random_hit]), None) or 0.0,
+        reach_random=_mean(random_hit, None) or 0.0,
+        reach_random_not_answered=_mean(random_hit, ~answered),
         loss=-float(log_probability.double().mean()),
     )
 
 
 def _figures(label: str, sums: _Sums) -> ClassFigures:
     answered = torch.cat(sums.answered)
-    hit, jaccard = torch.cat(sums.hit), torch.cat(sums.jaccard)
+    hit, random_hit = torch.cat(sums.hit), torch.cat(sums.random_hit)
+    jaccard = torch.cat(sums.jaccard)
     return ClassFigures(
         label=label,
         examples=len(hit),
         not_answered=int((~answered).sum()),
         reach=float(hit.double().mean()),
         reach_not_answered=_mean(hit, ~answered),
-        reach_random=float(torch.cat(sums.random_hit).double().mean()),
+        reach_random=float(random_hit.double().mean()),
+        reach_random_not_answered=_mean(random_hit, ~answered),
         probability=float(torch.cat(sums.log_probability).double().exp().mean()),
         probability_answer=float(torch.cat(sums.answer).double().mean()),
         probability_random=float(torch.cat(sums.random).double().mean()),

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from rekd_edge.bundle import open_bundle
+from rekd_edge.check import CheckReport, load_gates
+from rekd_edge.class_wise_files import check_class_wise
+from rekd_edge.convert import load_target
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.evaluate_pipeline import evaluate_run
-from rekd_edge.export_pipeline import check_bundle, export_bundle
+from rekd_edge.export_pipeline import check_bundle, convert_run, export_bundle
+from rekd_edge.export_pipeline import test_batches as batches_of
 from rekd_edge.pipeline import train_run
 from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.recipe import find_recipe, load_recipe
@@ -45,6 +50,13 @@ def bundle(run: Run) -> Path:
     return result.path
 
 
+@pytest.fixture(scope="module")
+def checked(bundle: Path) -> CheckReport:
+    report, place = check_bundle(bundle, threads=1)
+    assert place == bundle
+    return report
+
+
 def test_the_student_and_its_file_are_what_they_are_without(
     run: Run, bundle: Path, tmp_path: Path
 ) -> None:
@@ -52,11 +64,8 @@ def test_the_student_and_its_file_are_what_they_are_without(
     mine, theirs = (load_file(one.path / STUDENT) for one in (alone, run))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    without = export_bundle(run, output=tmp_path / "b", threads=1, twins=False, class_wise=False)
-    assert without.passed
-    assert (tmp_path / "b/model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
-    assert not (tmp_path / "b/why_not.onnx").exists()
-    assert "why_not" not in json.loads((tmp_path / "b/config.json").read_text())
+    convert_run(alone, alone.fused(), load_target("onnx"), tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
     with pytest.raises(UsageError, match="trained without"):
         export_bundle(alone, output=tmp_path / "c", class_wise=True)
     # A bundle that claims it of a run without is refused.
@@ -89,17 +98,17 @@ def test_training_reports_what_the_rationales_are_worth_and_can_be_resumed(
         open_run(again).fused_class_wise()
 
 
-def test_the_bundle_is_checked_and_answers_why_not(run: Run, bundle: Path) -> None:
-    report, place = check_bundle(bundle, threads=1)
-    assert report.passed
-    assert place == bundle
-    beside = report.class_wise
+def test_the_bundle_is_checked_and_answers_why_not(
+    run: Run, bundle: Path, checked: CheckReport
+) -> None:
+    assert checked.passed
+    beside = checked.class_wise
     assert beside is not None
     assert beside.structural is not None
     assert beside.structural.passed
     assert beside.numerical is not None
     assert beside.numerical.passed
-    assert report.to_json()["class_wise"]["passed"]
+    assert checked.to_json()["class_wise"]["passed"]
     opened = open_bundle(bundle)
     assert any(gate.name == "why_not exclusion_leaks" for gate in opened.manifest.gates)
     text = str(run.data().test.raw(0))
@@ -116,15 +125,21 @@ def test_the_bundle_is_checked_and_answers_why_not(run: Run, bundle: Path) -> No
     assert other["kept"] == answer["kept"]
 
 
-def test_a_wrong_file_is_rejected(run: Run, bundle: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(run.path, other, ignore=shutil.ignore_patterns("bundle"))
-    head = load_file(run.path / HEAD)
-    from safetensors.torch import save_file
-
-    save_file({name: -value for name, value in head.items()}, other / HEAD)
-    report, _ = check_bundle(bundle, run=open_run(other), threads=1, reject_failed=False)
+def test_a_file_of_another_head_fails(run: Run, bundle: Path, checked: CheckReport) -> None:
+    other = run.fused_class_wise()
+    assert other is not None
+    other.class_head.weight.neg_()
+    report = check_class_wise(
+        bundle / "why_not.onnx",
+        other,
+        replace(checked, class_wise=None),
+        batches=batches_of(run.data().test, run.preprocessor),
+        edges=None,
+        gates=load_gates("default"),
+        target=load_target("onnx"),
+    )
     assert not report.passed
+    assert any("rationale_exact" in reason for reason in report.failures)
     assert all(reason.startswith("class-wise rationales: ") for reason in report.failures)
 
 

@@ -110,8 +110,8 @@ def test_figures_are_those_of_a_loop_over_examples(class_wise_text: Pair) -> Non
 
 
 def test_a_class_at_chance_is_warned_of() -> None:
-    figures = ClassFigures("dull", 4, 2, 0.5, 0.0, 0.5, 0.4, 0.5, 0.41, None, 0.1)
-    weak = ClassWiseReport((figures,), 0.5, 0.0, 0.5, 1.0)
+    figures = ClassFigures("dull", 4, 2, 0.5, 0.0, 0.5, 0.0, 0.4, 0.5, 0.41, None, 0.1)
+    weak = ClassWiseReport((figures,), 0.5, 0.0, 0.5, 0.0, 1.0)
     assert not weak.above_chance
     warning = weak.warning("class-wise rationales", 100)
     assert "'dull'" in warning["message"]
