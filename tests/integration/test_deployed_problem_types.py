@@ -19,6 +19,7 @@ from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.calibrate.spec import AbstentionSpec
 from rekd_edge.data.load import load_data
 from rekd_edge.data.loader import make_loader
+from rekd_edge.data.preprocess import TextPreprocessor
 from rekd_edge.data.split import Split
 from rekd_edge.errors import GateError, UsageError
 from rekd_edge.export_pipeline import ExportResult, check_bundle, export_bundle
@@ -124,6 +125,7 @@ def test_the_runtime_answers_as_the_torch_model(run: Run, exported: ExportResult
     runtime = load_runtime()
     model = runtime.Rationalist.load(exported.path, threads=1)
     test = run.data().test
+    assert isinstance(run.preprocessor, TextPreprocessor)
     texts = [str(test.raw(index)) for index in range(len(test))]
     fused, answers = run.fused(), model.predict(texts)
     for text, answer in zip(texts, answers, strict=True):

@@ -14,6 +14,7 @@ import pytest
 from rekd_edge.bench.load import program_path
 from rekd_edge.bench.timing import PERCENTILES, describe_machine
 from rekd_edge.problem import PRIMARY, scores
+from rekd_edge.types import ProblemType
 from tests.bench_program import load_program, request, write_texts
 
 program = load_program()
@@ -548,11 +549,12 @@ def test_its_scores_are_those_of_the_package() -> None:
     logits, values = rng.normal(size=(50, 4)), rng.normal(size=(50, 4))
     labels = (rng.random((50, 4)) < 0.3).astype(float)
     single = rng.integers(0, 4, 50)
-    for problem, due, found in (
+    cases: tuple[tuple[ProblemType, np.ndarray, np.ndarray], ...] = (
         ("single_label_classification", single, logits.argmax(axis=1)),
         ("multi_label_classification", labels, (logits > 0).astype(int)),
         ("regression", values + logits / 4, values),
-    ):
+    )
+    for problem, due, found in cases:
         # What stands for a decision in `scores`: logits.
         given = values if problem == "regression" else logits
         expected = scores(given, due, problem)[PRIMARY[problem]]

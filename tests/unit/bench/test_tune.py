@@ -113,8 +113,10 @@ def test_settings_of_a_regression_are_held_by_the_errors_of_its_values() -> None
     gates = load_gates("default").applicable("regression")
 
     def why(other: np.ndarray) -> str:
-        both = (Outputs(v, keep, score, np.ones(2, np.float32)) for v in (values, other))
-        return unlike(summarise([differences(*both, reading)], near_tie_margin=1e-4), gates)
+        margin = np.ones(2, np.float32)
+        own, found = (Outputs(v, keep, score, margin) for v in (values, other))
+        apart = differences(own, found, reading)
+        return unlike(summarise([apart], near_tie_margin=1e-4), gates)
 
     assert why(values + np.float32(0.05)) == ""  # 5e-5 of the deviation
     found = why(values + np.float32(10))

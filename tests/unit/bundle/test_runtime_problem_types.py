@@ -32,7 +32,7 @@ def logits_of(bundle: Path, model: Any) -> np.ndarray:
     """Of the texts, from the file itself."""
     session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
     feeds = [model.encode(text).arrays for text in TEXTS]
-    return np.concatenate([session.run(["logits"], feed)[0] for feed in feeds])
+    return np.concatenate([np.asarray(session.run(["logits"], feed)[0]) for feed in feeds])
 
 
 def test_several_labels_have_probabilities_of_their_own(multi_label_bundle: Path) -> None:

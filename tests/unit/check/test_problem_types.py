@@ -227,7 +227,7 @@ def test_every_shipped_gate_file_is_for_every_problem_type(problem: ProblemType)
 
 
 def test_every_score_is_a_metric_of_its_problem_type() -> None:
-    labels = {
+    labels: dict[ProblemType, np.ndarray] = {
         "single_label_classification": np.array([0, 1]),
         SEVERAL: np.eye(2),
         VALUES: np.eye(2),

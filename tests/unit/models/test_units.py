@@ -73,10 +73,12 @@ def test_special_tokens_and_padding_belong_to_no_unit(
 
 def test_words_need_pieces_that_say_so(bundled_text_preprocessor: TextPreprocessor) -> None:
     class Unmarked(TextPreprocessor):
-        continuing_prefix = None
-
         def __init__(self) -> None:
             self._tokenizer = bundled_text_preprocessor._tokenizer
+
+        @property
+        def continuing_prefix(self) -> str | None:
+            return None
 
     with pytest.raises(UsageError, match="needs a WordPiece tokenizer"):
         text_units("word", Unmarked(), VOCABULARY)
