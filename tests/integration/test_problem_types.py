@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rekd_edge.compare import compare
+from rekd_edge.data import TaskData, load_data
 from rekd_edge.distill.loop import DevResult
 from rekd_edge.distill.monitor import TrainingWarning
 from rekd_edge.errors import UsageError
@@ -50,6 +52,21 @@ class InterruptAfter:
 
 def smoke(name: str, *overrides: str) -> Recipe:
     return load_recipe(find_recipe(f"smoke/{name}"), overrides)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """Composing images takes seconds; every run here reads the same ones."""
+    read: dict[str, TaskData] = {}
+
+    def load(recipe: Recipe) -> TaskData:
+        key = recipe.data.model_dump_json() + recipe.problem_type
+        return read[key] if key in read else read.setdefault(key, load_data(recipe))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("pipeline", "run_folder"):
+            patch.setattr(f"rekd_edge.{place}.load_data", load)
+        yield
 
 
 @pytest.fixture(scope="module", params=["regression", "multi-label"])
