@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from rekd_edge.compare import compare
 from rekd_edge.data import TaskData, load_data
-from rekd_edge.distill.loop import DevResult
-from rekd_edge.distill.monitor import TrainingWarning
+from rekd_edge.distill.loop import Silent
 from rekd_edge.errors import UsageError
 from rekd_edge.evaluate import evaluate_rationalist
 from rekd_edge.evaluate_pipeline import evaluate_run
@@ -29,20 +28,9 @@ SCORES = {
 }
 
 
-class InterruptAfter:
-    """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
-
+class InterruptAfter(Silent):
     def __init__(self, steps: int) -> None:
         self.left = steps
-
-    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
-        return
-
-    def epoch(self, name: str, result: DevResult) -> None:
-        return
-
-    def warning(self, warning: TrainingWarning) -> None:
-        return
 
     def step(self, terms: dict[str, float]) -> None:
         self.left -= 1
