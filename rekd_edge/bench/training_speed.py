@@ -580,7 +580,7 @@ class _Contender:
             return batch
         return Batch(
             more(batch.inputs),
-            batch.labels.repeat(times)[:size],
+            more({"labels": batch.labels})["labels"],
             batch.index.repeat(times)[:size],
             None if side is None else replace(side, inputs=more(side.inputs)),
         )

@@ -153,13 +153,9 @@ def _show_run(out: Console, run: Run) -> None:
         for role in ("teacher", "student", "partner")
         if "test" in distill.get(role, {})
     }
-    primary, others = PRIMARY[run.recipe.problem_type], {"loss", "examples"}
-    scores = [primary]
-    if run.recipe.problem_type != "single_label_classification":
-        first = next(iter(tests.values()), {})
-        scores += [
-            n for n, v in first.items() if isinstance(v, float) and n not in {*others, primary}
-        ]
+    primary = PRIMARY[run.recipe.problem_type]
+    first = next(iter(tests.values()), {primary: 0.0})
+    scores = [name for name, v in first.items() if isinstance(v, float) and name != "loss"]
     titles = [f"test {name.replace('_', ' ')}" for name in scores]
     table = Table("model", *titles, "test examples", title=f"{run.recipe.name}")
     for role, test in tests.items():

@@ -122,7 +122,7 @@ def _number(cell: Any, column: str) -> float:
         raise DataError(f"the number in column {column!r} is missing")
     try:
         number = math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"column {column!r} holds a number, not {cell!r}") from None
     if not math.isfinite(number):
         raise DataError(f"column {column!r} holds a finite number, not {cell!r}")

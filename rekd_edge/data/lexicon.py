@@ -13,7 +13,13 @@ from rekd_edge.data.archives import VADER_SENTIMENT
 from rekd_edge.data.fetch import fetch, read_member
 
 SMALLEST_VALENCE = 1.0
-SENTIMENT_SETS = ("movie-review-snippets", "rotten-tomatoes", "long-reviews", "planted-evidence")
+SENTIMENT_SETS = (
+    "movie-review-snippets",
+    "movie-review-ratings",
+    "rotten-tomatoes",
+    "long-reviews",
+    "planted-evidence",
+)
 """Bundled sets whose labels the lexicon speaks about."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from rekd_edge.compare import compare
-from rekd_edge.distill.loop import DevResult
-from rekd_edge.distill.monitor import TrainingWarning
+from rekd_edge.data import TaskData, load_data
+from rekd_edge.distill.loop import Silent
 from rekd_edge.errors import UsageError
 from rekd_edge.evaluate import evaluate_rationalist
 from rekd_edge.evaluate_pipeline import evaluate_run
@@ -27,20 +28,9 @@ SCORES = {
 }
 
 
-class InterruptAfter:
-    """Raises KeyboardInterrupt after a number of steps, as Ctrl-C would."""
-
+class InterruptAfter(Silent):
     def __init__(self, steps: int) -> None:
         self.left = steps
-
-    def phase(self, name: str, total_steps: int, done_steps: int) -> None:
-        return
-
-    def epoch(self, name: str, result: DevResult) -> None:
-        return
-
-    def warning(self, warning: TrainingWarning) -> None:
-        return
 
     def step(self, terms: dict[str, float]) -> None:
         self.left -= 1
@@ -50,6 +40,21 @@ class InterruptAfter:
 
 def smoke(name: str, *overrides: str) -> Recipe:
     return load_recipe(find_recipe(f"smoke/{name}"), overrides)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """Composing images takes seconds; every run here reads the same ones."""
+    read: dict[str, TaskData] = {}
+
+    def load(recipe: Recipe) -> TaskData:
+        key = recipe.data.model_dump_json() + recipe.problem_type
+        return read[key] if key in read else read.setdefault(key, load_data(recipe))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("pipeline", "run_folder"):
+            patch.setattr(f"rekd_edge.{place}.load_data", load)
+        yield
 
 
 @pytest.fixture(scope="module", params=["regression", "multi-label"])
@@ -111,8 +116,8 @@ def test_its_rationales_are_evaluated_under_its_own_names(finished: Run) -> None
     if kind == "regression":  # distances have no sign
         assert scores.sufficiency > 0
         assert scores.comprehensiveness > 0
-    else:
-        assert [gold.name for gold in report.gold] == ["object masks"]
+    gold = "lexicon proxy" if kind == "regression" else "object masks"
+    assert [found.name for found in report.gold] == [gold]
 
 
 def test_resumed_with_a_transfer_set_it_ends_the_same(finished: Run, tmp_path: Path) -> None:
