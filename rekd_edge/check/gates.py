@@ -127,7 +127,8 @@ class Gate(BaseModel):
             )
         if self.goal != "threshold" and self.value < 0:
             raise ValueError(f"the value of goal {self.goal!r} must not be negative")
-        without = [one for one in self.problem_types or () if not _has(self.metric, one)]
+        asked: tuple[ProblemType, ...] = self.problem_types or ()
+        without = [one for one in asked if not _has(self.metric, one)]
         if without:
             raise ValueError(f"{self.metric} is no metric of a {PROBLEM_TITLES[without[0]]}")
         return self

@@ -17,15 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-ACCURACY_TITLES: dict[ProblemType, tuple[str, str]] = {
-    problem: (SCORE_TITLES[PRIMARY[problem]], each)
-    for problem, each in (
-        ("single_label_classification", "class"),
-        ("multi_label_classification", "label"),
-        ("regression", "target"),
-    )
+_PARTS: dict[ProblemType, str] = {
+    "single_label_classification": "class",
+    "multi_label_classification": "label",
+    "regression": "target",
 }
-"""What a model's answers are measured by, and of what besides."""
+"""What answers are measured for besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +232,9 @@ class CheckReport:
         from rich.table import Table
 
         names = list(self.accuracy)
-        title, each = ACCURACY_TITLES[self.problem_type]
+        title = SCORE_TITLES[PRIMARY[self.problem_type]]
         table = Table(title=f"{title} on the test split", title_justify="left")
-        table.add_column(each)
+        table.add_column(_PARTS[self.problem_type])
         table.add_column("examples", justify="right")
         for name in names:
             table.add_column(name, justify="right")
