@@ -199,6 +199,9 @@ def _collect(
         counted.append(batch_counted.cpu())
     model.train(was_training)
     order = torch.cat(index).argsort()
-    columns = (torch.cat(column)[order] for column in (logits, labels, kept, counted))
+    found, truth, keeps, counts = (
+        torch.cat(column)[order] for column in (logits, labels, kept, counted)
+    )
     # The unit of a regression, beside its answers on the CPU.
-    return Predictions(*columns, copy.deepcopy(model.predictor.problem).cpu())
+    problem = copy.deepcopy(model.predictor.problem).cpu()
+    return Predictions(found, truth, keeps, counts, problem)

@@ -134,7 +134,7 @@ def _best_probe(
     spread = np.where(spread > 1e-6, spread, 1.0)
     train, dev, test = (torch.from_numpy((part - mean) / spread).float() for part in features)
     several = labels[0].dim() == 2
-    outputs = labels[0].shape[1] if several else int(max(part.max() for part in labels)) + 1
+    outputs = labels[0].shape[1] if several else max(int(part.max()) for part in labels) + 1
     on_dev, on_test = {}, {}
     with torch.random.fork_rng(devices=[]):
         for name in ("logistic", "mlp"):
