@@ -49,7 +49,7 @@ def test_words(text: str, expected: list[str], bundled_text_preprocessor: TextPr
     [
         ("Good. Bad! Why?", ["good.", "bad!", "why?"]),
         ("So... it ends?! Yes", ["so...", "itends?!", "yes"]),
-        ('He said "no." (Really.) Then he left', ['hesaid"no."(really.)', "thenheleft"]),
+        ('He said "no." (Really.) Then he left', ['hesaid"no."', "(really.)", "thenheleft"]),
         ("No stop at all", ["nostopatall"]),
         ("Dr. Who is 3.5", ["dr.", "whois3.", "5"]),
         ("... and then", ["...", "andthen"]),
