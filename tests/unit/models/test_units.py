@@ -49,7 +49,7 @@ def test_words(text: str, expected: list[str], bundled_text_preprocessor: TextPr
     [
         ("Good. Bad! Why?", ["good.", "bad!", "why?"]),
         ("So... it ends?! Yes", ["so...", "itends?!", "yes"]),
-        ('He said "no." (Really.) Then he left', ['hesaid"no."(really.)', "thenheleft"]),
+        ('He said "no." (Really.) Then he left', ['hesaid"no."', "(really.)", "thenheleft"]),
         ("No stop at all", ["nostopatall"]),
         ("Dr. Who is 3.5", ["dr.", "whois3.", "5"]),
         ("... and then", ["...", "andthen"]),
@@ -130,7 +130,8 @@ def test_every_selector_scores_units(name: str, changes: list[str]) -> None:
     unit = scores.view.unit
     assert unit is not None
     assert torch.equal(scores.score, scores.score.gather(1, unit))
-    assert len(scores.score[0].unique()) > 1
+    # The features of the small convolution are one cell, the same for all patches.
+    assert (len(scores.score[0].unique()) > 1) == (name != "smoke/image-conv")
     keep = model.keep(scores)
     assert bool((keep.sum(dim=1) <= model.budget(scores.view)).all())
     assert bool((keep.sum(dim=1) <= model.slots(scores.view)).all())
