@@ -1,16 +1,24 @@
-"""Writes the recorded accuracies into the README, between its marks.
+"""Writes recorded figures into the README, between their marks: the table of accuracies, and the guide
+to the methods, whose every line names rows of recorded tables.
 
-python benchmarks/readme.py README.md benchmarks/results/accuracy.json
+python benchmarks/readme.py README.md benchmarks/results
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- accuracy -->", "<!-- end of accuracy -->"
+ACCURACY = "accuracy"
+GUIDE = "guide"
+RECORDS = ("accuracy", "methods", "black-box", "interactive")
+"""Files below the folder of results from which the README is filled."""
+GUIDE_LINES: tuple[str, ...] = ()
+"""What to choose when; ``{suite|row|column}`` stands for a mean over seeds and its spread."""
 ROWS = {
     "plain": "plain classifier",
     "extract": "extraction alone, cheap selector",
@@ -52,17 +60,44 @@ def _cell(summary: dict[str, Any] | None) -> str:
     return f"{summary['mean']:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 
-def with_table(page: str, result: dict[str, Any]) -> str:
-    """``page`` with the table written anew between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{accuracy_table(result)}\n{END}{after}"
+def guide(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown; ``tables`` are recorded suites by name."""
+
+    def figure(reference: re.Match[str]) -> str:
+        suite, row, column = reference.group(1).split("|")
+        values = {one["name"]: one["values"] for one in tables[suite]["rows"]}
+        return _cell(values[row][column])
+
+    return "\n".join(re.sub(r"\{([^{}]+)\}", figure, line) for line in GUIDE_LINES)
+
+
+def filled(page: str, records: Mapping[str, dict[str, Any]]) -> str:
+    """``page`` with everything written anew between its marks."""
+    tables = {
+        str(table.get("suite")): table
+        for record in records.values()
+        for table in record.get("tables", [record])
+    }
+    page = _between(page, ACCURACY, accuracy_table(records["accuracy"]))
+    return _between(page, GUIDE, guide(tables))
+
+
+def _between(page: str, mark: str, content: str) -> str:
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in RECORDS
+    }
 
 
 def main() -> None:
     page, recorded = Path(sys.argv[1]), Path(sys.argv[2])
-    result = json.loads(recorded.read_text(encoding="utf-8"))
-    written = with_table(page.read_text(encoding="utf-8"), result)
+    written = filled(page.read_text(encoding="utf-8"), read_records(recorded))
     temporary = page.with_name(f".{page.name}.new")
     temporary.write_text(written, encoding="utf-8")
     temporary.replace(page)
