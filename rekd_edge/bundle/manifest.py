@@ -217,22 +217,6 @@ class BundleConfig(Record):
     """Left out where the bundle has no ``why_not.onnx``. A runtime that does not know the key
     answers rightly all the same, so the schema is no newer for it."""
 
-    @model_serializer(mode="wrap")
-    def _without_why_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document = handler(self)
-        if self.why_not is None:
-            document.pop("why_not", None)
-        return document
-
-    @model_serializer(mode="wrap")
-    def _without_units(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = write(self)
-        if self.rationale_unit == "token":
-            document.pop("rationale_unit", None)
-        if self.region_size is None:
-            document.pop("region_size", None)
-        return document
-
     @model_validator(mode="after")
     def _complete(self) -> BundleConfig:
         if (self.rationale_unit == "region") != (self.region_size is not None):
@@ -260,11 +244,16 @@ class BundleConfig(Record):
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Readers of schema 2 refuse keys that they do not know."""
+        """Readers of schema 2 refuse keys that they do not know: those that say nothing are left
+        out."""
         document: dict[str, Any] = serialise(self)
-        if self.problem_type == "single_label_classification":
-            del document["problem_type"]
-        return document
+        unsaid = {
+            "problem_type": self.problem_type == "single_label_classification",
+            "rationale_unit": self.rationale_unit == "token",
+            "region_size": self.region_size is None,
+            "why_not": self.why_not is None,
+        }
+        return {key: value for key, value in document.items() if not unsaid.get(key, False)}
 
     @classmethod
     def create(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rekd_edge.types import RationaleUnit
 
 if TYPE_CHECKING:
-    from rekd_edge.recipe.schema import ObjectiveSpec, Recipe
+    from rekd_edge.recipe.schema import ObjectiveSpec, RationalistSpec, Recipe
 
 Location = tuple[int | str, ...]
 
@@ -56,7 +56,9 @@ def _objective_problems(
 
 def _region_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     """Where the recipe itself states the patches, whether blocks of them cover the image."""
-    roles = [(("student",), recipe.student, recipe.data.image_size)]
+    roles: list[tuple[Location, RationalistSpec, int]] = [
+        (("student",), recipe.student, recipe.data.image_size)
+    ]
     if recipe.teacher is not None and recipe.teacher.run is None:
         size = recipe.teacher.image_size or recipe.data.image_size
         roles.append((("teacher",), recipe.teacher, size))

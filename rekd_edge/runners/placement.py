@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rekd_edge.convert.graph import graphs_of, subgraphs
 from rekd_edge.errors import BackendError
 from rekd_edge.runtime_options import GPU_PROVIDERS
 
@@ -121,6 +120,8 @@ def shape_nodes(model: onnx.ModelProto) -> frozenset[str]:
 
 
 def _shapes_in(graph: onnx.GraphProto, outside: Iterable[str]) -> Iterator[str]:
+    from rekd_edge.convert.graph import subgraphs  # it imports torch
+
     constant = {*outside, *(tensor.name for tensor in graph.initializer)}
     for node in graph.node:  # in topological order
         inner = list(subgraphs(node))
@@ -135,6 +136,8 @@ def _shapes_in(graph: onnx.GraphProto, outside: Iterable[str]) -> Iterator[str]:
 
 def own_nodes(model: onnx.ModelProto) -> frozenset[str]:
     """Names of all nodes, those inside branches included."""
+    from rekd_edge.convert.graph import graphs_of  # it imports torch
+
     return frozenset(node.name for graph in graphs_of(model.graph) for node in graph.node) - {""}
 
 

@@ -1011,15 +1011,18 @@ class Rationalist:
             candidate = np.asarray([names.index(name)], dtype=np.int64)
             answers = session.run(list(_OUTPUTS), {**encoded.arrays, _CANDIDATE_INPUT: candidate})
             (answer,) = self._answers(WHY_NOT_FILE, answers, [encoded])
-            probabilities = self.config.calibration.probabilities(answer.logits)
-            best = int(answer.logits.argmax())
+            said = read_logits(
+                answer.logits, SINGLE_LABEL, names, self.config.calibration.temperature
+            )
+            assert said.label is not None
+            assert said.probability is not None
             found.append(
                 ClassRationale(
                     label=name,
-                    probability=float(probabilities[candidate[0]]),
-                    says=names[best],
-                    says_probability=float(probabilities[best]),
-                    convinces=names[best] == name,
+                    probability=said.probabilities[name],
+                    says=said.label,
+                    says_probability=said.probability,
+                    convinces=said.label == name,
                     answer_probability=prediction.probabilities[name],
                     rationale=self._part_of(encoded, answer)(answer.kept),
                     margin=answer.margin,

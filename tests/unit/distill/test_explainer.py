@@ -37,7 +37,7 @@ from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.models.attention_maps import pooled_attention
 from rekd_edge.models.convolution import ConvEncoder
 from rekd_edge.models.encoder import BertEncoder, TokenView, VitEncoder
-from rekd_edge.models.problem import class_margin
+from rekd_edge.models.problem import SingleLabel, class_margin
 from rekd_edge.models.rationalist import (
     BlockSelector,
     Classifier,
@@ -55,6 +55,8 @@ BLACK_BOXES = ("attention", "gradient_x_input", "mask_gradient", "scaffold")
 class ScaledSum(nn.Module):
     """Logits (sum of weight * scale * content^2, 0): its gradient times its input is twice that of
     its scale, if the input is content; here e = content^2."""
+
+    problem = SingleLabel()
 
     def forward(
         self, content: Tensor, position: Tensor, key_weight: Tensor, scale: Tensor
