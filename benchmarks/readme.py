@@ -1,5 +1,5 @@
-"""Writes recorded figures into the README, between their marks: the table of accuracies, and the guide
-to the methods, whose every line names rows of recorded tables.
+"""Writes recorded figures into the README, between their marks: the table of accuracies, and the
+guide to the methods, whose every line names rows of recorded tables.
 
 python benchmarks/readme.py README.md benchmarks/results
 """
