@@ -60,7 +60,7 @@ from rekd_edge.report_sources import (
 )
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import TorchRunner, file_runner
-from rekd_edge.types import Outputs
+from rekd_edge.types import Outputs, ProblemType
 
 EXAMPLES = 40
 MAX_SIZE_MB = 5.0
@@ -254,9 +254,9 @@ def _subjects(paths: Sequence[Path]) -> list[Subject]:
 def _require_classes(subjects: Sequence[Subject]) -> None:
     """Raises :class:`UsageError` for several labels and for values."""
     for subject in subjects:
-        found = [bundle.config.problem_type for _, bundle in subject.bundles]
+        found: list[ProblemType] = [bundle.config.problem_type for _, bundle in subject.bundles]
         found += [] if subject.run is None else [subject.run.recipe.problem_type]
-        others = [one for one in found if one != "single_label_classification"]
+        others: list[ProblemType] = [one for one in found if one != "single_label_classification"]
         if others:
             raise UsageError(
                 "the page counts answers as right or wrong, by class, and "

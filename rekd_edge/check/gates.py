@@ -128,7 +128,7 @@ class Gate(BaseModel):
         if self.goal != "threshold" and self.value < 0:
             raise ValueError(f"the value of goal {self.goal!r} must not be negative")
         asked: tuple[ProblemType, ...] = self.problem_types or ()
-        without = [one for one in asked if not _has(self.metric, one)]
+        without: list[ProblemType] = [one for one in asked if not _has(self.metric, one)]
         if without:
             raise ValueError(f"{self.metric} is no metric of a {PROBLEM_TITLES[without[0]]}")
         return self

@@ -74,5 +74,5 @@ def _region_problems(recipe: Recipe) -> Iterator[tuple[Location, str]]:
             yield (
                 ("region_size",),
                 f"{recipe.region_size} does not divide the {side} x {side} patches of "
-                f"{'.'.join(place)}",
+                f"{'.'.join(map(str, place))}",
             )
