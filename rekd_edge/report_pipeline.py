@@ -254,9 +254,11 @@ def _subjects(paths: Sequence[Path]) -> list[Subject]:
 def _require_classes(subjects: Sequence[Subject]) -> None:
     """Raises :class:`UsageError` for several labels and for values."""
     for subject in subjects:
-        found: list[ProblemType] = [bundle.config.problem_type for _, bundle in subject.bundles]
-        found += [] if subject.run is None else [subject.run.recipe.problem_type]
-        others: list[ProblemType] = [one for one in found if one != "single_label_classification"]
+        single: ProblemType = "single_label_classification"
+        found: list[ProblemType] = [] if subject.run is None else [subject.run.recipe.problem_type]
+        for _, bundle in subject.bundles:
+            found.append(bundle.config.problem_type)
+        others: list[ProblemType] = [one for one in found if one != single]
         if others:
             raise UsageError(
                 "the page counts answers as right or wrong, by class, and "
