@@ -17,7 +17,33 @@ ACCURACY = "accuracy"
 GUIDE = "guide"
 RECORDS = ("accuracy", "methods", "black-box", "interactive")
 """Files below the folder of results from which the README is filled."""
-GUIDE_LINES: tuple[str, ...] = ()
+GUIDE_LINES = (
+    "- *A teacher that can be trained on rationales:* REKD, the default: "
+    "{accuracy-text|cheap|test accuracy}, extraction alone {accuracy-text|extract|test accuracy}.",
+    "- *No teacher:* `task: extract`, selector warmed up on mask gradients: "
+    "{methods-snippets|warmed-up|test accuracy}, trained from scratch by RNP "
+    "{methods-snippets|rnp|test accuracy}.",
+    "- *A plain classifier as teacher, and unlabelled texts:* `teacher.rationale: scaffold` or "
+    "`gradient_x_input`, with `transfer`: {black-box|black-box-scaffold-transfer|test accuracy}, "
+    "{black-box|black-box-gradient-x-input-transfer|test accuracy}; extraction alone "
+    "{black-box|extract|test accuracy}.",
+    "- *A plain classifier, and no more texts than it had:* it teaches little: "
+    "{black-box|black-box-predictions|test accuracy} from its answers, "
+    "{black-box|black-box-scaffold|test accuracy} with its attention.",
+    "- *Half the weights to ship:* `method: fr`, one encoder for both: "
+    "{methods-snippets|fr|test accuracy}.",
+    "- *Short training:* `nir` or `a2r`, less than half of RNP's cost: "
+    "{methods-snippets|nir|test accuracy}, {methods-snippets|a2r|test accuracy}.",
+    "- *Words that people call emotional:* lexicon-proxy F1 of `fr` "
+    "{methods-snippets|fr|lexicon-proxy F1}, `a2r` {methods-snippets|a2r|lexicon-proxy F1}, "
+    "`nir` {methods-snippets|nir|lexicon-proxy F1}, RNP {methods-snippets|rnp|lexicon-proxy F1}.",
+    "- *N2R:* with its task loss (`mmi_n2r` {methods-snippets|mmi-n2r|test accuracy}); alone "
+    "(`n2r` {methods-snippets|n2r|test accuracy}) its selector finds little here.",
+    "- *Not the older estimators:* HardKuma {methods-snippets|hard-kuma|test accuracy}, REINFORCE "
+    "{methods-snippets|reinforce|test accuracy}.",
+    "- *Room for two students:* `ensemble: interactive` {interactive|pair|pair}, the first alone "
+    "{interactive|pair|student alone}; one of twice the depth {interactive|double|student alone}.",
+)
 """What to choose when; ``{suite|row|column}`` stands for a mean over seeds and its spread."""
 ROWS = {
     "plain": "plain classifier",
