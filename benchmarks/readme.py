@@ -15,7 +15,7 @@ from typing import Any
 
 ACCURACY = "accuracy"
 GUIDE = "guide"
-RECORDS = ("accuracy", "methods", "black-box", "interactive")
+RECORDS = ("accuracy", "methods", "black-box", "black-box-one-seed", "interactive")
 """Files below the folder of results from which the README is filled."""
 GUIDE_LINES = (
     "- *A teacher that can be trained on rationales:* REKD, the default: "
@@ -27,9 +27,9 @@ GUIDE_LINES = (
     "`gradient_x_input`, with `transfer`: {black-box|black-box-scaffold-transfer|test accuracy}, "
     "{black-box|black-box-gradient-x-input-transfer|test accuracy}; extraction alone "
     "{black-box|extract|test accuracy}.",
-    "- *A plain classifier, and no more texts than it had:* it teaches little: "
-    "{black-box|black-box-predictions|test accuracy} from its answers, "
-    "{black-box|black-box-scaffold|test accuracy} with its attention.",
+    "- *A plain classifier, and no more texts than it had:* it teaches nothing: "
+    "{black-box-one-seed|black-box-predictions|test accuracy} from its answers, "
+    "{black-box-one-seed|black-box-scaffold|test accuracy} with its attention.",
     "- *Half the weights to ship:* `method: fr`, one encoder for both: "
     "{methods-snippets|fr|test accuracy}.",
     "- *Short training:* `nir` or `a2r`, less than half of RNP's cost: "
@@ -87,7 +87,7 @@ def _cell(summary: dict[str, Any] | None) -> str:
 
 
 def guide(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown; ``tables`` are recorded suites by name."""
+    """Markdown; ``tables`` are records by name, or by that of the suite where one holds several."""
 
     def figure(reference: re.Match[str]) -> str:
         suite, row, column = reference.group(1).split("|")
@@ -100,8 +100,8 @@ def guide(tables: Mapping[str, Mapping[str, Any]]) -> str:
 def filled(page: str, records: Mapping[str, dict[str, Any]]) -> str:
     """``page`` with everything written anew between its marks."""
     tables = {
-        str(table.get("suite")): table
-        for record in records.values()
+        str(table["suite"]) if "tables" in record else name: table
+        for name, record in records.items()
         for table in record.get("tables", [record])
     }
     page = _between(page, ACCURACY, accuracy_table(records["accuracy"]))

@@ -15,7 +15,7 @@ def test_the_readme_holds_the_recorded_figures() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert filled(page, records) == page, "run `make docs`"
     for name in ("accuracy", "methods"):
-        row = records[name]["tables"][0]["rows"][1]
+        row = records[name]["tables"][0]["rows"][0]
         row["values"]["test accuracy"]["mean"] += 0.01
         changed = filled(page, records)
         assert changed != page
