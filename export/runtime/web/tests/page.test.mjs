@@ -383,7 +383,8 @@ describe("the pages of two students", () => {
       page.evaluate(
         ([all, side]) => {
           const shown = document.querySelector("canvas");
-          const copy = new OffscreenCanvas(shown.width, shown.height).getContext("2d");
+          const room = new OffscreenCanvas(shown.width, shown.height);
+          const copy = room.getContext("2d", { willReadFrequently: true });
           copy.drawImage(shown, 0, 0);
           const scale = shown.width / side;
           return all.map(({ x, y, width, height }) => {
