@@ -835,7 +835,9 @@ class _Trainer:
             noise=noise,
             classes=len(self.data.label_names),
         )
-        return build_method(model, objective, targets, parts)
+        return build_method(
+            model, objective, targets, parts, gather=wanted(spec.train.gather, self.place)
+        )
 
     def _selector_phase(
         self,

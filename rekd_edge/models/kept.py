@@ -40,8 +40,13 @@ def can_classify_kept(predictor: Predictor) -> bool:
 
 
 def classify_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: int) -> Tensor:
-    """Logits ``[batch, class]`` under key exclusion; ``keep`` float ``[batch, token]`` is 0 or 1,
-    at most ``slots`` ones in a row, and may carry a gradient."""
+    """Logits ``[batch, class]`` under key exclusion; arguments as in :func:`represent_kept`."""
+    return predictor.answer(represent_kept(predictor, view, keep, slots))
+
+
+def represent_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: int) -> Tensor:
+    """What the predictor's head reads under key exclusion, ``[batch, channel]``; ``keep`` float
+    ``[batch, token]`` is 0 or 1, at most ``slots`` ones in a row, and may carry a gradient."""
     encoder = predictor.encoder
     assert isinstance(encoder, Encoder)
     order = kept_positions(keep.detach() > 0.5, keep.shape[1])
@@ -53,7 +58,7 @@ def classify_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: in
         weight,
         slots,
     )
-    return predictor.answer(_pool(predictor, front, rest, weight))
+    return _pool(predictor, front, rest, weight)
 
 
 def _pool(predictor: Predictor, front: Tensor, rest: Tensor, weight: Tensor) -> Tensor:

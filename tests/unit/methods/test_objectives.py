@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from rekd_edge import losses
 from rekd_edge.distill.objectives import Progress
 from rekd_edge.distill.teacher import Teacher
-from rekd_edge.methods import Method, Parts, PatchNoise, WordNoise, build_method
+from rekd_edge.methods import Method, Parts, PatchNoise, WordNoise, base, build_method
 from rekd_edge.methods.a2i import other_labels
 from rekd_edge.methods.rnp import Multiplier
 from rekd_edge.models.encoder import TokenView
@@ -24,6 +25,7 @@ from rekd_edge.models.intervention import (
     intervene_selector,
     set_label_shares,
 )
+from rekd_edge.models.kept import represent_kept
 from rekd_edge.models.problem import make_problem
 from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.recipe.schema import ObjectiveSpec
@@ -427,3 +429,57 @@ def test_methods_train_for_several_labels_and_for_numbers(
     assert head is not None
     assert bool(head.isfinite().all())
     assert float(head.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("selection", ["exactly_k", "bernoulli"])
+@pytest.mark.parametrize("name", ["rnp", "n2r", "mmi_n2r", "a2i"])
+def test_gathered_steps_have_the_loss_and_the_gradients_of_masked_ones(
+    make_method: Make,
+    text_model: Rationalist,
+    examples: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    selection: str,
+) -> None:
+    text_model.double()
+    method = make_method(name, selection=selection).double()
+    used: list[int] = []
+
+    def counted(*given: Any) -> torch.Tensor:
+        used.append(given[-1])
+        return represent_kept(*given)
+
+    monkeypatch.setattr(base, "represent_kept", counted)
+    monkeypatch.setattr(base, "SLOTS_APART", 1)  # half of so short texts is kept at first
+
+    def step(gather: bool, turn: str | None) -> tuple[float, dict[str, torch.Tensor]]:
+        method.gather = gather
+        method.zero_grad(set_to_none=True)
+        torch.manual_seed(3)
+        loss = method(examples, NOW, turn)["loss"]
+        loss.backward()
+        named = method.named_parameters()
+        return float(loss.detach()), {n: p.grad for n, p in named if p.grad is not None}
+
+    for turn in [turn.name for turn in method.turns] or [None]:
+        loss, expected = step(False, turn)
+        assert not used
+        found_loss, found = step(True, turn)
+        if not (name == "n2r" and turn == "answer"):  # its rationale has no gradient there
+            assert used
+            assert max(used) < examples.inputs["input_ids"].shape[1] - 1
+        used.clear()
+        assert found_loss == pytest.approx(loss, rel=1e-9)
+        assert found.keys() == expected.keys()
+        for key, gradient in expected.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_relaxed_weights_are_never_gathered(make_method: Make, examples: Batch) -> None:
+    method = make_method("rnp", selection="hard_kuma")
+    torch.manual_seed(3)
+    masked = method(examples, NOW)["loss"]
+    method = make_method("rnp", selection="hard_kuma")
+    method.gather = True
+    torch.manual_seed(3)
+    assert float(method(examples, NOW)["loss"].detach()) == float(masked.detach())
