@@ -48,16 +48,16 @@ def planted_evidence(split: SplitSpec) -> SourceData:
             ([texts[index] for index in evidence], kind[evidence]),
             [texts[index] for index in members[kind[members] == 2]],
         )
-    return _joined(pools, split)
+    return _joined("planted-evidence", pools, split)
 
 
 def planted_evidence_plots(split: SplitSpec) -> SourceData:
     """The same evidence among sentences of plot summaries: 4,238 documents of four sentences for
-    4,708 distractors of 8 to 35 words.
+    4,791 distractors of 8 to 35 words.
 
     What happens in a film says little of how good it is, and there are enough distractors not to be
     learned by heart. Evidence sentences and whole summaries are cut into splits before anything is
-    joined, so no sentence is in two splits and no film's plot is either.
+    joined, so no sentence is in two splits, and no plot either.
 
     Raises:
         DataError: the shares leave a part with too few distractors.
@@ -77,7 +77,7 @@ def planted_evidence_plots(split: SplitSpec) -> SourceData:
         )
         for name, part in evidence_parts.items()
     }
-    return _joined(pools, split)
+    return _joined("planted-evidence-plots", pools, split)
 
 
 _Sentences = tuple[list[str], np.ndarray]
@@ -104,10 +104,12 @@ def _parts(labels: np.ndarray, split: SplitSpec) -> dict[str, np.ndarray]:
     return stratified_split(labels, shares, rest="train", seed=split.seed)
 
 
-def _joined(pools: dict[str, tuple[_Sentences, list[str]]], split: SplitSpec) -> SourceData:
+def _joined(
+    source: str, pools: dict[str, tuple[_Sentences, list[str]]], split: SplitSpec
+) -> SourceData:
     """The documents of each split, from its evidence and its distractors."""
     splits = {
-        name: _documents(name, evidence, distractors, seed=(split.seed, number))
+        name: _documents(source, name, evidence, distractors, seed=(split.seed, number))
         for number, (name, (evidence, distractors)) in enumerate(sorted(pools.items()))
     }
     return SourceData(
@@ -120,12 +122,17 @@ def _joined(pools: dict[str, tuple[_Sentences, list[str]]], split: SplitSpec) ->
 
 
 def _documents(
-    name: str, evidence: _Sentences, distractors: list[str], *, seed: tuple[int, int]
+    source: str,
+    name: str,
+    evidence: _Sentences,
+    distractors: list[str],
+    *,
+    seed: tuple[int, int],
 ) -> ArraySplit:
     sentences, labels = evidence
     if sentences and len(distractors) < DISTRACTORS:
         raise DataError(
-            f"planted-evidence: the {name} split has {len(distractors)} distractors, "
+            f"{source}: the {name} split has {len(distractors)} distractors, "
             f"a document needs {DISTRACTORS}",
             hint=f"raise data.split.{name}",
         )

@@ -387,8 +387,9 @@ class TrainSpec(Spec):
     them as CUDA graphs too where shapes are constant. `auto`: on CUDA devices with a compiler.
     Joint phases of another `objective.method` than `rekd` are not compiled."""
     gather: bool | Literal["auto"] = "auto"
-    """`method: rekd`, exactly_k, `masking: exclude`: joint training's backward pass through kept
-    tokens alone; the same gradients up to rounding (ADR 29). `auto`: on CUDA devices."""
+    """`masking: exclude`, and what is kept is 0 or 1 (of `rekd`: exactly_k): joint training's
+    backward pass through kept tokens alone; the same gradients up to rounding (ADR 29). `auto`: on
+    CUDA devices."""
     channels_last: bool | Literal["auto"] = "auto"
     """Convolutional backbones compute with channels last. `auto`: on CUDA devices."""
     warmup: WarmupSpec = WarmupSpec()
