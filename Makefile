@@ -109,7 +109,7 @@ format: $(INSTALLED) ## format the code and mend what ruff can mend
 docs: $(INSTALLED) ## write docs/recipe.md from the schema, and the tables of recorded figures
 	$(BIN)/python -m rekd_edge.recipe.reference docs/recipe.md
 	$(BIN)/python -m rekd_edge.recipe.deviations docs/deviations.md benchmarks/results/deviations.json
-	$(BIN)/python benchmarks/readme.py README.md benchmarks/results
+	$(BIN)/python benchmarks/readme.py benchmarks/results README.md docs/methods.md
 
 .PHONY: runtime-wheel
 runtime-wheel: $(INSTALLED) ## build dist/rekd_edge_runtime-*.whl, the runtime of bundles as a package

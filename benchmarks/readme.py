@@ -1,7 +1,7 @@
-"""Writes recorded figures into the README, between their marks: the table of accuracies, and the
-guide to the methods, whose every line names rows of recorded tables.
+"""Writes recorded figures into pages, between their marks: the table of accuracies, the guide to
+the methods, whose every line names rows of recorded tables, and the tables of methods.
 
-python benchmarks/readme.py README.md benchmarks/results
+python benchmarks/readme.py benchmarks/results README.md docs/methods.md
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ACCURACY = "accuracy"
-GUIDE = "guide"
-RECORDS = ("accuracy", "methods", "black-box", "black-box-one-seed", "interactive")
-"""Files below the folder of results from which the README is filled."""
+RECORDS = (
+    "accuracy",
+    "methods",
+    "method-costs",
+    "black-box",
+    "black-box-one-seed",
+    "interactive",
+)
+"""Files below the folder of results from which pages are filled."""
 GUIDE_LINES = (
     "- *A teacher that can be trained on rationales:* REKD, the default: "
     "{accuracy-text|cheap|test accuracy}, extraction alone {accuracy-text|extract|test accuracy}.",
@@ -52,6 +57,7 @@ ROWS = {
     "full": "REKD, full selector",
     "cheap": "**REKD, cheap selector**",
 }
+COMPARED = "for comparison: "
 QUALITY = ("rationale shared with teacher", "sufficiency", "comprehensiveness")
 FLOPS = ("selector, share of FLOPs", "student, share of FLOPs")
 
@@ -97,6 +103,54 @@ def guide(tables: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(re.sub(r"\{([^{}]+)\}", figure, line) for line in GUIDE_LINES)
 
 
+METHOD_COLUMNS = {
+    "test accuracy": "test accuracy",
+    "{gold} F1": "{gold} F1",
+    "mean IoU": "mean IoU",
+    "AUPRC": "AUPRC",
+    "sufficiency": "sufficiency",
+    "comprehensiveness": "comprehensiveness",
+    "as the plain classifier": "simulability",
+    "mask-only probe": "mask-only probe",
+}
+"""Columns of a table of methods, and those of the suite."""
+
+
+def methods_table(result: Mapping[str, Any], costs: Mapping[str, float]) -> str:
+    """Markdown; ``result`` is a record of one suite of methods, ``costs`` the processor time of a
+    method's step as multiples of RNP's, by the method's title."""
+    values = result["rows"][0]["values"]
+    gold = next(title for title in values if title.endswith(" F1")).removesuffix(" F1")
+    titles = [title.format(gold=gold) for title in METHOD_COLUMNS]
+    columns = [column.format(gold=gold) for column in METHOD_COLUMNS.values()]
+    lines = [f"| | {' | '.join(titles)} | step |", f"|---|{'---|' * len(titles)}---|"]
+    for row in result["rows"]:
+        title = str(row["title"])
+        if title.startswith(COMPARED):
+            title = f"*{title.removeprefix(COMPARED)}*"
+        cells = [_cell(row["values"][column]) for column in columns]
+        cost = costs.get(str(row["title"]))
+        lines.append(f"| {title} | {' | '.join(cells)} | {'' if cost is None else f'{cost:.2f}'} |")
+    chance = next(
+        row["values"]["share that is gold"]
+        for row in result["rows"]
+        if row["values"]["share that is gold"] is not None
+    )
+    prior = next(
+        row["values"]["label prior"]
+        for row in result["rows"]
+        if row["values"]["label prior"] is not None
+    )
+    seeds = len(result["seeds"])
+    lines += [
+        "",
+        f"{result['test_examples']} test examples, ratio {result['rationale_ratio']}, {seeds} "
+        f"seed{'s' if seeds > 1 else ''}; {_cell(chance)} of the tokens are gold, "
+        f"the label's prior is {_cell(prior)}.",
+    ]
+    return "\n".join(lines)
+
+
 def filled(page: str, records: Mapping[str, dict[str, Any]]) -> str:
     """``page`` with everything written anew between its marks."""
     tables = {
@@ -104,8 +158,19 @@ def filled(page: str, records: Mapping[str, dict[str, Any]]) -> str:
         for name, record in records.items()
         for table in record.get("tables", [record])
     }
-    page = _between(page, ACCURACY, accuracy_table(records["accuracy"]))
-    return _between(page, GUIDE, guide(tables))
+    costs = records["method-costs"]["ratio_to_rnp"]
+    contents = {
+        "accuracy": accuracy_table(records["accuracy"]),
+        "guide": guide(tables),
+        **{
+            str(table["suite"]): methods_table(table, costs)
+            for table in records["methods"]["tables"]
+        },
+    }
+    for mark, content in contents.items():
+        if f"<!-- {mark} -->" in page:
+            page = _between(page, mark, content)
+    return page
 
 
 def _between(page: str, mark: str, content: str) -> str:
@@ -122,11 +187,12 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    page, recorded = Path(sys.argv[1]), Path(sys.argv[2])
-    written = filled(page.read_text(encoding="utf-8"), read_records(recorded))
-    temporary = page.with_name(f".{page.name}.new")
-    temporary.write_text(written, encoding="utf-8")
-    temporary.replace(page)
+    records = read_records(Path(sys.argv[1]))
+    for page in (Path(name) for name in sys.argv[2:]):
+        written = filled(page.read_text(encoding="utf-8"), records)
+        temporary = page.with_name(f".{page.name}.new")
+        temporary.write_text(written, encoding="utf-8")
+        temporary.replace(page)
 
 
 if __name__ == "__main__":

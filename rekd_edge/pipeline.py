@@ -28,7 +28,7 @@ from rekd_edge.distill.attribution import (
     mask_gradient,
     occlusion,
 )
-from rekd_edge.distill.checkpoint import load_model, write_json
+from rekd_edge.distill.checkpoint import JUDGE_FILE, load_model, save_model, write_json
 from rekd_edge.distill.class_wise import class_wise_phase
 from rekd_edge.distill.compiled import wanted
 from rekd_edge.distill.explainer import (
@@ -426,7 +426,7 @@ class _Trainer:
         if spec.is_black_box:
             return self._black_box(spec, results)
         if spec.run is not None:
-            run = self._teacher_run(spec.run)
+            run = self._other_run(spec.run, "teacher")
             self.preprocessor = run.teacher_preprocessor
             results["teacher"] = {"run": spec.run}
             teacher = run.teacher_or_student()
@@ -447,23 +447,24 @@ class _Trainer:
         results["teacher"] = self._fit_rationalist(teacher, "teacher", spec, spec.objective, None)
         return teacher
 
-    def _teacher_run(self, path: str) -> Run:
+    def _other_run(self, path: str, part: str) -> Run:
+        """The run at ``path``, of which this one takes the ``part``, over the same problem."""
         run = open_run(Path(path))
         if run.label_names != self.data.label_names:
             raise UsageError(
-                f"the teacher of {path} knows the labels {', '.join(run.label_names)}; "
+                f"the {part} of {path} knows the labels {', '.join(run.label_names)}; "
                 f"this recipe's data have {', '.join(self.data.label_names)}",
-                hint="train a teacher on this recipe's data",
+                hint=f"train a {part} on this recipe's data",
             )
         if run.recipe.problem_type != self.recipe.problem_type:
             raise UsageError(
-                f"the teacher of {path} answers a {run.recipe.problem_type} problem; this recipe's "
+                f"the {part} of {path} answers a {run.recipe.problem_type} problem; this recipe's "
                 f"is {self.recipe.problem_type}",
                 hint="name a run of the recipe's problem_type",
             )
         if run.recipe.modality != self.recipe.modality:
             raise UsageError(
-                f"the teacher of {path} reads {run.recipe.modality}; this recipe's data "
+                f"the {part} of {path} reads {run.recipe.modality}; this recipe's data "
                 f"are {self.recipe.modality}",
                 hint="name a run of the recipe's modality",
             )
@@ -474,7 +475,7 @@ class _Trainer:
         assert spec.rationale != "rationalist"
         self.teacher_objective = ObjectiveSpec()
         if spec.run is not None:
-            run = self._teacher_run(spec.run)
+            run = self._other_run(spec.run, "teacher")
             self.preprocessor = run.teacher_preprocessor
             classifier = run.black_box()
             teacher = black_box(classifier, spec.rationale, self.recipe.rationale_ratio)
@@ -673,12 +674,34 @@ class _Trainer:
                 self.teacher_objective.form.masking,
                 full_input=objective.form.teacher_prediction == "full_input",
             )
+        if spec.train.warmup.predictor_run is not None:
+            self._take_predictor(model, role, spec.train.warmup.predictor_run)
         phases = self._phases(model, spec, objective, met)
         monitor = self._monitor(spec.train, role, mode) if spec.train.monitor else None
         frozen = () if met is None else (met.model,)
         report = self._fit(model, phases, spec.train, role, dev, monitor, frozen)
         self.warnings += [{"role": role, **asdict(warning)} for warning in report.warnings]
         return {**_summary(report), **self._evaluate(model, objective), "dev_mode": mode}
+
+    def _take_predictor(self, model: Rationalist, role: str, path: str) -> None:
+        """Gives the model the predictor of another run as its warm-up left it, and keeps it as this
+        run's judge."""
+        run = self._other_run(path, "predictor")
+        assert self.preprocessor is not None
+        if not same_tokens(self.preprocessor, run.preprocessor):
+            raise UsageError(
+                f"the predictor of {path} reads its input as other tokens",
+                hint="name a run with the backbone of this recipe's predictor",
+            )
+        file = run.path / "student" / JUDGE_FILE
+        if not file.is_file():
+            raise UsageError(
+                f"{path} keeps no predictor of a warm-up",
+                hint="name a run whose student.train.warmup.predictor_epochs is above 0",
+            )
+        load_model(file, model.predictor)
+        if self.is_main:
+            save_model(self.output / role / JUDGE_FILE, model.predictor)
 
     def _tell_labels(self, model: nn.Module) -> None:
         """Gives the model what it keeps of the training labels: shares, or unit."""
@@ -767,7 +790,7 @@ class _Trainer:
         # A published-style teacher never saw random subsets, so it cannot judge them.
         excludes = objective.form.masking == "exclude"
         judge = teacher if excludes and self._teacher_knows_subsets else None
-        if warmup.predictor_epochs > 0:
+        if warmup.predictor_epochs > 0 and warmup.predictor_run is None:
             phases.append(
                 Phase(
                     "predictor warm-up",

@@ -9,8 +9,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from rekd_edge.compare import (
     TitledListener,
@@ -122,6 +125,9 @@ def run_suite(
             if listener is not None:
                 listener.retitle(f"seed {seed}, {row.name}")
             recipe = recipes[row.name].model_copy(update={"seed": seed})
+            if suite.shared_warmup and row.name != suite.rows[0].name:
+                first = suite.rows[0].name
+                recipe = with_predictor_of(recipe, recipes[first], output / first / f"seed-{seed}")
             try:
                 run = row_run(recipe, row.name, output, device, listener, with_fuse_report=fusing)
                 _report_on(run, suite, output, device)
@@ -134,6 +140,56 @@ def run_suite(
     selecting = [name for name, recipe in recipes.items() if recipe.task != "classify"]
     _refuse_empty_columns(result, selecting)
     return result
+
+
+_AFTER_THE_WARMUP = {
+    "epochs",
+    "classifier_epochs",
+    "selector_learning_rate",
+    "gather",
+    "monitor",
+    "checkpoint_every_steps",
+}
+"""Keys of a training run that say nothing of the predictor's warm-up."""
+
+
+def with_predictor_of(recipe: Recipe, first: Recipe, run: Path) -> Recipe:
+    """``recipe`` with the warmed-up predictor of ``run``, made by ``first``, where it would warm up
+    the same one on the same data; otherwise as it is."""
+    warmup = recipe.student.train.warmup
+    if recipe.task != "extract" or warmup.predictor_run is not None:
+        return recipe
+    mine, theirs = _predictor_warmup(recipe), _predictor_warmup(first)
+    if warmup.predictor_epochs == 0 or mine != theirs:
+        return recipe
+    warmup = warmup.model_copy(update={"predictor_run": str(run.absolute())})
+    train = recipe.student.train.model_copy(update={"warmup": warmup})
+    student = recipe.student.model_copy(update={"train": train})
+    return recipe.model_copy(update={"student": student})
+
+
+def _predictor_warmup(recipe: Recipe) -> dict[str, Any]:
+    """Everything but the seed that a predictor's warm-up without a teacher depends on."""
+    train = recipe.student.train
+    warmup = train.warmup
+    stated = recipe.model_dump(
+        include={
+            "task",
+            "modality",
+            "problem_type",
+            "rationale_ratio",
+            "rationale_unit",
+            "region_size",
+            "data",
+        }
+    )
+    return {
+        **stated,
+        "predictor": recipe.student.predictor,
+        "epochs": (warmup.predictor_epochs, warmup.predictor_learning_rate),
+        "train": train.model_dump(exclude={"warmup", *_AFTER_THE_WARMUP}),
+        "adjusted_head": recipe.objective.method == "inter_rat",
+    }
 
 
 def row_run(
@@ -193,8 +249,16 @@ def _report_on(run: Run, suite: SuiteSpec, output: Path, device: str) -> None:
 def _simulability(run: Run, classifier: Run) -> float:
     """Share (0..1) of the test examples in which the run's student answers as the classifier."""
     own = evaluate_rationalist(run.student(), run.loader("test")).logits.argmax(dim=1)
-    theirs = evaluate_classifier(classifier.classifier(), classifier.loader("test"))
-    return float((own == theirs.logits.argmax(dim=1)).double().mean())
+    theirs = _answers(classifier.path, str(classifier.info.get("finished")))
+    return float((own == theirs).double().mean())
+
+
+@lru_cache(maxsize=1)
+def _answers(classifier: Path, finished: str) -> Tensor:
+    """Classes ``[example]`` that a run's classifier gives the test examples; all rows of a seed are
+    compared with one and the same. ``finished`` tells a run that was made anew."""
+    run = open_run(classifier)
+    return evaluate_classifier(run.classifier(), run.loader("test")).logits.argmax(dim=1)
 
 
 def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:

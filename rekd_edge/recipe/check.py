@@ -163,6 +163,12 @@ def _rationalist_problems(
                 (*location, part, "patch_size"),
                 f"{patch_size} does not divide the image size {image_size}",
             )
+    warmup = rationalist.train.warmup
+    if warmup.predictor_run is not None and warmup.predictor_epochs == 0:
+        yield (
+            (*location, "train", "warmup", "predictor_run"),
+            "is for a predictor that is warmed up: state the predictor_epochs that it had",
+        )
     if modality == "text" and not rationalist.predictor.final_norm:
         yield (
             (*location, "predictor", "final_norm"),

@@ -320,6 +320,10 @@ class WarmupSpec(Spec):
 
     predictor_epochs: float = Field(default=0.0, ge=0)
     """Epochs of the predictor on random subsets, of one ratio U(rationale_ratio, 1) a batch."""
+    predictor_run: str | None = None
+    """A finished run from whose student's warm-up the predictor is taken instead of training it
+    anew (its judge); `predictor_epochs` then says what that had. Other keys of the warm-up may
+    differ. In a suite with `shared_warmup` rows find theirs by themselves."""
     predictor_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of that, and of a plain classifier, which starts from the same weights; its
     head's differs from `head_learning_rate` by the same factor. null takes `learning_rate`, which

@@ -81,6 +81,10 @@ class SuiteSpec(VariantsSpec):
     """For columns of `simulability`: a row of `task: classify`. The share of test examples in which
     a row's student answers as that classifier of the same seed, which is trained first."""
 
+    shared_warmup: bool = False
+    """Rows whose predictors would be warmed up as the first row's, on the same data, take that one
+    (`warmup.predictor_run`). What comes later is compared from one and the same start."""
+
     @model_validator(mode="after")
     def _consistent(self) -> SuiteSpec:
         names = [row.name for row in self.rows]

@@ -14,6 +14,8 @@ def test_the_readme_holds_the_recorded_figures() -> None:
     records = read_records(ROOT / "benchmarks" / "results")
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert filled(page, records) == page, "run `make docs`"
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert filled(methods, records) == methods, "run `make docs`"
     for name in ("accuracy", "methods"):
         row = records[name]["tables"][0]["rows"][0]
         row["values"]["test accuracy"]["mean"] += 0.01
