@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from rekd_edge.distill.loop import DevResult
 from rekd_edge.distill.monitor import TrainingWarning
+from rekd_edge.errors import IntegrityError, UsageError
 from rekd_edge.export_pipeline import export_bundle
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import find_recipe, load_recipe
+from rekd_edge.recipe.load import InvalidRecipeError
 from rekd_edge.recipe.methods import METHODS
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.run_folder import Run
@@ -106,6 +108,49 @@ def test_every_method_ends_in_a_checked_bundle(
     modality: str, name: str, train: Train, tmp_path: Path
 ) -> None:
     require_bundle(train(modality, name), tmp_path)
+
+
+def test_a_method_starts_from_the_predictor_of_another_run(train: Train, tmp_path: Path) -> None:
+    first = train("text", "rnp")
+    taken = f"student.train.warmup.predictor_run={first.path}"
+    # What only the rest of training reads may differ.
+    stated = recipe("text", "n2r", taken, "student.train.epochs=1", "student.train.gather=true")
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(stated, path, device="cpu", listener=InterruptAfter(4))
+    run = train_run(stated, path, device="cpu", resume=True, with_fuse_report=False)
+    theirs = load_file(first.path / "student" / "judge" / "model.safetensors")
+    kept = load_file(run.path / "student" / "judge" / "model.safetensors")
+    assert all(torch.equal(theirs[name], kept[name]) for name in theirs)
+    log = (run.path / "student" / "log.jsonl").read_text().splitlines()
+    phases = {json.loads(line)["phase"].partition("/")[0] for line in log}
+    assert phases == {"selector warm-up (mask gradient)", "joint"}
+    best = load_file(run.path / "student" / "best" / "model.safetensors")
+
+    whole = train_run(stated, tmp_path / "whole", device="cpu", with_fuse_report=False)
+    expected = load_file(whole.path / "student" / "best" / "model.safetensors")
+    assert all(torch.equal(expected[name], best[name]) for name in expected)
+
+
+def test_a_predictor_that_does_not_fit_is_refused(train: Train, tmp_path: Path) -> None:
+    first = train("text", "rnp")
+    taken = f"student.train.warmup.predictor_run={first.path}"
+    with pytest.raises(UsageError, match=r"predictor of .* knows the labels negative, positive"):
+        train_run(recipe("image", "rnp", taken), tmp_path / "image", device="cpu")
+    with pytest.raises(IntegrityError, match="does not fit the recipe's architecture"):
+        train_run(recipe("text", "inter_rat", taken), tmp_path / "head", device="cpu")
+    unwarmed = tmp_path / "unwarmed"
+    train_run(
+        recipe("text", "rnp", "student.train.warmup={predictor_epochs: 0, selector: none}"),
+        unwarmed,
+        device="cpu",
+        with_fuse_report=False,
+    )
+    taken = f"student.train.warmup.predictor_run={unwarmed}"
+    with pytest.raises(UsageError, match="keeps no predictor of a warm-up"):
+        train_run(recipe("text", "rnp", taken), tmp_path / "none", device="cpu")
+    with pytest.raises(InvalidRecipeError, match="state the predictor_epochs that it had"):
+        recipe("text", "rnp", taken, "student.train.warmup.predictor_epochs=0")
 
 
 def test_an_adjusted_head_is_checked_and_bundled(train: Train, tmp_path: Path) -> None:
