@@ -361,11 +361,12 @@ describe("the pages of two students", () => {
     assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 320);
   });
 
-  test("one student has neither", async () => {
+  test("one student has neither, and offers no question without class-wise rationales", async () => {
     await open("text/");
     await page.getByRole("textbox").fill("a dull film");
     await page.getByRole("button", { name: "Classify" }).click();
     await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.isVisible("#why-not"), false);
     assert.equal(await page.isVisible("#decided"), false);
     assert.equal(await page.isVisible("#legend"), false);
     assert.equal(await page.locator("mark.consulted").count(), 0);
@@ -556,12 +557,6 @@ describe("the page that can be asked why not", () => {
       const due = kept.includes(at) ? whole[at].light : 0.28 * whole[at].light + 0.72 * (12 + 14 + 18);
       assert.ok(Math.abs(light - due) < 3, `patch ${at}: ${light}, not ${due}`);
     }
-  });
-
-  test("another bundle offers no question", async () => {
-    await open("text/");
-    await askText("a dull film", "Classify");
-    assert.equal(await page.isVisible("#why-not"), false);
   });
 });
 
