@@ -15,7 +15,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from rekd_edge.bundle import BundleManifest
     from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
-    from rekd_edge.fuse import FusedRationalist
+    from rekd_edge.fuse import FusedClassWise, FusedRationalist
     from rekd_edge.types import IoSpec, ProblemType
 
 collect_ignore = ["optimum"]
@@ -289,6 +289,73 @@ def pair_bundles(
         convert_to_onnx(pair, pair.io_spec(), file, target=load_target("onnx"), metadata={})
         make_bundle(folder / name, file, pair, preprocessor)
     return {name: folder / name for name in made}
+
+
+def _with_why_not(
+    bundle: Path,
+    answers: FusedRationalist,
+    preprocessor: Preprocessor,
+    make: Callable[..., BundleManifest],
+    folder: Path,
+) -> tuple[Path, FusedClassWise]:
+    """``bundle`` with a ``why_not.onnx`` beside, and the model in it: the bundled one's weights and
+    a head of random ones."""
+    import torch
+
+    from rekd_edge.convert import convert_to_onnx, load_target
+    from rekd_edge.fuse import FusedClassWise
+    from rekd_edge.fuse.fused import frozen
+    from rekd_edge.models.class_wise import ClassHead
+    from rekd_edge.models.rationalist import Rationalist
+
+    student = Rationalist(answers.selector, answers.predictor, answers.rationale_ratio)
+    torch.manual_seed(0)
+    head = ClassHead(answers.selector.head.in_features, len(answers.label_names))
+    torch.nn.init.normal_(head.weight)
+    length = MAX_LENGTH if answers.modality == "text" else None
+    labels = answers.label_names
+    asked = frozen(FusedClassWise(student, head, label_names=labels, max_length=length))
+    file = folder / "why_not.onnx"
+    convert_to_onnx(asked, asked.io_spec(), file, target=load_target("onnx"), metadata={})
+    why_not = (file, asked.io_spec())
+    make(folder / "bundle", bundle / "model.onnx", answers, preprocessor, why_not=why_not)
+    return folder / "bundle", asked
+
+
+@pytest.fixture(scope="session")
+def text_why_not(
+    text_bundle: Path,
+    bundled_text_model: FusedRationalist,
+    bundled_text_preprocessor: TextPreprocessor,
+    make_bundle: Callable[..., BundleManifest],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, FusedClassWise]:
+    """As ``text_bundle``, with class-wise rationales, and the model of those."""
+    return _with_why_not(
+        text_bundle,
+        bundled_text_model,
+        bundled_text_preprocessor,
+        make_bundle,
+        tmp_path_factory.mktemp("text-why-not"),
+    )
+
+
+@pytest.fixture(scope="session")
+def image_why_not(
+    image_bundle: Path,
+    bundled_image_model: FusedRationalist,
+    bundled_image_preprocessor: ImagePreprocessor,
+    make_bundle: Callable[..., BundleManifest],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, FusedClassWise]:
+    """As ``image_bundle``, with class-wise rationales, and the model of those."""
+    return _with_why_not(
+        image_bundle,
+        bundled_image_model,
+        bundled_image_preprocessor,
+        make_bundle,
+        tmp_path_factory.mktemp("image-why-not"),
+    )
 
 
 @pytest.fixture(scope="session")

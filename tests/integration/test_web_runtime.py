@@ -33,7 +33,7 @@ from tests.chromium import chromium_path, find_chromium
 if TYPE_CHECKING:
     from rekd_edge.bundle import BundleManifest
     from rekd_edge.data.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
-    from rekd_edge.fuse import FusedRationalist
+    from rekd_edge.fuse import FusedClassWise, FusedRationalist
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "export" / "runtime" / "web"
@@ -110,6 +110,8 @@ def bundles(
     pair_bundles: dict[str, Path],
     multi_label_bundle: Path,
     regression_bundle: Path,
+    text_why_not: tuple[Path, FusedClassWise],
+    image_why_not: tuple[Path, FusedClassWise],
     bundled_text_model: FusedRationalist,
     bundled_image_model: FusedRationalist,
     bundled_text_preprocessor: TextPreprocessor,
@@ -117,8 +119,8 @@ def bundles(
     make_bundle: Callable[..., BundleManifest],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """fp32 and int8, text and image; two students of each; the other problem types; and those
-    named in the environment."""
+    """fp32 and int8, text and image; two students of each; the other problem types; class-wise
+    rationales of both; and those named in the environment."""
     from rekd_edge.convert.quantize import quantize
 
     folder = tmp_path_factory.mktemp("int8")
@@ -134,6 +136,7 @@ def bundles(
         make_bundle(folder / name, low, model, preprocessor)
         found[f"{name}-int8"] = folder / name
     found |= {"multi-label": multi_label_bundle, "regression": regression_bundle}
+    found |= {"text-why-not": text_why_not[0], "image-why-not": image_why_not[0]}
     return found | {f"{bundle.name}-{number}": bundle for number, bundle in enumerate(BUNDLES)}
 
 
@@ -208,7 +211,8 @@ def token_answers(tokenizer_file: Path, max_length: int, texts: list[str]) -> li
 
 
 def bundle_answers(bundle: Path, inputs: list[str]) -> list[dict[str, Any]]:
-    """What the Python runtime answers, and its logits, with one thread."""
+    """What the Python runtime answers, and its logits, with one thread; "why not?" where the bundle
+    can be asked."""
     runtime = load_runtime()
     model = runtime.Rationalist.load(bundle, threads=1)
     logits: list[list[float]] = []
@@ -220,7 +224,8 @@ def bundle_answers(bundle: Path, inputs: list[str]) -> list[dict[str, Any]]:
         return answers
 
     model.run_encoded = recorded
-    predictions = [prediction.to_json() for prediction in model.predict(inputs)]
+    answered = model.predict(inputs, why_not=model.config.why_not)
+    predictions = [prediction.to_json() for prediction in answered]
     return [row | {"logits": found} for row, found in zip(predictions, logits, strict=True)]
 
 
@@ -314,10 +319,12 @@ def golden(
     for name, bundle in bundles.items():
         is_small = not any(bundle == given for given in BUNDLES)
         if json.loads((bundle / "config.json").read_text())["modality"] == "text":
-            other = name in ("multi-label", "regression")
-            inputs = [*texts[: 80 if other else 200 if is_small else 1000], *ODD_TEXTS]
+            fewer = {"multi-label": 80, "regression": 80, "text-why-not": 80}
+            count = fewer.get(name, 200 if is_small else 1000)
+            inputs = [*texts[:count], *ODD_TEXTS]
         else:
-            inputs = [str(folder / "images" / image) for image in exact]
+            some = [*exact[:8], *exact[-8:]] if name == "image-why-not" else exact
+            inputs = [str(folder / "images" / image) for image in some]
         answers[name] = {
             "bundle": str(bundle),
             "precision": "int8" if "int8" in name else "fp32",
@@ -328,13 +335,14 @@ def golden(
     }
     assert cases["text"] == set(runtime.CASES)
     assert len(cases["image"]) > 1
-    for name in ("text", "image", "text-int8", "image-int8", "multi-label"):
+    for name in ("text", "image", "text-int8", "image-int8", "multi-label", "text-why-not"):
         plain = answers[name]
         bundle = calibrated(bundles[name], folder / f"{name}-calibrated", plain["answers"])
         rows = bundle_answers(bundle, [row["source"] for row in plain["answers"]])
         refused = {tuple(row["refused_for"]) for row in rows}
         assert {(), ("confidence",), ("margin",)} <= refused
         answers[f"{name}-calibrated"] = plain | {"bundle": str(bundle), "answers": rows}
+    del answers["text-why-not"]  # "image-why-not" is asked without a calibration
     text = bundles["text"] / "tokenizer.json"
     every_text = [*texts, *ODD_TEXTS, *random_texts(1500), " ", "\u200b", "\x1c", "\u3000"]
     pictures = ["photo.png", "tall.png", "strip.png", "dot.png", "cifar-0.png", "view.png"]
@@ -348,6 +356,7 @@ def golden(
         "decoded": decoded,
         "decodedSize": DECODED_SIZE,
         "bundles": answers,
+        "whyNotClasses": runtime.WHY_NOT_CLASSES,
     }
     (folder / "golden.json").write_text(json.dumps(document), encoding="utf-8")
     return folder

@@ -988,6 +988,12 @@ class Rationalist:
 
     def _ask(self) -> Any:
         """The session of ``why_not.onnx``, opened at the first question."""
+        if self.config.problem_type != SINGLE_LABEL:
+            raise InputError(
+                f"bundle {self.folder} does not answer with one class of several, so it cannot "
+                "say why not another",
+                hint=f"ask a bundle with problem_type {SINGLE_LABEL}",
+            )
         if self._open_why_not is None:
             raise InputError(
                 f"bundle {self.folder} has no class-wise rationales, so it cannot say why not",

@@ -11,57 +11,28 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from rekd_edge.bundle import BundleManifest, open_bundle
+from rekd_edge.bundle import open_bundle
 from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.class_wise_files import asked_batches
-from rekd_edge.convert import convert_to_onnx, load_target
 from rekd_edge.errors import UsageError
-from rekd_edge.fuse import FusedClassWise
-from rekd_edge.fuse.fused import frozen
-from rekd_edge.models.class_wise import ClassHead
-from rekd_edge.models.rationalist import Rationalist
 
 if TYPE_CHECKING:
     from rekd_edge.check import LabelledBatch
     from rekd_edge.data.preprocess import TextPreprocessor
-    from rekd_edge.fuse import FusedRationalist
+    from rekd_edge.fuse import FusedClassWise, FusedRationalist
 
 runtime = load_runtime()
 TEXT = "a good but long film"
 
 
 @pytest.fixture(scope="module")
-def asked(bundled_text_model: FusedRationalist) -> FusedClassWise:
-    """The model that is asked beside the bundled one, with its weights."""
-    answers = bundled_text_model
-    student = Rationalist(answers.selector, answers.predictor, answers.rationale_ratio)
-    torch.manual_seed(0)
-    head = ClassHead(answers.selector.head.in_features, 3)
-    torch.nn.init.normal_(head.weight)
-    labels = answers.label_names
-    return frozen(FusedClassWise(student, head, label_names=labels, max_length=48))
+def asked(text_why_not: tuple[Path, FusedClassWise]) -> FusedClassWise:
+    return text_why_not[1]
 
 
 @pytest.fixture(scope="module")
-def bundle(
-    asked: FusedClassWise,
-    bundled_text_model: FusedRationalist,
-    bundled_text_preprocessor: TextPreprocessor,
-    text_bundle: Path,
-    make_bundle: Callable[..., BundleManifest],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    folder = tmp_path_factory.mktemp("why-not")
-    file = folder / "why_not.onnx"
-    convert_to_onnx(asked, asked.io_spec(), file, target=load_target("onnx"), metadata={})
-    make_bundle(
-        folder / "bundle",
-        text_bundle / "model.onnx",
-        bundled_text_model,
-        bundled_text_preprocessor,
-        why_not=(file, asked.io_spec()),
-    )
-    return folder / "bundle"
+def bundle(text_why_not: tuple[Path, FusedClassWise]) -> Path:
+    return text_why_not[0]
 
 
 def test_each_other_class_gets_its_best_case(bundle: Path, asked: FusedClassWise) -> None:
@@ -117,6 +88,16 @@ def test_a_bundle_without_it_says_so_and_describes_itself_as_before(text_bundle:
     model = runtime.Rationalist.load(text_bundle, threads=1)
     with pytest.raises(runtime.InputError, match="no class-wise rationales"):
         model.predict([TEXT], why_not=True)
+
+
+def test_only_one_class_of_several_can_be_asked_about(
+    multi_label_bundle: Path, regression_bundle: Path
+) -> None:
+    for bundle in (multi_label_bundle, regression_bundle):
+        model = runtime.Rationalist.load(bundle, threads=1)
+        with pytest.raises(runtime.InputError, match="does not answer with one class") as refused:
+            model.predict([TEXT], why_not=True)
+        assert "problem_type single_label_classification" in str(refused.value.hint)
 
 
 def test_the_file_is_part_of_what_is_verified(bundle: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 /** Every kind of answer in words: what stands first, and the numbers of every label. */
-import type { Config, Prediction, ProblemType } from "../src/rationalist.js";
+import type { ClassRationale, Config, Prediction, ProblemType } from "../src/rationalist.js";
 
 export interface Row {
   readonly name: string;
@@ -43,6 +43,24 @@ export function shown(prediction: Prediction): Shown {
 
 function listed(rows: readonly Row[]): string {
   return rows.map(({ name, text }) => `${name} ${text}`).join(", ");
+}
+
+/** What the button under an answer asks. */
+export function question(prediction: Prediction): string {
+  const { rows, answer } = shown(prediction);
+  const others = rows.map(({ name }) => name).filter((name) => name !== answer);
+  return `Why not ${others.length > 2 ? "another label" : others.join(" or ")}?`;
+}
+
+/** What the model says from the best case for a label alone, in the words of the command line. */
+export function bestCase(one: ClassRationale<unknown>, { modality, ...answered }: Prediction): string {
+  const { label, kept, convinces, says, saysProbability } = one;
+  const unit = modality === "text" ? "token" : "patch";
+  const units = modality === "text" ? "tokens" : "patches";
+  const own = `${label} ${percent(one.probability)}`;
+  const isStill = "label" in answered && says === answered.label;
+  const said = convinces ? own : `${isStill ? "still " : ""}${says} ${percent(saysProbability)}, ${own}`;
+  return `From its best ${kept === 1 ? unit : `${kept} ${units}`} alone: ${said}.`;
 }
 
 interface Words {

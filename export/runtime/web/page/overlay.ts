@@ -2,6 +2,9 @@ import type { ImagePrediction, PatchBox } from "../src/rationalist.js";
 
 const LONG_SIDE = 1024;
 
+/** What is marked in an image. */
+export type Marked = Pick<ImagePrediction, "rationale" | "answerRationale" | "consulted">;
+
 /**
  * The image with everything dimmed that the answer was not read from, kept patches outlined;
  * with dashes those that only the other one of two students read.
@@ -9,7 +12,7 @@ const LONG_SIDE = 1024;
 export function drawOverlay(
   canvas: HTMLCanvasElement,
   image: ImageBitmap,
-  prediction: Pick<ImagePrediction, "rationale" | "answerRationale" | "consulted" | "view">,
+  prediction: Marked & Pick<ImagePrediction, "view">,
   isDimmed: boolean,
 ): void {
   const { rationale, answerRationale, consulted, view } = prediction;

@@ -1,17 +1,16 @@
 /** The page: loads the bundle beside it, takes a text or an image, shows the answer. */
 import {
   type Case,
+  type ClassRationale,
   type Config,
-  type ImagePrediction,
   type Prediction,
   type PatchBox,
   Rationalist,
   RekdError,
-  type TextPrediction,
   type WordSpan,
 } from "../src/rationalist.js";
-import { type Row, WORDS, limitsOf, percent, reasons, score, shown } from "./answer.js";
-import { drawOverlay } from "./overlay.js";
+import { type Row, WORDS, bestCase, limitsOf, percent, question, reasons, score, shown } from "./answer.js";
+import { type Marked, drawOverlay } from "./overlay.js";
 import { highlightedParts, visible } from "./highlight.js";
 
 const SHOWN_LABELS = 6;
@@ -189,15 +188,16 @@ function bringIntoView(): void {
   at("result").scrollIntoView({ block: "nearest", behavior: isCalm ? "instant" : "smooth" });
 }
 
+function aloud(parts: readonly (WordSpan | PatchBox)[]): string {
+  const words = parts.flatMap((part) => ("text" in part ? part.text : []));
+  return words.length > 0 ? words.join(", ") : `${parts.length} patches`;
+}
+
 function announce(prediction: Prediction, config: Config): void {
   const { case: decided, rationale, answerRationale, consulted } = prediction;
   const { answer, number } = shown(prediction);
-  const said = (parts: readonly (WordSpan | PatchBox)[]) =>
-    prediction.modality === "text"
-      ? parts.map((part) => ("text" in part ? part.text : "")).join(", ")
-      : `${parts.length} patches`;
-  const evidence = said(answerRationale ?? rationale);
-  const other = consulted?.length ? ` Read by the other student: ${said(consulted)}.` : "";
+  const evidence = aloud(answerRationale ?? rationale);
+  const other = consulted?.length ? ` Read by the other student: ${aloud(consulted)}.` : "";
   const by = decided === null ? "" : ` Two students: ${inWords(decided)}.`;
   const notices = prediction.notices.join(" ");
   const first = prediction.abstain
@@ -208,8 +208,8 @@ function announce(prediction: Prediction, config: Config): void {
     `${other}${by} ${notices}`;
 }
 
-function showText(prediction: TextPrediction): void {
-  at("highlighted").replaceChildren(
+function showText(place: HTMLElement, prediction: Parameters<typeof highlightedParts>[0]): void {
+  place.replaceChildren(
     ...highlightedParts(prediction).map(({ text: raw, kind }) => {
       const text = visible(raw);
       if (kind === "kept" || kind === "consulted") return made("mark", text, kind);
@@ -218,8 +218,87 @@ function showText(prediction: TextPrediction): void {
   );
 }
 
-function patchesInWords(prediction: ImagePrediction): string {
-  const { rationale, answerRationale, consulted, grid } = prediction;
+/** The answer that is shown: what is asked about an older one comes too late. */
+let answered: Prediction | null = null;
+
+/**
+ * The question below an answer. `picture` shows the input with the best case for a label marked.
+ */
+function offerQuestion<Part extends WordSpan | PatchBox>(
+  model: Rationalist,
+  prediction: Prediction & { readonly whyNot: ReadonlyArray<ClassRationale<Part>> | null },
+  picture: (one: ClassRationale<Part>) => HTMLElement,
+): void {
+  const button = element("ask", HTMLButtonElement);
+  const isAsking = (value: boolean) => {
+    button.setAttribute("aria-disabled", String(value));
+    show("asking", value);
+  };
+  const open = (isOpen: boolean) => {
+    button.setAttribute("aria-expanded", String(isOpen));
+    show("best-cases", isOpen);
+  };
+  let isTold = false;
+  const ask = async () => {
+    if (answered !== prediction) return;
+    try {
+      await painted();
+      const { whyNot, notices } = await model.addWhyNot(prediction);
+      const added = notices.slice(prediction.notices.length);
+      at("why-not-notices").replaceChildren(...added.map((notice) => made("li", notice)));
+      at("cases").replaceChildren(...whyNot!.map((one) => caseFor(one, prediction, picture(one))));
+      isTold = true;
+      open(true);
+      const said = whyNot!.map(
+        (one) => `${whyNotLabel(one)} ${bestCase(one, prediction)} Read from: ${aloud(one.rationale)}.`,
+      );
+      at("announcement").textContent = [...said, ...added].join(" ");
+    } finally {
+      isAsking(false);
+    }
+  };
+  answered = prediction;
+  show("why-not", model.canSayWhyNot);
+  isAsking(false);
+  open(false);
+  at("why-not-problem").textContent = "";
+  at("cases").replaceChildren();
+  if (!model.canSayWhyNot) return;
+  button.textContent = question(prediction);
+  button.onclick = () => {
+    if (button.getAttribute("aria-disabled") === "true") return;
+    if (isTold) return open(button.getAttribute("aria-expanded") === "false");
+    isAsking(true);
+    at("announcement").textContent = "Asking…";
+    void attempt("why-not-problem", ask, () => {
+      at("announcement").textContent = "";
+    });
+  };
+}
+
+/** Until the browser has had time to draw: while the model runs, it does not. */
+function painted(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 50));
+}
+
+function whyNotLabel({ label }: ClassRationale<unknown>): string {
+  return `Why not ${label}?`;
+}
+
+function caseFor(one: ClassRationale<unknown>, prediction: Prediction, picture: HTMLElement): HTMLElement {
+  const row = made("li", "");
+  const { answerProbability, margin } = one;
+  const found = Number.isFinite(margin) ? `margin ${margin.toPrecision(3)}` : "nothing was dropped";
+  row.append(
+    made("h3", whyNotLabel(one)),
+    made("p", bestCase(one, prediction)),
+    picture,
+    made("p", `In the answer ${percent(answerProbability)}; ${found}.`, "quiet"),
+  );
+  return row;
+}
+
+function patchesInWords({ rationale, answerRationale, consulted }: Marked, grid: number): string {
   const inRows = (boxes: readonly PatchBox[]) => {
     const rows = new Map<number, number[]>();
     for (const { row, column } of boxes) {
@@ -230,6 +309,11 @@ function patchesInWords(prediction: ImagePrediction): string {
   const other = consulted?.length ? `. Read by the other student, ${inRows(consulted)}` : "";
   const kept = inRows(answerRationale ?? rationale);
   return `The image with the patches kept, of ${grid} by ${grid}. ${kept}${other}`;
+}
+
+/** What speaks for a class, marked as what one student read. */
+function alone<Part>({ rationale }: ClassRationale<Part>) {
+  return { rationale, answerRationale: null, consulted: null };
 }
 
 function readyForTexts(model: Rationalist): void {
@@ -245,7 +329,13 @@ function readyForTexts(model: Rationalist): void {
       const prediction = await model.predict(field.value);
       if (prediction.modality !== "text") return;
       showPrediction(prediction, model.config);
-      showText(prediction);
+      showText(at("highlighted"), prediction);
+      offerQuestion(model, prediction, (one) => {
+        const place = made("div", "", "highlighted");
+        place.dir = "auto";
+        showText(place, { ...prediction, ...alone(one) });
+        return place;
+      });
       bringIntoView();
       announce(prediction, model.config);
     });
@@ -261,7 +351,7 @@ function readyForImages(model: Rationalist): void {
   const dim = element("dim", HTMLInputElement);
   const canvas = element("canvas", HTMLCanvasElement);
   let shown: ImageBitmap | undefined;
-  let redraw = () => {};
+  let drawn: Array<() => void> = [];
   let latest = 0;
   const answer = (file: Blob) =>
     attempt("image-problem", async () => {
@@ -272,12 +362,23 @@ function readyForImages(model: Rationalist): void {
       if (number !== latest) return bitmap.close();
       shown?.close();
       shown = bitmap;
-      redraw = () => drawOverlay(canvas, bitmap, prediction, dim.checked);
+      drawn = [];
+      const draw = (place: HTMLCanvasElement, marked: Marked) => {
+        const again = () => drawOverlay(place, bitmap, { ...marked, view: prediction.view }, dim.checked);
+        place.setAttribute("aria-label", patchesInWords(marked, prediction.grid));
+        drawn.push(again);
+        again();
+      };
       showPrediction(prediction, model.config);
       const { width, height } = prediction.view;
       show("crop", width !== height);
-      canvas.setAttribute("aria-label", patchesInWords(prediction));
-      redraw();
+      draw(canvas, prediction);
+      offerQuestion(model, prediction, (one) => {
+        const place = document.createElement("canvas");
+        place.setAttribute("role", "img");
+        draw(place, alone(one));
+        return place;
+      });
       bringIntoView();
       announce(prediction, model.config);
     });
@@ -286,7 +387,7 @@ function readyForImages(model: Rationalist): void {
     if (file !== undefined) void answer(file);
   };
   show("image-form");
-  dim.addEventListener("change", () => redraw());
+  dim.addEventListener("change", () => drawn.forEach((again) => again()));
   input.addEventListener("change", () => {
     answerFirst(input.files);
     input.value = "";
@@ -308,16 +409,21 @@ function readyForImages(model: Rationalist): void {
   document.addEventListener("paste", (event) => answerFirst(event.clipboardData?.files));
 }
 
-/** One answer at a time; a failure is shown at the field and the old answer goes. */
+function dropAnswer(): void {
+  answered = null;
+  show("result", false);
+  at("announcement").textContent = "";
+}
+
+/** One answer at a time; a failure is shown where it belongs, and the old answer goes. */
 let queue: Promise<void> = Promise.resolve();
-function attempt(problem: string, work: () => Promise<void>): Promise<void> {
+function attempt(problem: string, work: () => Promise<void>, failed = dropAnswer): Promise<void> {
   queue = queue.then(async () => {
     at(problem).textContent = "";
     try {
       await work();
     } catch (error) {
-      show("result", false);
-      at("announcement").textContent = "";
+      failed();
       at(problem).textContent = explain(error).filter(Boolean).join(" ");
     }
   });

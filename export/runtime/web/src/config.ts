@@ -27,6 +27,8 @@ interface Shared {
   readonly precision: string;
   /** Null where the bundle has none: temperature 1, and nothing is withheld. */
   readonly calibration: Calibration | null;
+  /** Whether there is a `why_not.onnx`. */
+  readonly whyNot: boolean;
 }
 
 export interface TextConfig extends Shared {
@@ -71,6 +73,7 @@ export function readConfig(configFile: Uint8Array, preprocessorFile: Uint8Array)
     rationaleRatio: positive(document["rationale_ratio"], "rationale_ratio"),
     precision: String(document["precision"] ?? "fp32"),
     calibration: calibration(document["calibration"] ?? null, schema, problemType),
+    whyNot: (document["why_not"] ?? null) !== null,
   };
   if (modality === "text") {
     return { modality, ...shared, maxLength: count(preprocessing["max_length"], "max_length") };

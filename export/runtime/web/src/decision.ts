@@ -47,18 +47,25 @@ export interface Withheld {
 
 export type Decision = (SaidLabel | SaidLabels | SaidValues) & Withheld;
 
+/** One class of several. */
+export function mostProbable(
+  logits: Float32Array,
+  names: readonly string[],
+  temperature: number,
+): SaidLabel {
+  const scaled = Array.from(logits, (logit) => logit / temperature);
+  const highest = Math.max(...scaled);
+  const exponents = scaled.map((value) => Math.exp(value - highest));
+  const sum = exponents.reduce((total, value) => total + value, 0);
+  const probabilities = names.map((name, index) => [name, exponents[index]! / sum] as const);
+  const [label, probability] = probabilities[logits.indexOf(Math.max(...logits))]!;
+  const problemType = "single_label_classification" as const;
+  return { problemType, label, probability, probabilities, confidence: probability };
+}
+
 /** What a row of logits means, by problem type; docs/bundle.md has the rules. */
 const READ = {
-  single_label_classification(logits: Float32Array, names: readonly string[], temperature: number) {
-    const scaled = Array.from(logits, (logit) => logit / temperature);
-    const highest = Math.max(...scaled);
-    const exponents = scaled.map((value) => Math.exp(value - highest));
-    const sum = exponents.reduce((total, value) => total + value, 0);
-    const probabilities = names.map((name, index) => [name, exponents[index]! / sum] as const);
-    const [label, probability] = probabilities[logits.indexOf(Math.max(...logits))]!;
-    const problemType = "single_label_classification" as const;
-    return { problemType, label, probability, probabilities, confidence: probability };
-  },
+  single_label_classification: mostProbable,
   multi_label_classification(logits: Float32Array, names: readonly string[], temperature: number) {
     const each = Array.from(logits, (logit) => sigmoid(logit / temperature));
     return {

@@ -59,13 +59,12 @@ export async function verifyBundle(
   for (const entry of manifest.files) {
     const { path, sizeBytes } = entry;
     onProgress({ path, doneBytes: before, totalBytes });
-    const content = await read(source, path, sizeBytes, (bytes) =>
+    const content = await compared(source, entry, (bytes) =>
       onProgress({ path, doneBytes: before + bytes, totalBytes }),
     );
     before += sizeBytes;
-    const problem = typeof content === "string" ? content : await difference(content, entry);
-    if (problem !== "") problems.push(`${path} ${problem}`);
-    else if (wanted.has(path) && typeof content !== "string") files.set(path, content);
+    if (typeof content === "string") problems.push(`${path} ${content}`);
+    else if (wanted.has(path)) files.set(path, content);
   }
   onProgress({ path: "", doneBytes: totalBytes, totalBytes });
   if (problems.length > 0) {
@@ -73,6 +72,16 @@ export async function verifyBundle(
     throw broken(`The bundle is not what its manifest promises: ${problems.slice(0, 3).join("; ")}${more}`);
   }
   return { manifest, files };
+}
+
+/** One file of a bundle that was verified before, read and compared once more. */
+export async function verifiedFile(
+  source: BundleSource,
+  entry: FileEntry,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const content = await compared(source, entry);
+  if (typeof content === "string") throw broken(`${entry.path} ${content}`);
+  return content;
 }
 
 export function parseJson(content: Uint8Array, name: string): Record<string, unknown> {
@@ -174,6 +183,16 @@ async function read(
   } catch (error) {
     return `cannot be read (${error instanceof Error ? error.message : String(error)})`;
   }
+}
+
+/** The content, or in what it is not that of `entry`. */
+async function compared(
+  source: BundleSource,
+  entry: FileEntry,
+  onBytes?: (bytes: number) => void,
+): Promise<Uint8Array<ArrayBuffer> | string> {
+  const content = await read(source, entry.path, entry.sizeBytes, onBytes);
+  return typeof content === "string" ? content : (await difference(content, entry)) || content;
 }
 
 async function difference(content: Uint8Array<ArrayBuffer>, entry: FileEntry): Promise<string> {

@@ -4,6 +4,7 @@
  *     const model = await Rationalist.load("bundle/");
  *     const answer = await model.predict("a text");       // or a File with an image
  *     answer.label, answer.probability, answer.rationale, answer.abstain
+ *     (await model.addWhyNot(answer)).whyNot              // the best case for each other class
  *
  * What is answered is the bundle's problem type, `answer.problemType`: one `label`, any number of
  * `labels`, or `values`.
@@ -32,6 +33,7 @@ import {
   type Progress,
   parseJson,
   served,
+  verifiedFile,
   verifyBundle,
 } from "./manifest.js";
 import { type Picture, type RawPixels, decode, rawPicture } from "./pixels.js";
@@ -47,6 +49,7 @@ import {
   wordSpans,
 } from "./rationale.js";
 import { type View, resample, rowsRead, viewOf } from "./resample.js";
+import { type ClassRationale, classesToAsk, readCase } from "./why_not.js";
 import { WordPiece } from "./wordpiece.js";
 
 export { RekdError } from "./errors.js";
@@ -57,6 +60,7 @@ export type {
   BundleSource,
   Calibration,
   Case,
+  ClassRationale,
   Config,
   Manifest,
   PatchBox,
@@ -86,14 +90,20 @@ interface Answer {
   readonly modelMs: number;
 }
 
-interface TextAnswer extends Answer, Evidence<WordSpan> {
+/** What was read, and where it was asked for, the best case for each other class. */
+interface Read<Part> extends Answer, Evidence<Part> {
+  /** The most probable class first; null where it was not asked for. */
+  readonly whyNot: ReadonlyArray<ClassRationale<Part>> | null;
+}
+
+interface TextAnswer extends Read<WordSpan> {
   readonly modality: "text";
   readonly text: string;
   /** Where the model stopped reading, in characters: the end, unless the text was too long. */
   readonly readTo: number;
 }
 
-interface ImageAnswer extends Answer, Evidence<PatchBox> {
+interface ImageAnswer extends Read<PatchBox> {
   readonly modality: "image";
   readonly view: View;
   /** Patches along one side of the model's view. */
@@ -112,12 +122,21 @@ export interface LoadOptions {
   readonly onProgress?: (progress: Progress) => void;
 }
 
+export interface PredictOptions {
+  /** Adds the best case for each other class, as `addWhyNot` does. */
+  readonly whyNot?: boolean;
+}
+
+const MODEL = "model.onnx";
+const WHY_NOT = "why_not.onnx";
 /** Of an image once resized, as in the Python runtime. */
 const MOST_PIXELS = 1 << 26;
 const OUTPUTS = ["logits", "rationale_mask", "selection_score", "selection_margin"] as const;
 /** Of a bundle of two students besides. */
 const PAIR_OUTPUTS = ["answer_mask", "case"] as const;
 const INPUTS = { text: ["input_ids", "attention_mask"], image: ["pixel_values"] } as const;
+/** Of `why_not.onnx` besides: the class that it is asked about. */
+const CANDIDATE_INPUT = "candidate_class";
 
 interface ModelAnswer extends Kept {
   readonly logits: Float32Array;
@@ -126,11 +145,25 @@ interface ModelAnswer extends Kept {
   readonly modelMs: number;
 }
 
+/** One input as a model takes it, and what the kept positions are in it. */
+interface Encoded<Part> {
+  readonly feeds: Readonly<Record<string, ort.Tensor>>;
+  /** Tokens, special ones included, or patches. */
+  readonly tokens: number;
+  readonly part: (kept: readonly boolean[], scores: Float32Array) => readonly Part[];
+}
+
 /** A verified bundle, ready to answer. */
 export class Rationalist {
+  /** Of `why_not.onnx`, from the first question on. */
+  private asked: Promise<ort.InferenceSession> | null = null;
+  /** What was read for an answer, as long as somebody has the answer. */
+  private readonly inputs = new WeakMap<Prediction, Encoded<WordSpan | PatchBox>>();
+
   private constructor(
     readonly manifest: Manifest,
     readonly config: Config,
+    private readonly source: BundleSource,
     private readonly session: ort.InferenceSession,
     private readonly tokenizer: WordPiece | null,
   ) {}
@@ -143,9 +176,10 @@ export class Rationalist {
     bundle: string | URL | BundleSource,
     options: LoadOptions = {},
   ): Promise<Rationalist> {
-    const needed = ["config.json", "preprocessor_config.json", "model.onnx"];
+    const needed = ["config.json", "preprocessor_config.json", MODEL];
+    const source = typeof bundle === "function" ? bundle : served(bundle);
     const { manifest, files } = await verifyBundle(
-      typeof bundle === "function" ? bundle : served(bundle),
+      source,
       new Set([...needed, "tokenizer.json"]),
       options.fingerprint,
       options.onProgress,
@@ -159,19 +193,71 @@ export class Rationalist {
       return content;
     };
     const config = readConfig(take("config.json"), take("preprocessor_config.json"));
+    if (config.whyNot && !manifest.files.some(({ path }) => path === WHY_NOT)) {
+      throw broken(`The bundle has no ${WHY_NOT}`);
+    }
     const tokenizer =
       config.modality === "text"
         ? WordPiece.from(parseJson(take("tokenizer.json"), "tokenizer.json"), config.maxLength)
         : null;
-    const session = await openSession(take("model.onnx"), options.wasm);
-    const model = new Rationalist(manifest, config, session, tokenizer);
-    model.requireInterface();
+    const session = await openSession(take(MODEL), options.wasm);
+    const model = new Rationalist(manifest, config, source, session, tokenizer);
+    model.requireInterface(MODEL, session);
     await model.warmUp();
     return model;
   }
 
   /** A text, an image file, or raw pixels. Throws `RekdError`. */
-  async predict(input: string | Blob | RawPixels): Promise<Prediction> {
+  async predict(
+    input: string | Blob | RawPixels,
+    { whyNot = false }: PredictOptions = {},
+  ): Promise<Prediction> {
+    if (whyNot) await this.ask();
+    const prediction = await this.answer(input);
+    return whyNot ? this.addWhyNot(prediction) : prediction;
+  }
+
+  /** Whether the bundle can be asked why an answer is not another class. */
+  get canSayWhyNot(): boolean {
+    return this.config.whyNot && this.config.problemType === "single_label_classification";
+  }
+
+  /**
+   * The answer with the best case for each other class, at most the 8 most probable, in
+   * that order. `prediction` is one that this model gave, not a copy of it. Throws `RekdError`,
+   * also where the bundle has no class-wise rationales.
+   */
+  async addWhyNot<Given extends Prediction>(prediction: Given): Promise<Given> {
+    await this.ask();
+    const encoded = this.inputs.get(prediction);
+    if (encoded === undefined || prediction.problemType !== "single_label_classification") {
+      throw new RekdError(
+        "input",
+        "This is no answer of this model.",
+        "Ask with what its predict gave, not with a copy.",
+      );
+    }
+    if (prediction.whyNot !== null) return prediction;
+    const { labelNames, calibration } = this.config;
+    const { classes, notices } = classesToAsk(prediction);
+    const whyNot: Array<ClassRationale<WordSpan | PatchBox>> = [];
+    for (const other of classes) {
+      const candidate = BigInt64Array.of(BigInt(labelNames.indexOf(other[0])));
+      const feeds = { ...encoded.feeds, [CANDIDATE_INPUT]: new ort.Tensor("int64", candidate, [1]) };
+      const found = await this.run(WHY_NOT, feeds, encoded.tokens);
+      whyNot.push({
+        ...readCase(other, found.logits, labelNames, calibration?.temperature ?? 1),
+        rationale: encoded.part(found.kept, found.scores),
+        margin: found.margin,
+        kept: found.kept.filter(Boolean).length,
+      });
+    }
+    const explained = { ...prediction, whyNot, notices: [...prediction.notices, ...notices] };
+    this.inputs.set(explained, encoded);
+    return explained;
+  }
+
+  private async answer(input: string | Blob | RawPixels): Promise<Prediction> {
     const { config } = this;
     if (config.modality === "text") {
       if (typeof input !== "string") throw new RekdError("input", "This model reads texts.");
@@ -189,7 +275,45 @@ export class Rationalist {
 
   /** Give the model's memory back. */
   async release(): Promise<void> {
+    const asked = await this.asked?.catch(() => null);
+    this.asked = null;
     await this.session.release();
+    await asked?.release();
+  }
+
+  /** The session of `why_not.onnx`, opened at the first question. Throws where there is none. */
+  private async ask(): Promise<ort.InferenceSession> {
+    if (this.config.problemType !== "single_label_classification") {
+      throw new RekdError(
+        "input",
+        "The bundle does not answer with one class of several, so it cannot say why not another.",
+        "ask a bundle with problem_type single_label_classification",
+      );
+    }
+    if (!this.config.whyNot) {
+      throw new RekdError(
+        "input",
+        "The bundle has no class-wise rationales, so it cannot say why not.",
+        "train with class_wise_rationales: true and export again",
+      );
+    }
+    this.asked ??= this.openWhyNot().catch((error: unknown) => {
+      this.asked = null;
+      throw error;
+    });
+    return this.asked;
+  }
+
+  private async openWhyNot(): Promise<ort.InferenceSession> {
+    const entry = this.manifest.files.find(({ path }) => path === WHY_NOT)!;
+    const session = await openSession(await verifiedFile(this.source, entry));
+    try {
+      this.requireInterface(WHY_NOT, session, CANDIDATE_INPUT);
+    } catch (error) {
+      await session.release();
+      throw error;
+    }
+    return session;
   }
 
   private async predictText(text: string): Promise<TextPrediction> {
@@ -202,7 +326,9 @@ export class Rationalist {
       attention_mask: new ort.Tensor("int64", new BigInt64Array(ids.length).fill(1n), shape),
     };
     const preprocessMs = performance.now() - start;
-    const answer = await this.run(feeds, encoded.ids.length);
+    const answer = await this.run(MODEL, feeds, encoded.ids.length);
+    const part = (kept: readonly boolean[], scores: Float32Array) =>
+      wordSpans(text, encoded, kept, scores);
     const candidates = encoded.words.filter((word) => word !== null).length;
     const length = Array.from(text).length;
     const notices: string[] = [];
@@ -214,16 +340,19 @@ export class Rationalist {
           `${candidates + encoded.droppedTokens} tokens (to character ${readTo} of ${length}).`,
       );
     }
-    return {
+    const prediction: TextPrediction = {
       modality: "text",
       text,
       ...this.answered(answer),
-      ...evidence(answer, (kept) => wordSpans(text, encoded, kept, answer.scores)),
+      ...evidence(answer, (kept) => part(kept, answer.scores)),
+      whyNot: null,
       readTo,
       candidates,
       notices,
       preprocessMs,
     };
+    this.inputs.set(prediction, { feeds, tokens: encoded.ids.length, part });
+    return prediction;
   }
 
   private async predictPicture(
@@ -244,17 +373,22 @@ export class Rationalist {
     const feeds = { pixel_values: pixelTensor(pixels, config) };
     const preprocessMs = performance.now() - start;
     const grid = Math.floor(size / patchSize);
-    const answer = await this.run(feeds, grid * grid);
-    return {
+    const answer = await this.run(MODEL, feeds, grid * grid);
+    const part = (kept: readonly boolean[], scores: Float32Array) =>
+      patchBoxes(view, patchSize, kept, scores);
+    const prediction: ImagePrediction = {
       modality: "image",
       ...this.answered(answer),
-      ...evidence(answer, (kept) => patchBoxes(view, patchSize, kept, answer.scores)),
+      ...evidence(answer, (kept) => part(kept, answer.scores)),
+      whyNot: null,
       view,
       grid,
       candidates: grid * grid,
       notices: [],
       preprocessMs,
     };
+    this.inputs.set(prediction, { feeds, tokens: grid * grid, part });
+    return prediction;
   }
 
   private answered({ logits, kept, margin, modelMs }: ModelAnswer) {
@@ -262,16 +396,22 @@ export class Rationalist {
     return { ...decide(logits, margin, this.config), logits, margin, kept: count, modelMs };
   }
 
-  private async run(feeds: Record<string, ort.Tensor>, tokens: number): Promise<ModelAnswer> {
+  private async run(
+    file: typeof MODEL | typeof WHY_NOT,
+    feeds: Readonly<Record<string, ort.Tensor>>,
+    tokens: number,
+  ): Promise<ModelAnswer> {
+    const session = file === MODEL ? this.session : await this.ask();
     const start = performance.now();
-    const isPair = PAIR_OUTPUTS.every((name) => this.session.outputNames.includes(name));
+    const isPair =
+      file === MODEL && PAIR_OUTPUTS.every((name) => session.outputNames.includes(name));
     const outputs = isPair ? [...OUTPUTS, ...PAIR_OUTPUTS] : OUTPUTS;
-    const found = await this.session.run(feeds, outputs);
+    const found = await session.run(feeds, outputs);
     const modelMs = performance.now() - start;
     const due = [[1, this.config.labelNames.length], [1, tokens], [1, tokens], [1], [1, tokens], [1]];
     outputs.forEach((name, index) => {
       if (String(found[name]!.dims) !== String(due[index])) {
-        throw broken(`model.onnx answers ${name} as [${found[name]!.dims}], not [${due[index]}]`);
+        throw broken(`${file} answers ${name} as [${found[name]!.dims}], not [${due[index]}]`);
       }
     });
     const [logits, masks, scores, margins, reads, cases] = outputs.map((name) => found[name]!.data);
@@ -300,12 +440,12 @@ export class Rationalist {
     await this.predict(this.config.modality === "text" ? "a" : { width: 1, height: 1, data });
   }
 
-  private requireInterface(): void {
-    const { inputNames, outputNames } = this.session;
+  private requireInterface(file: string, session: ort.InferenceSession, ...more: string[]): void {
+    const { inputNames, outputNames } = session;
     const isComplete = OUTPUTS.every((name) => outputNames.includes(name));
-    if (String(inputNames) !== String(INPUTS[this.config.modality]) || !isComplete) {
+    if (String(inputNames) !== String([...INPUTS[this.config.modality], ...more]) || !isComplete) {
       throw broken(
-        `model.onnx has inputs ${inputNames.join(", ")} and outputs ${outputNames.join(", ")}, ` +
+        `${file} has inputs ${inputNames.join(", ")} and outputs ${outputNames.join(", ")}, ` +
           `not those of a ${this.config.modality} rationalist`,
       );
     }
@@ -338,7 +478,7 @@ function pixelTensor(pixels: Uint8Array, { imageSize, normalisation }: ImageConf
 
 async function openSession(
   model: Uint8Array,
-  wasm: string | URL | undefined,
+  wasm?: string | URL,
 ): Promise<ort.InferenceSession> {
   ort.env.logLevel = "error";
   ort.env.wasm.numThreads = 1;

@@ -14,7 +14,8 @@ export async function library(folder) {
       contents:
         'export * from "./src/rationalist.js"; export * from "./page/highlight.js";' +
         'export * from "./src/manifest.js"; export * from "./src/config.js";' +
-        'export * from "./src/decision.js"; export * from "./src/rationale.js";',
+        'export * from "./src/decision.js"; export * from "./src/rationale.js";' +
+        'export * from "./src/why_not.js"; export * from "./page/answer.js";',
       resolveDir: HERE,
     },
     bundle: true,

@@ -49,3 +49,37 @@ test("what decided between two students, and what the one that answers read, are
   ];
   for (const changes of wrong) assert.throws(() => compared(changes), /decided the same 0,/);
 });
+
+test("the best case for each other class is compared, whatever differs in it", () => {
+  const best = {
+    label: "b",
+    probability: 0.4,
+    says: "a",
+    says_probability: 0.6,
+    convinces: false,
+    answer_probability: 0.3,
+    rationale: due.rationale,
+    margin: null,
+    kept: 1,
+  };
+  const mine = { ...best, saysProbability: 0.6, answerProbability: 0.3, margin: Infinity };
+  const found = { ...due, probabilities: [["a", 0.7], ["b", 0.3]], probability: 0.7, refusedFor: [], abstain: false, margin: 1 };
+  const compared = (whyNot, why_not = [best, best]) =>
+    judge("one", "fp32", [differences({ ...found, whyNot }, { ...due, margin: 1, why_not })]);
+  const near = { probability: 0.40005, saysProbability: 0.59995, answerProbability: 0.29995 };
+  compared([mine, { ...mine, ...near }]);
+  compared(null, null);
+  const other = [{ ...due.rationale[0], tokens: [2] }];
+  for (const change of [{ label: "c" }, { says: "b" }, { convinces: true }, { kept: 2 }, { rationale: other }]) {
+    assert.throws(() => compared([mine, { ...mine, ...change }]), /why not the same 0,/);
+  }
+  for (const cases of [null, [], [mine], [mine, mine, mine]]) assert.throws(() => compared(cases), /why not the same 0,/);
+  assert.throws(() => compared([], null), /why not the same 0,/);
+  for (const name of Object.keys(near)) {
+    assert.throws(() => compared([mine, { ...mine, [name]: mine[name] + 2e-4 }]), /of a probability 0\.0/);
+    assert.throws(() => compared([mine, { ...mine, [name]: NaN }]), /of a probability NaN/);
+  }
+  assert.throws(() => compared([mine, { ...mine, margin: 1 }]), /of a margin Infinity/);
+  const moved = [{ ...due.rationale[0], end: 2 }];
+  assert.throws(() => compared([mine, { ...mine, rationale: moved }]), { code: "ERR_ASSERTION" });
+});

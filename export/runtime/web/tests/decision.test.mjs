@@ -189,3 +189,57 @@ test("values are the numbers of the model", () => {
   assert.deepEqual(answer.values, [["no", 2.5], ["yes", -1e6]]);
   assert.deepEqual([answer.abstain, answer.confidence, "probabilities" in answer], [false, null, false]);
 });
+
+test("class-wise rationales are there where config.json says so", () => {
+  assert.equal(read({ schema_version: 2 }).whyNot, false);
+  assert.equal(read({ schema_version: 2, why_not: null }).whyNot, false);
+  assert.equal(read({ schema_version: 2, why_not: { inputs: [], outputs: [] } }).whyNot, true);
+});
+
+test("the other classes are asked for by their probability, of equals the first before", () => {
+  const probabilities = [["a", 0.1], ["b", 0.5], ["c", 0.05], ["d", 0.1], ["e", 0.25]];
+  const { classes, notices } = rekd.classesToAsk({ label: "b", probabilities });
+  assert.deepEqual(classes, [["e", 0.25], ["a", 0.1], ["d", 0.1], ["c", 0.05]]);
+  assert.deepEqual(notices, []);
+  assert.deepEqual(probabilities.map(([name]) => name), ["a", "b", "c", "d", "e"]);
+});
+
+test("of many classes the most probable are asked for, up to a bound", () => {
+  const probabilities = Array.from("abcdefghij", (name, index) => [name, index / 45]);
+  const asked = (count) => rekd.classesToAsk({ label: "j", probabilities: probabilities.slice(10 - count) });
+  assert.equal(asked(10).classes.map(([name]) => name).join(""), "ihgfedcb");
+  assert.deepEqual(asked(10).notices, ["Why not: asked for the 8 most probable of the 9 other classes."]);
+  assert.equal(asked(9).classes.length, 8);
+  assert.deepEqual(asked(9).notices, []);
+});
+
+test("a rationale for a class convinces where the model says that class from it", () => {
+  const names = ["no", "yes", "maybe"];
+  const ask = (label, logits) => rekd.readCase([label, 0.125], Float32Array.from(logits), names, 2);
+  // Halved logits: 1, e and e of 1 + 2e; the first of equals is what it says.
+  const tie = ask("maybe", [0, 2, 2]);
+  const share = 0.4223187982515182;
+  near(tie.probability, share);
+  near(tie.saysProbability, share);
+  assert.deepEqual([tie.label, tie.says, tie.convinces, tie.answerProbability], ["maybe", "yes", false, 0.125]);
+  const won = ask("no", [3, 1, 1]);
+  assert.deepEqual([won.says, won.convinces, won.probability], ["no", true, won.saysProbability]);
+});
+
+test("what the model says from a best case stands in the words of the command line", () => {
+  const one = { label: "yes", kept: 3, convinces: false, says: "no", saysProbability: 0.75, probability: 0.25 };
+  const text = { modality: "text", label: "no" };
+  assert.equal(rekd.bestCase(one, text), "From its best 3 tokens alone: still no 75.0 %, yes 25.0 %.");
+  const third = { ...one, says: "maybe" };
+  assert.equal(rekd.bestCase(third, text), "From its best 3 tokens alone: maybe 75.0 %, yes 25.0 %.");
+  const won = { ...one, convinces: true, says: "yes", probability: 0.75, kept: 1 };
+  assert.equal(rekd.bestCase(won, { ...text, modality: "image" }), "From its best patch alone: yes 75.0 %.");
+});
+
+test("the question names the other labels, unless they are many", () => {
+  const asked = (...names) =>
+    rekd.question({ problemType: "single_label_classification", label: "a", probability: 0.5, probabilities: names.map((name, index) => [name, 0.5 - index / 10]) });
+  assert.equal(asked("a", "b"), "Why not b?");
+  assert.equal(asked("c", "a", "b"), "Why not c or b?");
+  assert.equal(asked("a", "b", "c", "d"), "Why not another label?");
+});

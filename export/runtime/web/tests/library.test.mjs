@@ -95,7 +95,7 @@ for (const [name, { bundle, precision, answers }] of Object.entries(golden.bundl
     for (const due of answers) {
       if (model.config.modality === "image" && !pixelsOf(due.source)) continue;
       const input = model.config.modality === "text" ? due.source : pixelsOf(due.source);
-      rows.push(differences(await model.predict(input), due));
+      rows.push(differences(await model.predict(input, { whyNot: due.why_not !== null }), due));
     }
     assert.ok(rows.length > 3);
     context.diagnostic(judge(name, precision, rows));
@@ -111,6 +111,96 @@ function pixelsOf(source) {
   const data = new Uint8Array(fs.readFileSync(path.join(GOLDEN, name)));
   return { width: entry.width, height: entry.height, data };
 }
+
+test("no more classes are asked for than in Python", () => {
+  assert.equal(rekd.WHY_NOT_CLASSES, golden.whyNotClasses);
+});
+
+test("the question is answered after the answer, as with it, and the answer stays as it is", async () => {
+  const { bundle, answers } = golden.bundles["text-why-not-calibrated"];
+  const model = await rekd.Rationalist.load(bundleSource(bundle));
+  assert.equal(model.canSayWhyNot, true);
+  const [{ source }] = answers;
+  const [plain, atOnce] = [await model.predict(source), await model.predict(source, { whyNot: true })];
+  assert.equal(plain.whyNot, null);
+  const before = structuredClone(plain);
+  const explained = await model.addWhyNot(plain);
+  assert.deepEqual(structuredClone(plain), before);
+  assert.deepEqual({ ...explained, whyNot: null }, before);
+  assert.deepEqual(explained.whyNot, atOnce.whyNot);
+  assert.equal(explained.whyNot.length, 2);
+  assert.equal(await model.addWhyNot(explained), explained);
+  await assert.rejects(model.addWhyNot(before), { kind: "input", message: /no answer of this model/ });
+  await model.release();
+});
+
+test("the file of the question is compared at the start, read again for the first question, and then kept", async () => {
+  const { bundle, answers } = golden.bundles["text-why-not-calibrated"];
+  const [{ source: text }] = answers;
+  const name = "why_not.onnx";
+  const changed = {};
+  let reads = 0;
+  const source = (path) => {
+    if (path === name) reads++;
+    return bundleSource(bundle, changed)(path);
+  };
+  const model = await rekd.Rationalist.load(source);
+  const answer = await model.predict(text);
+  assert.equal(reads, 1);
+  changed[name] = null;
+  await assert.rejects(model.addWhyNot(answer), { kind: "integrity", message: /^why_not\.onnx is missing/ });
+  changed[name] = fs.readFileSync(path.join(bundle, name));
+  changed[name][99] ^= 1;
+  await assert.rejects(model.predict(text, { whyNot: true }), { kind: "integrity", message: /^why_not\.onnx has changed/ });
+  delete changed[name];
+  assert.deepEqual([(await model.addWhyNot(answer)).whyNot.length, reads], [2, 4]);
+  await model.predict(text, { whyNot: true });
+  assert.equal(reads, 4);
+  await model.release();
+});
+
+test("a file of the question that is not what its manifest promises, or no such file, is refused at the start", async () => {
+  const { bundle } = golden.bundles["text-why-not-calibrated"];
+  const content = fs.readFileSync(path.join(bundle, "why_not.onnx"));
+  content[content.length >> 1] ^= 1;
+  const changed = await refused(bundle, { "why_not.onnx": content });
+  assert.equal(changed.kind, "integrity");
+  assert.match(changed.message, /why_not\.onnx has changed \(sha256\)/);
+  const manifest = JSON.parse(fs.readFileSync(path.join(bundle, "manifest.json")));
+  manifest.files = manifest.files.filter((file) => file.path !== "why_not.onnx");
+  const missing = await refused(bundle, { "manifest.json": JSON.stringify(manifest) });
+  assert.deepEqual([missing.kind, missing.message], ["integrity", "The bundle has no why_not.onnx"]);
+});
+
+test("a file of the question that cannot answer it does not stop the answer", async () => {
+  const { bundle, answers } = golden.bundles["text-why-not-calibrated"];
+  const [due] = answers;
+  for (const [content, kind, message] of [
+    [Buffer.from("no model"), "backend", /cannot open the model/],
+    [fs.readFileSync(path.join(bundle, "model.onnx")), "integrity", /^why_not\.onnx has inputs input_ids, attention_mask and/],
+  ]) {
+    const model = await rekd.Rationalist.load(bundleSource(bundle, listed(bundle, "why_not.onnx", content)));
+    const answer = await model.predict(due.source);
+    assert.equal(answer.label, due.label);
+    await assert.rejects(model.addWhyNot(answer), { name: "RekdError", kind, message });
+    await model.release();
+  }
+});
+
+test("a bundle that cannot be asked refuses the question, and says what to do", async () => {
+  for (const [name, input, message, hint] of [
+    ["text", "a dull film", /no class-wise rationales/, /train with class_wise_rationales: true and export again/],
+    ["multi-label", "a dull film", /not answer with one class of several/, /problem_type single_label_classification/],
+    ["regression", "a dull film", /not answer with one class of several/, /problem_type single_label_classification/],
+  ]) {
+    const model = await rekd.Rationalist.load(bundleSource(golden.bundles[name].bundle));
+    assert.equal(model.canSayWhyNot, false);
+    const due = { name: "RekdError", kind: "input", message, hint };
+    await assert.rejects(model.predict(input, { whyNot: true }), due);
+    await assert.rejects(model.addWhyNot(await model.predict(input)), due);
+    await model.release();
+  }
+});
 
 async function refused(bundle, changed, options = {}) {
   return rekd.Rationalist.load(bundleSource(bundle, changed), options).then(
@@ -159,7 +249,10 @@ test("a bundle that is not what its manifest promises is refused", async () => {
 function consistent(bundle, name, change) {
   const document = JSON.parse(fs.readFileSync(path.join(bundle, name)));
   change(document);
-  const content = Buffer.from(JSON.stringify(document));
+  return listed(bundle, name, Buffer.from(JSON.stringify(document)));
+}
+
+function listed(bundle, name, content) {
   const manifest = JSON.parse(fs.readFileSync(path.join(bundle, "manifest.json")));
   const entry = manifest.files.find((file) => file.path === name);
   Object.assign(entry, { sha256: sha256(content), size_bytes: content.length });

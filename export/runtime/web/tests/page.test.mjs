@@ -36,7 +36,7 @@ async function open(where, settings = {}) {
 
 before(async () => {
   const built = ["text", "image", "text-calibrated", "text-pair", "image-pair", "multi-label"];
-  built.push("multi-label-calibrated", "regression");
+  built.push("multi-label-calibrated", "regression", "text-why-not-calibrated", "image-why-not");
   for (const name of built) {
     const words = ["--bundle", golden.bundles[name].bundle, "--output", path.join(root, name)];
     execFileSync(process.execPath, [BUILD, ...words]);
@@ -77,7 +77,7 @@ describe("answers", () => {
             const content = readsText
               ? input
               : await (await fetch(`../golden/images/${input}`)).blob();
-            const { logits, ...answer } = await model.predict(content);
+            const { logits, ...answer } = await model.predict(content, { whyNot: model.canSayWhyNot });
             rows.push({ ...answer, logits: [...logits] });
           }
           await model.release();
@@ -361,11 +361,12 @@ describe("the pages of two students", () => {
     assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 320);
   });
 
-  test("one student has neither", async () => {
+  test("one student has neither, and offers no question without class-wise rationales", async () => {
     await open("text/");
     await page.getByRole("textbox").fill("a dull film");
     await page.getByRole("button", { name: "Classify" }).click();
     await page.waitForSelector("#result:not([hidden])");
+    assert.equal(await page.isVisible("#why-not"), false);
     assert.equal(await page.isVisible("#decided"), false);
     assert.equal(await page.isVisible("#legend"), false);
     assert.equal(await page.locator("mark.consulted").count(), 0);
@@ -403,6 +404,159 @@ describe("the pages of two students", () => {
     for (const found of await yellow(due.consulted)) assert.ok(found < 20);
     assert.match(await page.getAttribute("canvas", "aria-label"), /Read by the other student, row \d/);
     assert.ok((await page.textContent("#consulted")).startsWith(`${due.consulted.length} patches `));
+  });
+});
+
+const inLetters = (text) => text.replaceAll(/\s/g, "");
+
+describe("the page that can be asked why not", () => {
+  const { answers } = golden.bundles["text-why-not-calibrated"];
+  const isStill = (due) => (one) => !one.convinces && one.says === due.label;
+  const button = () => page.getByRole("button", { name: /^Why not / });
+  const cases = () => page.locator("#cases > li");
+  const waitForCases = () => page.waitForSelector("#best-cases:not([hidden])");
+
+  /** A sentence with shares in it, against that sentence with numbers from 0 to 1 in their place. */
+  function sameSentence(found, due) {
+    const shares = [];
+    const words = found.replaceAll(/[\d.]+ %/g, (share) => {
+      shares.push(parseFloat(share) / 100);
+      return "%";
+    });
+    assert.equal(words.replaceAll(/[<>] %/g, "%"), due.filter((part) => typeof part === "string").join("%"));
+    const numbers = due.filter((part) => typeof part === "number");
+    assert.equal(shares.length, numbers.length);
+    shares.forEach((share, index) => assert.ok(Math.abs(share - numbers[index]) < 0.00151, `${found}: ${numbers}`));
+  }
+
+  /** Compares what stands below the answer with what Python says; `said` is what is said aloud. */
+  async function compareCases(due, unit) {
+    const said = await page.getByRole("status").textContent();
+    assert.equal(await cases().count(), due.why_not.length);
+    for (const [index, one] of due.why_not.entries()) {
+      const row = cases().nth(index);
+      assert.equal(await row.getByRole("heading").textContent(), `Why not ${one.label}?`);
+      const start = `From its best ${one.kept === 1 ? unit : `${one.kept} ${unit === "patch" ? "patches" : "tokens"}`} alone: `;
+      const still = one.says === due.label ? "still " : "";
+      const sentence = await row.locator("p").first().textContent();
+      sameSentence(
+        sentence,
+        one.convinces
+          ? [`${start}${one.label} `, one.probability, "."]
+          : [`${start}${still}${one.says} `, one.says_probability, `, ${one.label} `, one.probability, "."],
+      );
+      const below = (await row.locator("p").last().textContent()).split("; ");
+      sameSentence(below[0], ["In the answer ", one.answer_probability, ""]);
+      if (one.margin === null) assert.equal(below[1], "nothing was dropped.");
+      else assert.ok(Math.abs(parseFloat(below[1].replace("margin ", "")) - one.margin) <= 1e-4 + one.margin * 0.005, below[1]);
+      assert.ok(said.includes(`Why not ${one.label}? ${sentence} Read from: `), said);
+    }
+    return said;
+  }
+
+  async function compareTexts(due) {
+    const said = await compareCases(due, "token");
+    for (const [index, { rationale }] of due.why_not.entries()) {
+      const shown = cases().nth(index).locator(".highlighted");
+      assert.equal(await shown.textContent(), due.source);
+      const marked = await shown.locator("mark").allTextContents();
+      assert.equal(inLetters(marked.join("")), inLetters(rationale.map(({ text }) => text).join("")));
+      assert.ok(said.includes(`Read from: ${rationale.map(({ text }) => text).join(", ")}.`), said);
+    }
+  }
+
+  test("is asked from the keyboard, shows the best case for each other label, and says so aloud", async () => {
+    const due = answers.find((one) => isPlain(one) && !one.abstain && one.why_not.some(isStill(one)));
+    await open("text-why-not-calibrated/", { viewport: { width: 1000, height: 800 } });
+    await askText(due.source, "Classify");
+    const others = [...due.why_not].map(({ label }) => label);
+    assert.equal(await button().textContent(), `Why not ${others.join(" or ")}?`);
+    assert.equal(await page.isVisible("#best-cases"), false);
+    const before = await page.textContent("#answer");
+    await button().focus();
+    await page.keyboard.press("Enter");
+    await waitForCases();
+    await compareTexts(due);
+    assert.equal(await page.textContent("#answer"), before);
+    assert.equal(await page.textContent("#highlighted"), due.source);
+    assert.ok(await button().evaluate((node) => node === document.activeElement));
+    assert.equal(await page.isVisible("#asking"), false);
+    const states = [];
+    for (let time = 0; time < 3; time++) {
+      states.push([await button().getAttribute("aria-expanded"), await page.isVisible("#best-cases")]);
+      await page.keyboard.press("Space");
+    }
+    assert.deepEqual(states, [["true", true], ["false", false], ["true", true]]);
+  });
+
+  test("is asked about an answer that is withheld, which stays withheld", async () => {
+    const due = answers.find((one) => isPlain(one) && one.abstain && one.why_not.some(({ convinces }) => convinces));
+    await askText(due.source, "Classify");
+    assert.equal(await page.isVisible("#best-cases"), false);
+    assert.equal(await button().getAttribute("aria-expanded"), "false");
+    await button().click();
+    await waitForCases();
+    await compareTexts(due);
+    assert.ok(await page.isVisible("#withheld"));
+    assert.equal(await page.textContent("#standing"), "Most probable, not to be relied on");
+  });
+
+  test("keeps its contrasts, and is no wider than a small phone", async () => {
+    await page.setViewportSize({ width: 320, height: 640 });
+    assert.equal(await cases().count(), 2);
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      assert.deepEqual(await page.evaluate(poorContrasts, CONTRAST), []);
+    }
+    assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 320);
+  });
+
+  test("marks the patches of each other label, dimmed or not as the answer's", async () => {
+    const { answers: images } = golden.bundles["image-why-not"];
+    const due = images.find(({ source }) => source.endsWith("/view.png"));
+    await open("image-why-not/", { viewport: { width: 1000, height: 800 } });
+    await page.getByLabel("Choose an image").setInputFiles(due.source);
+    await page.waitForSelector("#result:not([hidden])");
+    await button().click();
+    await waitForCases();
+    const said = await compareCases(due, "patch");
+    const [{ rationale, label }] = due.why_not;
+    assert.ok(said.includes(`Read from: ${rationale.length} patches.`), said);
+    const shown = page.getByRole("img", { name: /^The image with the patches kept/ });
+    assert.equal(await shown.count(), 2);
+    const description = await cases().getByRole("img").getAttribute("aria-label");
+    for (const { row, column } of rationale) assert.match(description, new RegExp(`row ${row + 1}: (\\d+, )*${column + 1}`));
+    /** Of each patch: whether it is outlined in yellow, and how bright a pixel is, red, green and blue together. */
+    const patches = (isDim) =>
+      page.evaluate(
+        ([side, dim]) => {
+          const control = document.querySelector("#dim");
+          if (control.checked !== dim) control.click();
+          const picture = document.querySelector("#cases canvas");
+          const copy = new OffscreenCanvas(picture.width, picture.height).getContext("2d", { willReadFrequently: true });
+          copy.drawImage(picture, 0, 0);
+          const step = picture.width / side;
+          return Array.from({ length: side * side }, (_, at) => {
+            const { data } = copy.getImageData((at % side) * step, Math.floor(at / side) * step, step, step);
+            let [yellow, sum] = [0, 0];
+            for (let byte = 0; byte < data.length; byte += 4) {
+              if (data[byte] === 255 && data[byte + 1] === 213 && data[byte + 2] === 74) yellow++;
+              sum += data[byte] + data[byte + 1] + data[byte + 2];
+            }
+            return { isKept: yellow > 20, light: (sum * 4) / data.length };
+          });
+        },
+        [due.grid, isDim],
+      );
+    const [dimmed, whole] = [await patches(true), await patches(false)];
+    const kept = rationale.map(({ row, column }) => row * due.grid + column);
+    for (const found of [dimmed, whole]) {
+      assert.deepEqual(found.flatMap(({ isKept }, at) => (isKept ? at : [])), kept, label);
+    }
+    for (const [at, { light }] of dimmed.entries()) {
+      const due = kept.includes(at) ? whole[at].light : 0.28 * whole[at].light + 0.72 * (12 + 14 + 18);
+      assert.ok(Math.abs(light - due) < 3, `patch ${at}: ${light}, not ${due}`);
+    }
   });
 });
 
@@ -543,18 +697,46 @@ describe("trust", () => {
     }
   });
 
-  test("once saved, the page answers without a network", async () => {
-    const own = await serve(path.join(root, "text"));
+  test("a file of the question that has gone since the start refuses it, and the answer stays", async () => {
+    let isThere = true;
+    const site = path.join(root, "text-why-not-calibrated");
+    const own = await serve(site, (asked, content) => {
+      if (asked === "service_worker.js" || (asked === "bundle/why_not.onnx" && !isThere)) return null;
+      return content;
+    });
+    await page.goto(own.url);
+    await page.waitForSelector(READY);
+    await askText("a dull film", "Classify");
+    const button = page.getByRole("button", { name: /^Why not / });
+    isThere = false;
+    await button.click();
+    const problem = page.getByRole("alert").filter({ hasText: "why_not.onnx is missing" });
+    await problem.waitFor();
+    assert.ok(await page.isVisible("#answer"));
+    assert.equal(await page.isVisible("#best-cases"), false);
+    isThere = true;
+    await button.click();
+    await page.waitForSelector("#best-cases:not([hidden])");
+    assert.equal(await problem.count(), 0);
+    await own.close();
+  });
+
+  test("once saved, the page answers without a network, and says why not", async () => {
+    const own = await serve(path.join(root, "text-why-not-calibrated"));
     await page.goto(own.url);
     await page.waitForSelector('#offline[data-state="good"]');
     await own.close();
     await page.reload();
     await page.waitForSelector(READY);
-    const due = golden.bundles.text.answers[1];
+    const due = golden.bundles["text-why-not-calibrated"].answers[1];
     await page.getByRole("textbox").fill(due.source);
     await page.getByRole("button", { name: "Classify" }).click();
     await page.waitForSelector("#result:not([hidden])");
     assert.equal(await page.textContent("#label"), due.label);
+    await page.getByRole("button", { name: /^Why not / }).click();
+    await page.waitForSelector("#best-cases:not([hidden])");
+    const found = await page.locator("#cases h3").allTextContents();
+    assert.deepEqual(found, due.why_not.map(({ label }) => `Why not ${label}?`));
   });
 
   test("a new version is used when the person says so", async () => {
