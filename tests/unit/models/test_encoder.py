@@ -190,3 +190,21 @@ def test_backbones_that_cannot_skip_patches_are_refused(name: str) -> None:
     backbone = timm.create_model(name, pretrained=False, num_classes=0)
     with pytest.raises(UsageError, match="subset of its patches"):
         VitEncoder(backbone)
+
+
+def test_weighted_attention_goes_back_through_normed_queries_and_keys_under_autocast() -> None:
+    """Their norms answer in float32, values come in bfloat16; autocast is over in the backward
+    pass, on a GPU as here."""
+    torch.manual_seed(0)
+    query, key = (torch.randn(2, 3, 9, 8, requires_grad=True) for _ in range(2))
+    value = torch.randn(2, 3, 9, 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(2, 9, requires_grad=True)
+    given = [query, key, value, weight]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weighted_attention(*given)
+    upstream = torch.randn(2, 3, 9, 8)
+    gradients = torch.autograd.grad(found, given, upstream.to(found.dtype))
+    assert [one.dtype for one in gradients] == [one.dtype for one in given]
+    wide = weighted_attention(query, key, value.float(), weight)
+    for got, wanted in zip(gradients, torch.autograd.grad(wide, given, upstream), strict=True):
+        torch.testing.assert_close(got.float(), wanted.float(), atol=5e-2, rtol=5e-2)
