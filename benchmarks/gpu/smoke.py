@@ -187,7 +187,9 @@ def check_attention(device: str, dtype: torch.dtype, *, normed: bool) -> Figures
         float((one.double().cpu() - other).norm() / other.norm())
         for one, other in zip(found, reference, strict=True)
     ]
-    figures = dict(zip(("answer", "query", "key", "value", "weight"), differences, strict=True))
+    figures: Figures = dict(
+        zip(("answer", "query", "key", "value", "weight"), differences, strict=True)
+    )
     if max(differences) > (0.05 if lowered else 1e-3):
         raise OutOfBoundsError(figures)
     return figures
