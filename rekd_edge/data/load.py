@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rekd_edge.data.catalogue import BUNDLED_SETS, OWN_DATA
+from rekd_edge.data.noise import RANDOM, random_examples
 from rekd_edge.data.source import SourceData, normal_form
 from rekd_edge.data.split import Split, require_examples, stratified_limit, stratified_split
 from rekd_edge.errors import DataError, RecipeError
@@ -117,7 +118,15 @@ def read_source(
         from rekd_edge.data.own_data import read_own_data
 
         return read_own_data(spec, modality, problem or "single_label_classification")
-    known = [*BUNDLED_SETS, *OWN_DATA]
+    if spec.source == RANDOM:
+        if problem not in {None, "single_label_classification"}:
+            raise RecipeError(
+                f"data.source {RANDOM!r} is for problem_type 'single_label_classification'; the "
+                f"recipe's is {problem!r}",
+                hint="set problem_type: single_label_classification, or name another source",
+            )
+        return random_examples(modality)
+    known = [*BUNDLED_SETS, *OWN_DATA, RANDOM]
     close = difflib.get_close_matches(spec.source, known, n=1)
     raise RecipeError(
         f"data.source: unknown source {spec.source!r}"

@@ -692,7 +692,8 @@ def make_optimizer(
     *,
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW with a group for each learning rate and weight decay, in one kernel if ``fused``.
+    """AdamW with a group for each learning rate and weight decay, in one kernel if ``fused``, else
+    as PyTorch does it by default (on a GPU a few kernels for all tensors together).
 
     Biases, norms and other one-dimensional parameters are not decayed, unless
     ``train.decay_all``.
@@ -710,5 +711,6 @@ def make_optimizer(
             {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
         ],
-        fused=fused and device.type in {"cpu", "cuda"},
+        # False would also turn the default off: a loop of kernels for each tensor.
+        fused=True if fused and device.type in {"cpu", "cuda"} else None,
     )

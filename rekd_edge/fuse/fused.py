@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -198,6 +198,8 @@ class _SelectingModel(DeployModel):
 
     def _select(self, inputs: Mapping[str, Tensor]) -> _Selection:
         scores = self._scores(inputs)
+        if scores.score.dtype != torch.float32:  # products in fp16, whose range is too small
+            scores = replace(scores, score=scores.score.float())
         slots = slot_count(scores.score.shape[1], *self.rationale_ratio_fraction)
         if self.modality == "image":
             keep, margin, slots = self._keep_patches(scores.score, slots)

@@ -112,6 +112,8 @@ class _WeightedAttention(Function):
         total = counted.sum(dim=-1, keepdim=True)
         share.div_(total)
         attended = counted.div_(total).to(value.dtype) @ value
+        # Autocast does not reach the backward pass; norms of queries and keys answer in float32.
+        scaled, key = scaled.to(value.dtype), key.to(value.dtype)
         ctx.save_for_backward(scaled, key, value, weight, share, attended)
         ctx.scale, ctx.weight_type = scale, key_weight.dtype
         return attended

@@ -228,7 +228,8 @@ class Rationalist(nn.Module):
         Positions are added afterwards and zeroed tokens are still attended to, so the predictor
         can read the geometry of the mask. Padding is not attended, as in the official code.
         """
-        return self.predictor(view.content, view.position, view.attended, keep, prefix_keep)
+        attended = key_mask(view, view.attended)
+        return self.predictor(view.content, view.position, attended, keep, prefix_keep)
 
     def classify_gathered(self, view: TokenView, index: Tensor, valid: Tensor | None) -> Tensor:
         """Logits from the content at ``index`` ``[batch, slot]`` where ``valid`` (None:

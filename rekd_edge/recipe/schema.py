@@ -79,7 +79,8 @@ class DataSpec(Spec):
 
     source: str
     """A bundled set (`rekd-edge data list`), or one of `image-folder`, `csv`, `jsonl`,
-    `parquet`, `eraser`, `huggingface`."""
+    `parquet`, `eraser`, `huggingface`; `random` is noise of the usual shapes, for measuring speed
+    where no data set is at hand."""
     path: str | None = None
     """File or folder, relative to the recipe, for own data."""
     test_path: str | None = None

@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 
 from rekd_edge.bench import BenchSettings
-from rekd_edge.device_suite import device_table
+from rekd_edge.convert import load_target
+from rekd_edge.device_suite import _DeviceTable, _Way, device_table
 from rekd_edge.errors import BackendError, RecipeError, UsageError
 from rekd_edge.latency_suite import run_latency
 from rekd_edge.recipe.latency_file import load_latency
@@ -95,6 +98,70 @@ def test_a_timing_that_is_there_is_kept_and_another_one_is_made(
     found = run_it(path, tmp_path / "out", batch=(2,))
     assert {row["batch"] for row in found["rows"]} == {2}
     assert (tmp_path / "out" / "device" / "timing-cpu-onnx-2.json").is_file()
+
+
+class Interrupting:
+    """A listener that ends the run at what it is told."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def retitle(self, title: str) -> None:
+        if title.startswith(self.at):
+            raise KeyboardInterrupt
+
+
+def test_what_was_timed_is_in_the_table_of_a_run_that_was_ended(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, output, result = made
+    shutil.copytree(output, tmp_path / "out")
+    (tmp_path / "out" / "device-cpu.json").unlink()
+    (tmp_path / "out" / "device" / "timing-cpu-onnx-4.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run_it(path, tmp_path / "out", listener=Interrupting("onnx, batch 4"))
+    found = json.loads((tmp_path / "out" / "device-cpu.json").read_text())
+    assert found["rows"] == [row for row in result["rows"] if row["batch"] == 1]
+
+
+def table_of(path: Path, output: Path, device: str) -> _DeviceTable:
+    (spec, file), *_ = load_latency(path).values()
+    assert spec.on_device is not None
+    return _DeviceTable(
+        spec, spec.on_device, row_recipes(spec, file.parent), output, device, listener=None
+    )
+
+
+def test_a_provider_that_is_missing_is_known_before_a_file_is_made_for_it(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed")
+    table = table_of(made[0], tmp_path, "cuda")
+    candidate, target = table.spec.candidates[0], load_target("onnx")
+    with ExitStack() as opened, pytest.raises(BackendError, match="has no CUDAExecutionProvider"):
+        table._resident(candidate, _Way("onnxruntime", False), target, 1, opened)
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_the_cpu_answers_once_for_all_ways_and_a_way_that_breaks_is_listed(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of(made[0], tmp_path, "cpu")
+    candidate = table.spec.candidates[0]
+    inputs = table.queries(4)
+    answers = table._answers(candidate, inputs)
+    assert table._answers(candidate, inputs) is answers
+
+    def broken(*_: object) -> Any:
+        raise ValueError("no such type\nmore")
+
+    # Nothing at all runs: the timing says why, and there is a table.
+    monkeypatch.setattr(table, "_resident", broken)
+    timing = table.timing("onnx", 1, QUICK)
+    assert timing["rows"] == []
+    assert {one["reason"] for one in timing["not_run"]} == {"no such type"}
+    assert not table._wanted
 
 
 def test_what_cannot_be_is_refused_in_words(tmp_path: Path) -> None:

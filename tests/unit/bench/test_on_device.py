@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from rekd_edge.bench.on_device import SCOPES, describe_device, parse_gpu_state, 
 from rekd_edge.bench.residents import OnnxResident, Resident, TorchResident, exact_fp32
 from rekd_edge.check import LabelledBatch
 from rekd_edge.convert import OnnxArtefact
+from rekd_edge.device_suite import halve
 from rekd_edge.fuse import FusedRationalist
+from rekd_edge.fuse.fused import masked_form
 from rekd_edge.runners import OnnxRunner
 from rekd_edge.types import OUTPUTS, TEXT_INPUTS
 
@@ -104,12 +108,33 @@ def test_the_device_is_described_and_tf32_is_off_while_timing() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("form", ["gathered", "masked"])
+def test_products_in_fp16_leave_the_rationale_in_fp32(
+    tiny_text: FusedRationalist, text_batches: list[LabelledBatch], form: str
+) -> None:
+    """As on a GPU: the score of a token that cannot be kept is beyond the range of fp16."""
+    model = copy.deepcopy(tiny_text if form == "gathered" else masked_form(tiny_text))
+    halve(model)
+    assert any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    plain, half = (
+        TorchResident(one, TEXT_INPUTS, OUTPUTS, device="cpu", half=one is model)
+        for one in (tiny_text if form == "gathered" else masked_form(tiny_text), model)
+    )
+    for resident in (plain, half):
+        resident.place(text_batches[0].inputs)
+        resident.launch()
+    want, found = plain.fetch(), half.fetch()
+    assert found["selection_score"].dtype == np.float32
+    assert found["selection_score"].min() == np.finfo(np.float32).min
+    assert found["selection_score"] == pytest.approx(want["selection_score"], abs=5e-2)
+    assert np.array_equal(found["rationale_mask"], want["rationale_mask"])
+    assert found["logits"] == pytest.approx(want["logits"], abs=5e-2)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_cuda_graph_answers_as_the_model_does(
     tiny_text: FusedRationalist, text_batches: list[LabelledBatch]
 ) -> None:
-    import copy
-
     model = copy.deepcopy(tiny_text).cuda()
     plain, graph = (
         TorchResident(model, TEXT_INPUTS, OUTPUTS, device="cuda", cuda_graph=graph)

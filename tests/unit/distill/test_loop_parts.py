@@ -64,3 +64,17 @@ def test_a_first_training_has_a_rate_of_its_own_and_its_head_keeps_the_factor() 
     }
     assert groups[(first.body, 0.1)][0] is part.body.weight
     assert all(group["base_lr"] == group["lr"] for group in optimizer.param_groups)
+
+
+def test_without_one_kernel_the_optimizer_is_pytorchs_own_default() -> None:
+    """`fused=False` would turn the default of CUDA off, too: the published code has the default."""
+    device = torch.device("cuda")  # parameters may be elsewhere: nothing is computed
+    part = Part()
+    plain, fused = (
+        make_optimizer(
+            {part: Rates(1e-3, 1e-3)}, set(part.parameters()), TrainSpec(), where, fused=wanted
+        )
+        for wanted, where in ((False, device), (True, torch.device("cpu")))
+    )
+    assert (plain.defaults["fused"], plain.defaults["foreach"]) == (None, None)
+    assert fused.defaults["fused"] is True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertModel
 
 from rekd_edge.errors import UsageError
@@ -16,6 +20,8 @@ from rekd_edge.models.encoder import (
     weighted_attention,
     weighted_formula,
 )
+from rekd_edge.models.rationalist import Predictor, Rationalist
+from rekd_edge.models.selectors import SharedSelector
 
 CLS, SEP = 101, 102
 
@@ -190,3 +196,52 @@ def test_backbones_that_cannot_skip_patches_are_refused(name: str) -> None:
     backbone = timm.create_model(name, pretrained=False, num_classes=0)
     with pytest.raises(UsageError, match="subset of its patches"):
         VitEncoder(backbone)
+
+
+def test_weighted_attention_goes_back_through_normed_queries_and_keys_under_autocast() -> None:
+    """Their norms answer in float32, values come in bfloat16; autocast is over in the backward
+    pass, on a GPU as here."""
+    torch.manual_seed(0)
+    query, key = (torch.randn(2, 3, 9, 8, requires_grad=True) for _ in range(2))
+    value = torch.randn(2, 3, 9, 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(2, 9, requires_grad=True)
+    given = [query, key, value, weight]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weighted_attention(*given)
+    upstream = torch.randn(2, 3, 9, 8)
+    gradients = torch.autograd.grad(found, given, upstream.to(found.dtype))
+    assert [one.dtype for one in gradients] == [one.dtype for one in given]
+    wide = weighted_attention(query, key, value.float(), weight)
+    for got, wanted in zip(gradients, torch.autograd.grad(wide, given, upstream), strict=True):
+        torch.testing.assert_close(got.float(), wanted.float(), atol=5e-2, rtol=5e-2)
+
+
+def test_published_masking_of_images_leaves_a_gpu_its_fastest_attention(vit: VitEncoder) -> None:
+    """No patch is padding, so there is no mask: as in the published code. Seen on tensors that only
+    say they are on a GPU."""
+    predictor = Predictor(vit, 2).eval()
+    model = Rationalist(SharedSelector(vit, 1), predictor, 0.5)
+    seen: list[object] = []
+    vit.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+    pixels = torch.randn(2, 3, 64, 64)
+    model.selector({"pixel_values": pixels})
+    view = vit.view({"pixel_values": pixels})
+    answer = model.classify_zeroed(view, torch.ones(2, 16))
+    assert [type(one) for one in seen] == [torch.Tensor, torch.Tensor]
+    whole = predictor(view.content, view.position, None, torch.ones(2, 16))
+    torch.testing.assert_close(whole, answer)
+    seen.clear()
+    model, mode = copy.deepcopy(model), FakeTensorMode()
+    with mode:
+        elsewhere = torch.empty_like(mode.from_tensor(pixels), device="cuda")
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(
+                        torch.empty(parameter.shape, device="cuda")
+                    )
+        model.selector({"pixel_values": elsewhere})
+        model.classify_zeroed(
+            vit.view({"pixel_values": elsewhere}), torch.ones(2, 16, device="cuda")
+        )
+    assert seen == [None, None]

@@ -1,0 +1,178 @@
+"""benchmarks/gpu/all.sh as a shell program: order, shares of time, failures, reports, resuming.
+
+Its commands are stood in for by a script that answers at once; what they do has tests of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = r"""#!/usr/bin/env bash
+echo "$*" >>"$CALLS"
+given() { # OPTION ARGUMENT...: what follows the option
+  local wanted="$1"
+  shift
+  while [ "$#" -gt 0 ]; do
+    if [ "$1" = "$wanted" ]; then echo "$2"; fi
+    shift
+  done
+}
+case "$*" in
+  *"$BROKEN"*)
+    echo "RuntimeError: no kernel image"
+    exit 1
+    ;;
+  *smoke.py*) echo '{}' >"$(given --output "$@")" ;;
+  *" speed "*)
+    echo '{}' >"$(given --json "$@")"
+    echo "| table |" >"$(given --markdown "$@")"
+    ;;
+  *" bench "*)
+    place="$(given --output "$@")"
+    mkdir -p "$place/device"
+    echo '{}' >"$place/device-cuda.json"
+    echo "| forms |" >"$place/device-cuda.md"
+    echo '{}' >"$place/device/timing-cuda-onnx-64.json"
+    ;;
+esac
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("timeout") is None, reason="needs coreutils")
+
+
+def run_all(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    gpu = folder / "benchmarks" / "gpu"
+    if not gpu.exists():
+        gpu.mkdir(parents=True)
+        for name in ("all.sh", "latency.sh", "prepare.sh"):
+            shutil.copy(ROOT / "benchmarks" / "gpu" / name, gpu)
+        (folder / "commands").write_text(COMMANDS)
+        (folder / "commands").chmod(0o755)
+    (folder / "calls").write_text("")
+    return subprocess.run(
+        ["bash", str(gpu / "all.sh")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "PYTHON": str(folder / "commands"),
+            "CALLS": str(folder / "calls"),
+            "BROKEN": "nothing at all",
+            **environment,
+        },
+        check=False,
+    )
+
+
+def test_a_step_that_fails_takes_nothing_from_the_others_and_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    done = run_all(tmp_path, BROKEN="bench --suite latency-gpu-random-text")
+    assert done.returncode == 0, done.stderr
+    states = [line.partition(" (")[0] for line in done.stdout.splitlines()]
+    assert states == [
+        *("smoke: done", "speed: done", "throughput: failed", "speed-compiled: done"),
+        *("compiled: done", "latency: failed"),
+        "accuracy: left out: CIFAR-10 and its weights are not there",
+        "reports: runs/gpu/all/reports",
+    ]
+    reports = tmp_path / "runs" / "gpu" / "all" / "reports"
+    names = {"latency.tar.gz", "logs.tar.gz", "smoke.json", "speed.json", "speed-compiled.json"}
+    assert {path.name for path in reports.iterdir()} == names | {"summary.md"}
+    summary = (reports / "summary.md").read_text()
+    assert "| throughput | failed (1) |" in summary
+    assert "    RuntimeError: no kernel image" in summary
+    assert summary.count("| table |") == 2
+    assert summary.count("| forms |") == 2  # of the images, before and after those that failed
+    asked = (tmp_path / "calls").read_text().splitlines()
+    assert "--settings official,device images,tf32,bf16,fused,batch," in asked[1]
+    assert [line.split("--batch ")[1] for line in asked if "random-images" in line] == [
+        *("64", "64,1,256,8,32,2,16,128,4"),
+    ]
+
+    again = run_all(tmp_path, BROKEN="speed vision/cifar10")
+    asked = (tmp_path / "calls").read_text().splitlines()
+    assert len(asked) == 4  # images and texts, twice
+    assert all(" bench " in line for line in asked)
+    assert "smoke: done before" in again.stdout
+    assert "failed" not in again.stdout
+    assert "failed" not in (reports / "summary.md").read_text()
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
+    done = run_all(tmp_path, LIMIT_S="60", STEPS="smoke speed latency", DEVICE="cpu")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("s")] == [
+        *("smoke: left out: no time was left (0 s)", "speed: left out: no time was left (0 s)"),
+    ]
+    assert all(" bench " in line for line in (tmp_path / "calls").read_text().splitlines())
+    refused = run_all(tmp_path, STEPS="smoke magic")
+    assert refused.returncode == 2
+    assert "error: no step magic; there are smoke speed" in refused.stderr
+
+
+def smoke_module() -> Any:
+    place = ROOT / "benchmarks" / "gpu" / "smoke.py"
+    found = importlib.util.spec_from_file_location("gpu_smoke", place)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_smoke_test_passes_here(tmp_path: Path) -> None:
+    """All checks but those of CUDA, on tiny models."""
+    smoke = smoke_module()
+    assert smoke.run("cpu", tmp_path / "smoke.json", small=True, limit_s=None)
+    report = json.loads((tmp_path / "smoke.json").read_text())
+    assert report["finished"]
+    names = [row["name"] for row in report["checks"]]
+    assert {"image, gathered, fp32", "text, masked, fp32", "AdamW"} < set(names)
+    assert {"attention, bf16", "step of text training, bf16", "images on the device"} < set(names)
+    assert "torch" in report["facts"]["versions"]
+
+
+def test_the_smoke_test_finds_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoke = smoke_module()
+    only = "image, gathered, fp32"
+    assert smoke.run("cpu", tmp_path / "smoke.json", small=True, limit_s=None, only=only)
+    (row,) = json.loads((tmp_path / "smoke.json").read_text())["checks"]
+    assert row["figures"] | {"sure": 0} == {
+        "logits": 0.0,
+        "labels": 1.0,
+        "rationales": 1.0,
+        "sure_rationales": 1.0,
+        "sure": 0,
+    }
+    assert row["figures"]["sure"] > 24
+    assert smoke.check_attention("cpu", torch.float32, normed=False)["query"] < 1e-5
+
+    def wrong(*given: torch.Tensor) -> torch.Tensor:
+        return smoke.weighted_formula(*given) * 1.1
+
+    monkeypatch.setattr(smoke, "weighted_attention", wrong)
+    options: dict[str, Any] = {"small": True, "only": "attention, fp32"}
+    assert not smoke.run("cpu", tmp_path / "wrong.json", limit_s=None, **options)
+    (row,) = json.loads((tmp_path / "wrong.json").read_text())["checks"]
+    assert row["passed"] is False
+    assert row["figures"]["answer"] == pytest.approx(0.1, abs=1e-3)
+    assert smoke.run("cpu", tmp_path / "late.json", small=True, limit_s=-1.0)
+    late = json.loads((tmp_path / "late.json").read_text())
+    assert not late["finished"]
+    assert {row["passed"] for row in late["checks"]} == {None}
