@@ -281,7 +281,7 @@ class Labels(_RightOrWrong):
         return [*of_each, order[~there.any(axis=1)]]
 
     def truth(self, found: Answers, index: int, labels: Sequence[str]) -> str:
-        return _named(found.labels[index] > 0.5, labels)
+        return _named(found.labels[index] > 0.5, labels) or "none"
 
     def said(self, found: Answers, index: int, labels: Sequence[str]) -> Said:
         given, there = found.predicted[index], found.labels[index] > 0.5
@@ -292,7 +292,7 @@ class Labels(_RightOrWrong):
             (False, True): "missing",
         }
         return Said(
-            _named(given, labels),
+            _named(given, labels) or NO_LABEL,
             float(found.confidence[index]),
             bool(found.right[index]),
             labels=tuple(
@@ -306,7 +306,7 @@ class Labels(_RightOrWrong):
 
 
 def _named(which: np.ndarray, labels: Sequence[str]) -> str:
-    return ", ".join(label for label, one in zip(labels, which, strict=True) if one) or NO_LABEL
+    return ", ".join(label for label, one in zip(labels, which, strict=True) if one)
 
 
 class Values(Kind):

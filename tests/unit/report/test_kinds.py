@@ -11,7 +11,7 @@ from rekd_edge.calibrate.spec import AbstentionSpec, Calibration
 from rekd_edge.report.charts import bar_chart, dot_chart, front_chart
 from rekd_edge.report.content import FrontPoint
 from rekd_edge.report.examples import Compared, Segment, choose, joined
-from rekd_edge.report.kinds import NO_LABEL, kind_for, number
+from rekd_edge.report.kinds import kind_for, number
 from rekd_edge.report.statistics import (
     Answers,
     agreement,
@@ -121,9 +121,10 @@ def test_an_answer_of_labels_says_what_is_extra_and_what_missing() -> None:
     ]
     assert (first.right, second.right, LABELS.said(found, 2, NAMES).right) == (False, False, True)
     assert first.labels[1].probability == pytest.approx(1 / (1 + math.e**2))
-    assert (LABELS.truth(found, 0, NAMES), LABELS.truth(found, 3, NAMES)) == (
-        "plot, acting",
-        NO_LABEL,
+    assert LABELS.truth(found, 0, NAMES) == "plot, acting"
+    assert (LABELS.truth(found, 3, NAMES), LABELS.said(found, 3, NAMES).label) == (
+        "none",
+        "no label",
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from rekd_edge.errors import UsageError
 from rekd_edge.report.content import ClassReach, ClassWise
+from rekd_edge.report.kinds import kind_for
 from rekd_edge.report.page import fit_page, render_page
 from rekd_edge.types import ProblemType
 from tests.report_content import FILE, HOSTILE, LABELS, STUDENT, make_content
@@ -275,6 +276,41 @@ def test_values_stand_beside_the_truth_in_their_unit() -> None:
     figures = [a["aria-label"] or "" for t, a in Elements(page).found if t == "svg" and "role" in a]
     assert any("By quarters of the examples" in figure for figure in figures)
     assert any("50 % at most" in figure for figure in figures)
+
+
+@pytest.mark.parametrize(
+    ("problem", "scores", "shown"),
+    [
+        (
+            "multi_label_classification",
+            {"f1_micro": 0.625, "f1_macro": 0.5, "accuracy": 0.25},
+            "0.625not measured 0.500not measured 25.0 %not measured32",
+        ),
+        (
+            "regression",
+            {"r2": 0.625, "mean_absolute_error": 99.5, "root_mean_squared_error": 100.5},
+            "0.625not measured32",
+        ),
+    ],
+)
+def test_what_a_report_recorded_has_no_interval(
+    problem: ProblemType, scores: dict[str, float], shown: str
+) -> None:
+    """As of a bundle whose run is not there: nothing is worked out from what is not known."""
+    recorded = {
+        "overall": 0.625,
+        "per_class": dict.fromkeys(LABELS, 0.625),
+        "support": dict.fromkeys(LABELS, 16),
+        "scores": scores,
+    }
+    result = kind_for(problem).recorded(FILE, "a report", recorded, 32)
+    empty = {"confidences": (), "groups": (), "calibrations": ()}
+    page = render_page(replace(make_content(problem=problem), results=(result,), **empty))
+    assert Elements(page).open == []
+    said = section(page, "accuracy")
+    assert shown.replace(" ", "") in said.replace(" ", "")
+    assert "no model could be run on the test split" in said
+    assert "99.5" not in said  # the mean over two targets, whose units differ
 
 
 def test_a_pair_and_whole_units_are_described() -> None:
