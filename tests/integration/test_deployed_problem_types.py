@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,9 @@ from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.problem import PRIMARY
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.report_pipeline import Report, build_report
-from rekd_edge.run_folder import RECIPE_FILE, Run
-from rekd_edge.types import ProblemType
+from rekd_edge.run_folder import RECIPE_FILE, RUN_FILE, Run
+from rekd_edge.runners import TorchRunner
+from rekd_edge.types import Outputs, ProblemType
 from tests.changed_bundle import with_config
 
 SEVERAL: ProblemType = "multi_label_classification"
@@ -291,6 +293,25 @@ def test_the_page_says_how_sure_answers_are_where_something_does(
     ((_, stored),) = page.content.calibrations
     assert stored is not None
     assert (stored.coverage, stored.ece_after) == (stated.coverage, stated.calibrated.ece)
+
+
+def test_a_model_whose_answers_are_no_numbers_is_said_not_to_have_been_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(TorchRunner):
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
+            found = super().run(inputs)
+            return replace(found, logits=found.logits * np.nan)
+
+    monkeypatch.setattr("rekd_edge.report_pipeline.TorchRunner", Broken)
+    monkeypatch.setattr("rekd_edge.report_pipeline.open_run", lambda path: run)
+    for name in (RECIPE_FILE, RUN_FILE):
+        (run.path / name).touch()
+    made = build_report([run.path])
+    assert made.content.results == ()
+    assert made.content.notes == (
+        "student was not run: it answers with numbers that are not finite",
+    )
 
 
 def test_the_page_of_a_bundle_alone_and_of_two_types(
