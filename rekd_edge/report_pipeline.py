@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from rekd_edge.errors import BackendError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import find_run, student_sha256
 from rekd_edge.fuse import FusedRationalist, fuse
 from rekd_edge.models.build import same_tokens
-from rekd_edge.problem import PROBLEM_TITLES
 from rekd_edge.report.content import (
     Answer,
     Box,
+    Confidence,
     Example,
     ExampleGroup,
     ModelResult,
@@ -41,18 +41,21 @@ from rekd_edge.report.content import (
     Span,
 )
 from rekd_edge.report.examples import Choice, Compared, choose
+from rekd_edge.report.kinds import Kind, kind_for
 from rekd_edge.report.page import fit_page
-from rekd_edge.report.statistics import Answers, agreement, confidence, confusion
+from rekd_edge.report.statistics import Answers
 from rekd_edge.report_sources import (
     Subject,
     benches_of,
     calibration_of,
     checks_of,
+    class_wise_of,
     common_labels,
+    common_problem,
     data_facts,
     described,
     fronts_of,
-    kind_of,
+    kept_of,
     lineage_of,
     pairs_of,
     trainings_of,
@@ -83,6 +86,7 @@ class Report:
         return {
             "schema_version": 1,
             "title": self.content.title,
+            "problem_type": self.content.problem,
             "bytes": len(self.page.encode()),
             "examples": self.content.examples,
             "primary": self.content.primary,
@@ -92,8 +96,23 @@ class Report:
                     "source": result.source,
                     "accuracy": result.accuracy,
                     "examples": result.examples,
+                    "scores": dict(result.scores),
+                    "intervals": {name: list(ends) for name, ends in result.intervals.items()},
                     "per_class": dict(result.per_class),
                     "confusion": None if result.counts is None else result.counts.tolist(),
+                    "labels": [asdict(label) for label in result.labels],
+                    "values": [
+                        {
+                            "name": target.name,
+                            "r2": target.r2,
+                            "mean_absolute_error": target.mean_absolute_error,
+                            "root_mean_squared_error": target.root_mean_squared_error,
+                            "intervals": {
+                                name: list(ends) for name, ends in target.intervals.items()
+                            },
+                        }
+                        for target in result.values
+                    ],
                     "agreement": None if result.agreement is None else asdict(result.agreement),
                 }
                 for result in self.content.results
@@ -136,15 +155,17 @@ def build_report(
     A bundle's run is looked for among ``paths`` and in the folders above the bundle; without it,
     only what the bundle recorded is shown. ``benches`` are files of ``rekd-edge bench --json``,
     matched to bundles by the model file's sha256. ``examples`` and ``max_size_mb`` bound the page;
-    ``limit`` runs the models on that many test examples, drawn by class.
+    ``limit`` runs the models on that many test examples, drawn by class (by combination of labels,
+    over the range of values).
 
     Raises:
-        UsageError: a path is neither run nor bundle, they are about other data or labels, or are no
-            single-label classification; a benchmark that measured none of the bundles.
+        UsageError: a path is neither run nor bundle, they are about other data, labels or problem
+            types; a benchmark that measured none of the bundles.
         IntegrityError: a file is not what it should be.
     """
     subjects = _subjects(paths)
-    _require_classes(subjects)
+    problem = common_problem(subjects)
+    kind = kind_for(problem)
     labels = common_labels(subjects)
     bundles = [pair for subject in subjects for pair in subject.bundles]
     calibrations = tuple((name, calibration_of(name, bundle)) for name, bundle in bundles)
@@ -154,28 +175,28 @@ def build_report(
     answers: dict[str, Answers] = {}
     compared: list[Compared] = []
     with_run = [subject.run for subject in subjects if subject.run is not None]
-    test = _test_split(with_run[0], limit, notes) if with_run else None
+    test = _test_split(with_run[0], limit, kind, notes) if with_run else None
     models = list(_models(subjects, notes))
     if test is not None:
         for model in list(models):
             progress(f"running {model.name}")
             try:
-                answers[model.name] = _collect(model, test)
+                answers[model.name] = _collect(model, test, problem)
             except BackendError as error:
                 notes.append(f"{model.name} was not run: {without_folders(error.message)}")
                 models.remove(model)
         compared = list(_compared(models, answers))
         counted = f"run on {len(test):,} test examples"
-        results = [_result(m, answers, compared, labels, test, counted) for m in models]
-    results += _recorded(subjects, {result.name for result in results})
+        results = [_result(m, kind, answers, compared, labels, counted) for m in models]
+    results += _recorded(subjects, kind, {result.name for result in results})
     primary = _primary(subjects, results)
     groups: tuple[ExampleGroup, ...] = ()
     if test is not None and examples and primary in answers:
         assert primary is not None
         progress("choosing examples")
         chosen = choose(answers, primary=primary, compared=compared, count=examples)
-        groups = _groups(chosen, models, answers, test, labels, primary)
-    modality, ratio = kind_of(subjects[0])
+        groups = _groups(chosen, kind, models, answers, test, labels, primary)
+    modality, ratio, unit = kept_of(subjects[0])
     title, description = described(subjects[0])
     content = ReportContent(
         title=title,
@@ -190,7 +211,7 @@ def build_report(
         data=data_facts(subjects),
         trainings=tuple(t for subject in subjects for t in trainings_of(subject)),
         results=tuple(results),
-        confidences=tuple(confidence(answers[name], name) for name in _deployed(models, primary)),
+        confidences=tuple(_confidences(kind, models, answers, primary)),
         calibrations=calibrations,
         benches=measured,
         fronts=tuple(fronts_of(subjects, benches)),
@@ -198,6 +219,10 @@ def build_report(
         groups=groups,
         notes=tuple(notes),
         pairs=tuple(pair for subject in subjects for pair in pairs_of(subject)),
+        problem=problem,
+        unit=unit,
+        two_students=subjects[0].is_pair,
+        class_wise=tuple(found for subject in subjects for found in class_wise_of(subject)),
     )
     progress("writing the page")
     page, shown = fit_page(content, max_bytes=int(max_size_mb * 1e6))
@@ -251,23 +276,6 @@ def _subjects(paths: Sequence[Path]) -> list[Subject]:
     return [*subjects.values(), *orphans]
 
 
-def _require_classes(subjects: Sequence[Subject]) -> None:
-    """Raises :class:`UsageError` for several labels and for values."""
-    for subject in subjects:
-        single: ProblemType = "single_label_classification"
-        found: list[ProblemType] = [] if subject.run is None else [subject.run.recipe.problem_type]
-        for _, bundle in subject.bundles:
-            found.append(bundle.config.problem_type)
-        others: list[ProblemType] = [one for one in found if one != single]
-        if others:
-            raise UsageError(
-                "the page counts answers as right or wrong, by class, and "
-                f"{subject.name or 'this'} is a {PROBLEM_TITLES[others[0]]}",
-                hint="its figures are in the bundle's README.md, and what `rekd-edge evaluate RUN` "
-                "and `rekd-edge check BUNDLE` say",
-            )
-
-
 def _finished(run: Run) -> Run:
     if run.info.get("status") != "finished":
         raise UsageError(
@@ -291,10 +299,12 @@ def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
 # --- running the models -----------------------------------------------------------------------
 
 
-def _test_split(run: Run, limit: int | None, notes: list[str]) -> Split:
+def _test_split(run: Run, limit: int | None, kind: Kind, notes: list[str]) -> Split:
     test = run.data().test
     if limit is not None and limit < len(test):
-        notes.append(f"the models were run on {limit:,} of {len(test):,} test examples, by class")
+        notes.append(
+            f"the models were run on {limit:,} of {len(test):,} test examples, {kind.drawn}"
+        )
         return test.take(stratified_limit(test.labels, limit, seed=0))
     return test
 
@@ -314,7 +324,7 @@ def _models(subjects: Sequence[Subject], notes: list[str]) -> Iterator[_Model]:
         if isinstance(teacher, _Model):
             yield teacher
         known_as = teacher.name if isinstance(teacher, _Model) else teacher
-        student = subject.title("student")
+        student = subject.title(subject.student)
         yield _torch_model(
             student, run.fused(), run.preprocessor.deployed(), "torch, fused", known_as
         )
@@ -381,8 +391,12 @@ def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
     )
 
 
-def _collect(model: _Model, test: Split) -> Answers:
-    """The model's answers, in the order of the split."""
+def _collect(model: _Model, test: Split, problem: ProblemType) -> Answers:
+    """The model's answers, in the order of the split.
+
+    Raises:
+        BackendError: one of them is not finite.
+    """
     loader = make_loader(test, model.preprocessor, batch_size=model.batch, shuffle=False)
     places: list[np.ndarray] = []
 
@@ -400,13 +414,17 @@ def _collect(model: _Model, test: Split) -> Answers:
         kept += [np.flatnonzero(row) for row in out.rationale_mask]
         candidates.append((out.selection_score > lowest).sum(axis=1))
     order = np.argsort(np.concatenate(places))  # texts come by their length
+    answered = np.concatenate(logits)[order]
+    if not np.isfinite(answered).all():
+        raise BackendError("it answers with numbers that are not finite")
     return Answers(
-        np.concatenate(logits)[order],
+        answered,
         test.labels,
         np.concatenate(margins)[order],
         tuple(kept[int(place)] for place in order),
         np.concatenate(candidates)[order],
         model.calibration,
+        problem,
     )
 
 
@@ -422,33 +440,24 @@ def _compared(models: Sequence[_Model], answers: Mapping[str, Answers]) -> Itera
 
 def _result(
     model: _Model,
+    kind: Kind,
     answers: Mapping[str, Answers],
     compared: Sequence[Compared],
     labels: tuple[str, ...],
-    test: Split,
     counted: str,
 ) -> ModelResult:
     mine = answers[model.name]
-    counts = confusion(mine, len(labels))
-    support = counts.sum(axis=1)
+    result = kind.result(model.name, f"{counted} ({model.source})", mine, labels)
     pair = next((one for one in compared if one.model == model.name), None)
-    return ModelResult(
-        name=model.name,
-        source=f"{counted} ({model.source})",
-        accuracy=mine.accuracy,
-        examples=len(test),
-        per_class={
-            name: int(counts[i, i]) / int(support[i]) for i, name in enumerate(labels) if support[i]
-        },
-        support={name: int(support[i]) for i, name in enumerate(labels)},
-        counts=counts,
-        agreement=None
-        if pair is None
-        else agreement(mine, answers[pair.other], pair.other, same_tokens=pair.same_tokens),
+    if pair is None:
+        return result
+    other, same = answers[pair.other], pair.same_tokens
+    return replace(
+        result, agreement=kind.agreement(mine, other, pair.other, labels, same_tokens=same)
     )
 
 
-def _recorded(subjects: Sequence[Subject], known: set[str]) -> Iterator[ModelResult]:
+def _recorded(subjects: Sequence[Subject], kind: Kind, known: set[str]) -> Iterator[ModelResult]:
     """What check reports recorded about models that were not run here."""
     for subject in subjects:
         for name, bundle in subject.bundles:
@@ -456,27 +465,20 @@ def _recorded(subjects: Sequence[Subject], known: set[str]) -> Iterator[ModelRes
             recorded: Mapping[str, Any] = check.get("accuracy", {})
             wanted = {"onnx": name}
             for role in ("torch", "teacher", "plain"):
-                wanted[role] = subject.title({"torch": "student"}.get(role, role))
+                wanted[role] = subject.title({"torch": subject.student}.get(role, role))
             for role, title in wanted.items():
                 if role not in recorded or title in known:
                     continue
                 known.add(title)
-                found = recorded[role]
-                yield ModelResult(
-                    name=title,
-                    source=f"check report of {name}",
-                    accuracy=float(found["overall"]),
-                    examples=sum(found["support"].values()),
-                    per_class={n: v for n, v in found["per_class"].items() if v is not None},
-                    support=dict(found["support"]),
-                )
+                count = int((check.get("comparison") or {}).get("examples", 0))
+                yield kind.recorded(title, f"check report of {name}", recorded[role], count)
 
 
 def _primary(subjects: Sequence[Subject], results: Sequence[ModelResult]) -> str | None:
     """The first bundle, or the first student: what the summary is about."""
     names = {result.name for result in results}
     wanted = [name for s in subjects for name, _ in s.bundles]
-    wanted += [s.title("student") for s in subjects]
+    wanted += [s.title(s.student) for s in subjects]
     return next((name for name in wanted if name in names), None)
 
 
@@ -486,18 +488,27 @@ def _deployed(models: Sequence[_Model], primary: str | None) -> list[str]:
     return (files or [name for name in [primary] if name in {m.name for m in models}])[:4]
 
 
+def _confidences(
+    kind: Kind, models: Sequence[_Model], answers: Mapping[str, Answers], primary: str | None
+) -> Iterator[Confidence]:
+    for name in _deployed(models, primary):
+        found = kind.confidence(answers[name], name)
+        if found is not None:
+            yield found
+
+
 # --- examples ---------------------------------------------------------------------------------
 
 
 def _groups(
     chosen: Sequence[Choice],
+    kind: Kind,
     models: Sequence[_Model],
     answers: Mapping[str, Answers],
     test: Split,
     labels: tuple[str, ...],
     primary: str,
 ) -> tuple[ExampleGroup, ...]:
-    probabilities = {name: found.probabilities for name, found in answers.items()}
     refusals = {name: found.refusals for name, found in answers.items()}
     known = {model.name for model in models}
 
@@ -508,26 +519,28 @@ def _groups(
         shown = []
         for model in models:
             mine = answers[model.name]
-            predicted = int(mine.predicted[index])
+            said = kind.said(mine, index, labels)
             other = reference[model.name]
             shown.append(
                 Answer(
                     model=model.name,
-                    label=labels[predicted],
-                    probability=float(probabilities[model.name][index, predicted]),
-                    right=predicted == int(test.labels[index]),
+                    label=said.label,
+                    probability=said.probability,
+                    right=said.right,
                     margin=float(mine.margin[index]),
                     kept=len(mine.kept[index]),
                     candidates=int(mine.candidates[index]),
                     evidence=_evidence(model, raw, mine.kept[index]),
                     reference=other if other in known else None,
                     withheld=_withheld(refusals[model.name], index),
+                    labels=said.labels,
+                    values=said.values,
                 )
             )
         return Example(
             index=index,
-            label=labels[int(test.labels[index])],
-            reasons=_reasons(answers, primary, index),
+            label=kind.truth(answers[primary], index, labels),
+            reasons=_reasons(kind, answers, primary, index),
             text=text,
             picture=None if isinstance(raw, str) else _picture(raw),
             answers=tuple(shown),
@@ -546,20 +559,17 @@ def _withheld(refusals: Refusals | None, index: int) -> tuple[str, ...]:
     return tuple(name for name, found in reasons.items() if found[index])
 
 
-def _reasons(answers: Mapping[str, Answers], primary: str, index: int) -> tuple[str, ...]:
-    reasons = []
-    wrong = [name for name, found in answers.items() if not found.right[index]]
-    if wrong:
-        everyone = len(wrong) == len(answers)
-        reasons.append("all models are wrong" if everyone else f"wrong: {', '.join(wrong)}")
+def _reasons(
+    kind: Kind, answers: Mapping[str, Answers], primary: str, index: int
+) -> tuple[str, ...]:
+    reasons = [kind.fault(answers, primary, index)]
     margin = float(answers[primary].margin[index])
     if math.isfinite(margin):
         share = float((answers[primary].margin <= margin).mean())
         if share <= 0.05:
             reasons.append(f"margin {margin:.2g}, among the smallest {share:.1%}")
-    if len({int(found.predicted[index]) for found in answers.values()}) > 1:
-        reasons.append("labels differ")
-    return tuple(reasons)
+    reasons.append(kind.dispute(answers, index))
+    return tuple(reason for reason in reasons if reason)
 
 
 def _evidence(

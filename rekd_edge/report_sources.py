@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from rekd_edge.convert import file_sha256
 from rekd_edge.errors import IntegrityError, RekdEdgeError, UsageError
 from rekd_edge.evaluate.pair import PUBLISHED
 from rekd_edge.pareto import on_front
+from rekd_edge.problem import PRIMARY, PROBLEM_TITLES, SCORE_TITLES
 from rekd_edge.recipe.schema import Recipe
 from rekd_edge.report.content import (
     Bench,
     Checks,
+    ClassReach,
+    ClassWise,
     Facts,
     Front,
     FrontPoint,
@@ -39,8 +42,8 @@ from rekd_edge.report.content import (
     Training,
     TrainingPhase,
 )
-from rekd_edge.run_folder import RECIPE_FILE, Run, open_run
-from rekd_edge.types import Modality
+from rekd_edge.run_folder import RECIPE_FILE, SIMULABILITY, Run, open_run
+from rekd_edge.types import Modality, ProblemType, RationaleUnit
 
 
 @dataclass(slots=True)
@@ -53,6 +56,44 @@ class Subject:
 
     def title(self, role: str) -> str:
         return f"{role} of {self.name}" if self.name else role
+
+    @property
+    def problems(self) -> tuple[ProblemType, ...]:
+        """Of the run and of every bundle."""
+        of_run = () if self.run is None else (self.run.recipe.problem_type,)
+        return (*of_run, *(bundle.config.problem_type for _, bundle in self.bundles))
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether two students answer together."""
+        if self.run is not None:
+            return self.run.recipe.ensemble is not None
+        return "case" in {output.name for output in self.bundles[0][1].config.outputs}
+
+    @property
+    def student(self) -> str:
+        """What the trained model is called that a file is made from."""
+        return "pair" if self.is_pair else "student"
+
+
+def common_problem(subjects: Sequence[Subject]) -> ProblemType:
+    """The problem type that all share.
+
+    Raises:
+        UsageError: they are of several.
+    """
+    found: list[ProblemType] = []
+    for subject in subjects:
+        for problem in subject.problems:
+            if problem not in found:
+                found.append(problem)
+    if len(found) > 1:
+        raise UsageError(
+            f"a page is about one problem type, and these are a "
+            f"{' and a '.join(PROBLEM_TITLES[one] for one in found)}",
+            hint="make a page for each",
+        )
+    return found[0]
 
 
 def common_labels(subjects: Sequence[Subject]) -> tuple[str, ...]:
@@ -91,11 +132,13 @@ def _data_of(subject: Subject) -> Mapping[str, str]:
     return subject.bundles[0][1].manifest.lineage.data
 
 
-def kind_of(subject: Subject) -> tuple[Modality, float]:
+def kept_of(subject: Subject) -> tuple[Modality, float, RationaleUnit]:
+    """What rationales are made of: modality, ratio, and what is kept whole."""
     if subject.run is not None:
-        return subject.run.recipe.modality, subject.run.recipe.rationale_ratio
+        recipe = subject.run.recipe
+        return recipe.modality, recipe.rationale_ratio, recipe.rationale_unit
     config = subject.bundles[0][1].config
-    return config.modality, config.rationale_ratio
+    return config.modality, config.rationale_ratio, config.rationale_unit
 
 
 def _kept(recipe: Recipe) -> str:
@@ -187,12 +230,16 @@ def _stages(subject: Subject) -> Iterator[Stage]:
             ("largest difference of logits", f"{found['fused_difference']:.2g}"),
             ("folds", ", ".join(fold["name"] for fold in found["folds"]) or "none"),
             *(
-                (f"accuracy, {name.replace('_', ' ')}", f"{mode['accuracy']:.3f}")
+                (f"{_score(run)}, {name.replace('_', ' ')}", f"{mode['accuracy']:.3f}")
                 for name, mode in modes.items()
             ),
         )
     note = "" if found else "The run has no fuse report (reports/fuse.json)."
     yield Stage("fused", "Fused: deterministic, reads the rationale alone", fused, note)
+
+
+def _score(run: Run) -> str:
+    return SCORE_TITLES[PRIMARY[run.recipe.problem_type]]
 
 
 def _simulability(run: Run) -> Facts:
@@ -203,8 +250,16 @@ def _simulability(run: Run) -> Facts:
         (found.with_rationales, "trained with the teacher's rationales"),
         (found.without_rationales, "trained on the teacher's answers alone"),
     )
-    said = [f"{share:.1%} {how}" for share, how in shares if share is not None]
-    return (("simulability (test answers as the teacher's)", "; ".join(said)),)
+    of_values = SIMULABILITY[run.recipe.problem_type] == "value_r2"
+    said = [
+        f"{f'{share:.3f}' if of_values else f'{share:.1%}'} {how}"
+        for share, how in shares
+        if share is not None
+    ]
+    what = (
+        "R² of test values against the teacher's" if of_values else "test answers as the teacher's"
+    )
+    return ((f"simulability ({what})", "; ".join(said)),)
 
 
 def _teacher_stage(run: Run) -> Stage:
@@ -297,6 +352,22 @@ def pairs_of(subject: Subject) -> Iterator[Pair]:
         yield Pair(title=subject.title("pair"), cases=cases, published=PUBLISHED, **known)
 
 
+def class_wise_of(subject: Subject) -> Iterator[ClassWise]:
+    """What the run's class-wise rationales are worth, where it trained any; without the run, what
+    the first bundle holds of that."""
+    if subject.run is not None:
+        report = subject.run.report("distill") or {}
+    else:
+        report = subject.bundles[0][1].reports().get("distill") or {}
+    found = report.get("class_wise")
+    if found is not None:
+        stated = found["test"]
+        names = [field.name for field in fields(ClassReach)]
+        classes = tuple(ClassReach(**{n: one[n] for n in names}) for one in stated["classes"])
+        count = stated["classes"][0]["examples"]
+        yield ClassWise(subject.title("student"), count, classes, stated["above_chance"])
+
+
 def trainings_of(subject: Subject) -> Iterator[Training]:
     run = subject.run
     if run is None:
@@ -310,11 +381,14 @@ def trainings_of(subject: Subject) -> Iterator[Training]:
         if log.is_file():
             stated = (home.report("distill") or {}).get("warnings", [])
             warnings = tuple(w["message"] for w in stated if w["role"] == role)
-            yield read_training(log, subject.title(title).capitalize(), warnings)
+            score = PRIMARY[run.recipe.problem_type]
+            yield read_training(log, subject.title(title).capitalize(), warnings, score)
 
 
-def read_training(log: Path, title: str, warnings: tuple[str, ...] = ()) -> Training:
-    """A role's ``log.jsonl``; a last line that was cut off is passed over.
+def read_training(
+    log: Path, title: str, warnings: tuple[str, ...] = (), score: str = "accuracy"
+) -> Training:
+    """A role's ``log.jsonl``, with its primary score; a last line that was cut off is passed over.
 
     Raises:
         IntegrityError: another line is no JSON object.
@@ -333,8 +407,8 @@ def read_training(log: Path, title: str, warnings: tuple[str, ...] = ()) -> Trai
         name, _, kind = phase.partition("/")
         if not kind and _finite(entry.get("loss")):
             losses.setdefault(name, []).append((step, float(entry["loss"])))
-        elif kind == "dev" and _finite(entry.get("accuracy")):
-            dev.setdefault(name, []).append((step, float(entry["accuracy"])))
+        elif kind == "dev" and _finite(entry.get(score)):
+            dev.setdefault(name, []).append((step, float(entry[score])))
     return Training(
         title,
         tuple(

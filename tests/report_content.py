@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from rekd_edge.report.content import (
     Training,
     TrainingPhase,
 )
+from rekd_edge.report.kinds import Said, kind_for
+from rekd_edge.report.statistics import Answers
+from rekd_edge.types import ProblemType
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> \"' onload='alert(3) "
@@ -51,39 +55,77 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
-def answer(model: str, evidence: tuple[Span, ...] | tuple[Box, ...], other: str | None) -> Answer:
-    """Withheld if it is a file's."""
+def answers_of(problem: ProblemType) -> dict[str, Answers]:
+    """Of the student, and of a file that says something else of the second of two examples."""
+    truth: np.ndarray = np.asarray([0, 1])
+    found = [[[1.1, 0.0], [1.1, 0.0]], [[1.1, 0.0], [0.0, 2.0]]]
+    if problem == "multi_label_classification":
+        truth = np.asarray([[1.0, 0.0], [1.0, 1.0]], dtype=np.float32)
+        found = [[[2.0, 1.0], [1.0, -1.0]], [[2.0, 1.0], [-1.0, -1.0]]]
+    elif problem == "regression":
+        truth = np.asarray([[1.5, 2000.0], [2.5, 8000.0]], dtype=np.float32)
+        found = [[[1.25, 2500.0], [2.5, 7000.0]], [[1.25, 2500.0], [2.0, 7000.0]]]
+    kept = (np.asarray([0, 1]), np.asarray([0, 2]))
+    margin, candidates = np.asarray([0.25, 0.5]), np.asarray([9, 9])
+    return {
+        name: Answers(np.asarray(logits), truth, margin, kept, candidates, None, problem)
+        for name, logits in zip((STUDENT, FILE), found, strict=True)
+    }
+
+
+def answer(
+    model: str,
+    evidence: tuple[Span, ...] | tuple[Box, ...],
+    other: str | None,
+    said: Said | None = None,
+) -> Answer:
+    """Withheld if it is a file's, unless it is a value."""
+    refused = other is not None and (said is None or not said.values)
+    said = said or Said(LABELS[0], 0.75, other is None)
     return Answer(
         model=model,
-        label=LABELS[0],
-        probability=0.75,
-        right=other is None,
+        label=said.label,
+        probability=said.probability,
+        right=said.right,
+        labels=said.labels,
+        values=said.values,
         margin=0.25,
         kept=len(evidence),
         candidates=9,
         evidence=evidence,
         reference=other,
-        withheld=() if other is None else ("confidence", "margin"),
+        withheld=("confidence", "margin") if refused else (),
     )
 
 
-def make_content(modality: str = "text", examples: int = 2) -> ReportContent:
+def make_content(
+    modality: str = "text",
+    examples: int = 2,
+    problem: ProblemType = "single_label_classification",
+) -> ReportContent:
     """Everything that a page can show; ``modality`` is text or image."""
+    kind, answers = kind_for(problem), answers_of(problem)
+
+    def said(name: str, index: int) -> Said | None:
+        if problem == "single_label_classification":
+            return None
+        return kind.said(answers[name], index % 2, LABELS)
 
     def example(index: int) -> Example:
         if modality == "text":
             shown = (
-                answer(STUDENT, (Span(0, 8), Span(10, 12)), None),
-                answer(FILE, (Span(0, 8), Span(20, 24)), STUDENT),
+                answer(STUDENT, (Span(0, 8), Span(10, 12)), None, said(STUDENT, index)),
+                answer(FILE, (Span(0, 8), Span(20, 24)), STUDENT, said(FILE, index)),
             )
         else:
+            corner = Box(0, 0, 0.25, 0.25)
             shown = (
-                answer(STUDENT, (Box(0, 0, 0.25, 0.25), Box(0.5, 0.5, 0.25, 0.25)), None),
-                answer(FILE, (Box(0, 0, 0.25, 0.25), Box(0.75, 0.75, 0.25, 0.25)), STUDENT),
+                answer(STUDENT, (corner, Box(0.5, 0.5, 0.25, 0.25)), None, said(STUDENT, index)),
+                answer(FILE, (corner, Box(0.75, 0.75, 0.25, 0.25)), STUDENT, said(FILE, index)),
             )
         return Example(
             index=index,
-            label=LABELS[index % 2],
+            label=kind.truth(answers[STUDENT], index % 2, LABELS),
             reasons=(HOSTILE,),
             text=f"{HOSTILE} number {index}" if modality == "text" else None,
             picture=None if modality == "text" else Picture("image/png", png(), 32),
@@ -107,6 +149,25 @@ def make_content(modality: str = "text", examples: int = 2) -> ReportContent:
     quantiles = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.5)
     timing = Timing(FILE, quantiles, 1.5, (0.3, 0.28, 0.32), 0.5, None, 20.5, 200)
     point = FrontPoint(FILE, 0.85, 1.3, True, True)
+    confidences: tuple[Confidence, ...] = (
+        Confidence(
+            FILE,
+            ((0.1, 0.0), (0.5, 0.1), (1.0, 0.15)),
+            (ReliabilityBin(0.4, 0.5, 0, None, None), ReliabilityBin(0.5, 0.6, 10, 0.55, 0.5)),
+            0.05,
+        ),
+    )
+    if problem != "single_label_classification":
+        mine, file = answers[STUDENT], answers[FILE]
+        results = (
+            kind.result(STUDENT, HOSTILE, mine, LABELS),
+            replace(
+                kind.result(FILE, HOSTILE, file, LABELS),
+                agreement=kind.agreement(file, mine, STUDENT, LABELS, same_tokens=True),
+            ),
+        )
+        found = kind.confidence(file, FILE)
+        confidences = () if found is None else (found,)
     return ReportContent(
         title=HOSTILE,
         description=HOSTILE,
@@ -133,14 +194,7 @@ def make_content(modality: str = "text", examples: int = 2) -> ReportContent:
             ),
         ),
         results=results,
-        confidences=(
-            Confidence(
-                FILE,
-                ((0.1, 0.0), (0.5, 0.1), (1.0, 0.15)),
-                (ReliabilityBin(0.4, 0.5, 0, None, None), ReliabilityBin(0.5, 0.6, 10, 0.55, 0.5)),
-                0.05,
-            ),
-        ),
+        confidences=confidences,
         calibrations=(
             (
                 FILE,
@@ -171,4 +225,5 @@ def make_content(modality: str = "text", examples: int = 2) -> ReportContent:
             ExampleGroup("wrong", HOSTILE, HOSTILE, tuple(example(i) for i in range(examples))),
         ),
         notes=(HOSTILE,),
+        problem=problem,
     )

@@ -52,7 +52,7 @@ class Axis:
     def label(self, value: float) -> str:
         if self.percent:
             return f"{value * 100:.4g} %"
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e5 else f"{value:.4g}"
 
 
 def _round_step(step: float) -> float:
@@ -125,16 +125,24 @@ def _thinned(series: Series) -> Series:
     )
 
 
-def front_chart(title: str, points: Sequence[FrontPoint], description: str) -> Markup:
-    """Accuracy against latency; points carry the number of their row in the table beside it. The
+def front_chart(
+    title: str,
+    points: Sequence[FrontPoint],
+    description: str,
+    *,
+    score: str = "accuracy",
+    percent: bool = True,
+) -> Markup:
+    """The score against latency; points carry the number of their row in the table beside it. The
     stairs join what nothing else beats."""
     height = 280.0
     x = _axis([0.0, *(p.latency_ms for p in points)], LEFT, WIDTH - RIGHT, bounds=(0.0, None))
     accuracies = [p.accuracy for p in points]
     room = max(0.01, (max(accuracies) - min(accuracies)) * 0.2)
-    ends = (max(0.0, min(accuracies) - room), min(1.0, max(accuracies) + room))
-    y = _axis(accuracies, height - BOTTOM, TOP, bounds=ends, percent=True)
-    parts = [_frame(x, y, "median latency, ms (left is faster)", "accuracy", height)]
+    low = min(accuracies) - room
+    ends = (low if min(accuracies) < 0 else max(0.0, low), min(1.0, max(accuracies) + room))
+    y = _axis(accuracies, height - BOTTOM, TOP, bounds=ends, percent=percent)
+    parts = [_frame(x, y, "median latency, ms (left is faster)", score, height)]
     stairs = sorted((p.latency_ms, p.accuracy) for p in points if p.on_front)
     if stairs:
         path = f"M{_n(x.place(stairs[0][0]))} {_n(y.place(stairs[0][1]))}"
@@ -163,6 +171,61 @@ def front_chart(title: str, points: Sequence[FrontPoint], description: str) -> M
         parts.append(
             Markup('<text class="number" x="{}" y="{}" text-anchor="{}">{}</text>').format(
                 _n(a - 10 if left else a + 10), _n(b - 8), "end" if left else "start", number
+            )
+        )
+    return _svg(title, description, parts, height)
+
+
+def dot_chart(
+    title: str,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+) -> Markup:
+    """A dot for each pair over one scale for both axes, and the line y = x."""
+    height = 300.0
+    every = [*xs, *ys]
+    x = _axis(every, LEFT, WIDTH - RIGHT)
+    y = _axis(every, height - BOTTOM, TOP)
+    ends = map(_n, (x.place(x.low), y.place(x.low), x.place(x.high), y.place(x.high)))
+    # A line of next to no length with round ends is a dot, and shorter than a circle.
+    path = "".join(f"M{_n(x.place(a))} {_n(y.place(b))}h.01" for a, b in zip(xs, ys, strict=True))
+    parts = [
+        _frame(x, y, x_label, y_label, height),
+        Markup('<path class="diagonal" d="M{} {}L{} {}"/>').format(*ends),
+        Markup('<path class="dots" d="{}"/>').format(path),
+    ]
+    return _svg(title, description, parts, height)
+
+
+def bar_chart(
+    title: str,
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+) -> Markup:
+    """A bar of each count between its two ``edges``, one more of these; a line marks 0."""
+    height = 300.0
+    x = _axis(edges, LEFT, WIDTH - RIGHT)
+    y = _axis([0.0, *counts], height - BOTTOM, TOP, bounds=(0.0, None))
+    parts = [_frame(x, y, x_label, y_label, height)]
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        left, top = x.place(low), y.place(count)
+        parts.append(
+            Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"/>').format(
+                *map(_n, (left, top, max(0.5, x.place(high) - left), y.start - top))
+            )
+        )
+    if x.low <= 0 <= x.high:
+        parts.append(
+            Markup('<path class="diagonal" d="M{} {}V{}"/>').format(
+                *map(_n, (x.place(0.0), y.start, y.end))
             )
         )
     return _svg(title, description, parts, height)

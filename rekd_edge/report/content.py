@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from rekd_edge.calibrate.probabilities import ReliabilityBin
-from rekd_edge.types import Modality
+from rekd_edge.types import Modality, ProblemType, RationaleUnit
 
+Interval = tuple[float, float]
 Facts = tuple[tuple[str, str], ...]
 """Name and value; an empty value is "not measured"."""
 
@@ -45,8 +47,8 @@ class TrainingPhase:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One role's log. ``dev`` holds, by phase, steps and accuracies (0..1) on the development
-    split; ``warnings`` are those of the monitor."""
+    """One role's log. ``dev`` holds, by phase, steps and primary scores on the development split;
+    ``warnings`` are those of the monitor."""
 
     title: str
     phases: tuple[TrainingPhase, ...]
@@ -55,11 +57,66 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelResult:
-    """What a model reached on the test split.
+class LabelFigures:
+    """Of several labels one: in how many examples it is there and given (``both``), given alone
+    (``extra``), there alone (``missing``), or ``neither``."""
 
-    ``counts`` int64 ``[label, answer]`` where it was run for this page; otherwise ``per_class``
-    (recall, 0..1) comes from a report. ``agreement`` compares with another model.
+    name: str
+    both: int
+    extra: int
+    missing: int
+    neither: int
+
+    @property
+    def prevalence(self) -> float:
+        return (self.both + self.missing) / (self.both + self.extra + self.missing + self.neither)
+
+    @property
+    def precision(self) -> float | None:
+        """None where it is never given."""
+        given = self.both + self.extra
+        return self.both / given if given else None
+
+    @property
+    def recall(self) -> float | None:
+        """None where it is never there."""
+        there = self.both + self.missing
+        return self.both / there if there else None
+
+    @property
+    def f1(self) -> float:
+        """0 where it is neither there nor given, as in :mod:`rekd_edge.problem`."""
+        total = 2 * self.both + self.extra + self.missing
+        return 2 * self.both / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ValueFigures:
+    """One target of a regression in its own unit: ``truth`` and ``found`` float64 ``[example]``;
+    ``intervals`` by the name of a score, where there is one."""
+
+    name: str
+    truth: np.ndarray
+    found: np.ndarray
+    r2: float
+    mean_absolute_error: float
+    root_mean_squared_error: float
+    intervals: Mapping[str, Interval]
+
+    @property
+    def error(self) -> np.ndarray:
+        """Value minus truth, ``[example]``."""
+        return self.found - self.truth
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResult:
+    """What a model reached on the test split. ``accuracy`` is the primary score of its problem type
+    (:data:`rekd_edge.problem.PRIMARY`), ``per_class`` that of each label, ``scores`` all.
+
+    Where it was run for this page there is one of ``counts``, int64 ``[class, answer]``, ``labels``
+    and ``values``; otherwise the figures come from a report. ``intervals`` are of ``scores``, 95 %,
+    where they are not Wilson's of ``accuracy``. ``agreement`` compares with another model.
     """
 
     name: str
@@ -71,17 +128,33 @@ class ModelResult:
     support: Mapping[str, int] = field(default_factory=dict)
     counts: np.ndarray | None = None
     agreement: Agreement | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    labels: tuple[LabelFigures, ...] = ()
+    values: tuple[ValueFigures, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ValueAgreement:
+    """How near two models' values of one target are: mean distance in its unit, and Pearson's
+    correlation, None where either does not vary."""
+
+    name: str
+    distance: float
+    correlation: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Shares (0..1) of examples in which two models say the same; rationales are None where they
-    are not about the same tokens."""
+    """Shares (0..1) of examples in which two models say the same (every label alike); ``labels`` is
+    None of values, which have ``values`` instead. Rationales are None where they are not about the
+    same tokens."""
 
     other: str
-    labels: float
+    labels: float | None
     rationale_exact: float | None
     rationale_jaccard: float | None
+    values: tuple[ValueAgreement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +185,29 @@ class Pair:
     rationale_jaccard: float
     cases: tuple[PairCase, ...]
     published: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassReach:
+    """How often the rationale for one class makes the predictor say so (shares, 0..1): in all
+    examples and where that is not the answer, beside as many random tokens; None without any."""
+
+    label: str
+    reach: float
+    reach_random: float
+    not_answered: int
+    reach_not_answered: float | None
+    reach_random_not_answered: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassWise:
+    """What the class-wise rationales of a student are worth, on the test split, in torch."""
+
+    title: str
+    examples: int
+    classes: tuple[ClassReach, ...]
+    above_chance: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +295,45 @@ class Box:
     height: float
 
 
+LabelState = Literal["right", "extra", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMark:
+    """Of several labels one that is there (``missing`` if it was not given) or given (``extra`` if
+    it is not there), with its probability."""
+
+    name: str
+    state: LabelState
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValueMark:
+    """One value of an answer, in the target's unit."""
+
+    name: str
+    value: float
+    truth: float
+
+    @property
+    def error(self) -> float:
+        return self.value - self.truth
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One model on one example; ``reference`` names what its rationale is compared with."""
+    """One model on one example; ``reference`` names what its rationale is compared with.
+
+    ``label`` is the answer in words. Of several labels ``probability`` is how sure it is of the one
+    that it is least sure of, ``right`` whether all are, and ``labels`` holds those that are there
+    or given. Of values neither is there, and ``values`` has one for each target.
+    """
 
     model: str
     label: str
-    probability: float
-    right: bool
+    probability: float | None
+    right: bool | None
     margin: float
     kept: int
     candidates: int
@@ -214,6 +341,8 @@ class Answer:
     reference: str | None
     withheld: tuple[str, ...] = ()
     """Why a bundle's runtime does not answer (``confidence``, ``margin``); empty where it does."""
+    labels: tuple[LabelMark, ...] = ()
+    values: tuple[ValueMark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +360,7 @@ class Example:
 
     index: int
     label: str
+    """The truth in words."""
     reasons: tuple[str, ...]
     """Why it is shown, in words."""
     text: str | None
@@ -251,13 +381,15 @@ class Confidence:
     """How the probability of an answer goes with its being right, on the test split.
 
     ``points`` are (coverage, risk), shares (0..1): the error among the most confident share,
-    ascending in coverage.
+    ascending in coverage. Of several labels an answer with any wrong is wrong, and ``bins`` and
+    ``calibration_error`` are over all labels of all examples; ``by_label`` has the error of each.
     """
 
     model: str
     points: tuple[tuple[float, float], ...]
     bins: tuple[ReliabilityBin, ...]
     calibration_error: float
+    by_label: tuple[float, ...] = ()
 
     def risk_at(self, coverage: float) -> float:
         """The error where at least that share is answered."""
@@ -316,6 +448,12 @@ class ReportContent:
     groups: tuple[ExampleGroup, ...]
     notes: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    problem: ProblemType = "single_label_classification"
+    unit: RationaleUnit = "token"
+    """What a rationale keeps whole."""
+    two_students: bool = False
+    """Whether the model of the summary is a pair."""
+    class_wise: tuple[ClassWise, ...] = ()
 
     @property
     def examples(self) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from rekd_edge.report.content import Box, Span
+from rekd_edge.report.kinds import Kind, kind_for
 from rekd_edge.report.statistics import Answers, jaccard
 
 State = Literal["none", "both", "only", "missing", "kept"]
@@ -23,6 +24,20 @@ class Segment:
 
     text: str
     state: State
+
+
+def joined(found: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Pieces of one state with nothing but blanks between them as one piece, as where whole words
+    or sentences are kept."""
+    pieces: list[Segment] = []
+    for piece in found:
+        blank = len(pieces) > 1 and pieces[-1].state == "none" and not pieces[-1].text.strip()
+        if blank and pieces[-2].state == piece.state:
+            text = pieces[-2].text + pieces[-1].text + piece.text
+            pieces[-2:] = [Segment(text, piece.state)]
+        else:
+            pieces.append(piece)
+    return tuple(pieces)
 
 
 def segments(text: str, mine: Sequence[Span], other: Sequence[Span] | None) -> tuple[Segment, ...]:
@@ -116,9 +131,10 @@ def choose(
     compared: Sequence[Compared],
     count: int,
 ) -> tuple[Choice, ...]:
-    """At most ``count`` examples in four groups, none twice. The sample is drawn by class and the
-    same each time."""
+    """At most ``count`` examples in four groups, none twice. The sample is drawn by class (by
+    label, over the range of values) and the same each time."""
     first = answers[primary]
+    kind = kind_for(first.problem)
     taken: set[int] = set()
 
     def pick(order: Sequence[int], share: int) -> tuple[int, ...]:
@@ -128,18 +144,11 @@ def choose(
         return tuple(chosen)
 
     part = -(-count // 4)
-    probability = first.probabilities.max(axis=1)
-    wrong = np.flatnonzero(~first.right)
-    wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
+    worst, order = kind.worst(first, primary)
     fragile = np.flatnonzero(np.isfinite(first.margin))
     fragile = fragile[np.argsort(first.margin[fragile], kind="stable")]
     groups = [
-        Choice(
-            "wrong",
-            "Wrong, and sure of it",
-            f"Where {primary} is wrong, the highest probability first.",
-            pick(wrong.tolist(), part),
-        ),
+        Choice("wrong", worst.title, worst.explanation, pick(order.tolist(), part)),
         Choice(
             "fragile",
             "Most fragile rationales",
@@ -150,41 +159,44 @@ def choose(
         Choice(
             "different",
             "Where the models differ most",
-            "Where labels differ, or rationales share least; the deployed files first.",
-            pick(_most_different(answers, compared), part),
+            kind.different,
+            pick(_most_different(kind, answers, compared), part),
         ),
     ]
-    groups.append(
-        Choice(
-            "sample",
-            "A sample of every class",
-            "Drawn at random, the same for each page, as many of every class as there is room for.",
-            pick(_by_class(first.labels, taken), count),
-        )
-    )
+    sample = pick(_in_turn(kind, first, taken), count)
+    groups.append(Choice("sample", kind.sample.title, kind.sample.explanation, sample))
     return tuple(group for group in groups if group.indices)
 
 
-def _most_different(answers: Mapping[str, Answers], compared: Sequence[Compared]) -> list[int]:
+def _most_different(
+    kind: Kind, answers: Mapping[str, Answers], compared: Sequence[Compared]
+) -> list[int]:
     """Example indices, the largest difference first; equal examples are left out. What a file
     changes weighs four times what a student does otherwise than its teacher."""
     total = np.zeros(len(next(iter(answers.values())).labels))
     for pair in compared:
         mine, theirs = answers[pair.model], answers[pair.other]
-        differs = (mine.predicted != theirs.predicted).astype(np.float64)
+        differs = kind.differs(mine, theirs)
         if pair.same_tokens:
             kept = zip(mine.kept, theirs.kept, strict=True)
-            differs += [1 - jaccard(a, b) for a, b in kept]
+            differs = differs + [1 - jaccard(a, b) for a, b in kept]
         total += differs * (4 if pair.deployed else 1)
     order = np.argsort(-total, kind="stable")
     return [int(index) for index in order if total[index] > 0]
 
 
-def _by_class(labels: np.ndarray, taken: set[int]) -> list[int]:
+def _in_turn(kind: Kind, first: Answers, taken: set[int]) -> list[int]:
     """What is left: a random one of each class, then another of each, and so on."""
     rng = np.random.default_rng(SEED)
-    shuffled = rng.permutation(len(labels))
+    shuffled = rng.permutation(len(first.labels))
     left = shuffled[[int(index) not in taken for index in shuffled]]
-    queues = [left[labels[left] == label] for label in np.unique(labels)]
-    longest = max(len(queue) for queue in queues)
-    return [int(queue[i]) for i in range(longest) for queue in queues if i < len(queue)]
+    queues = [iter(queue.tolist()) for queue in kind.queues(first, left)]
+    found: dict[int, None] = {}
+    while queues:
+        for queue in list(queues):
+            unseen = next((index for index in queue if index not in found), None)
+            if unseen is None:
+                queues.remove(queue)
+            else:
+                found[unseen] = None
+    return list(found)

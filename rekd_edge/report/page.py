@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
 import re
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -28,8 +30,10 @@ from rekd_edge.report.content import (
     Span,
     Timing,
     Training,
+    ValueFigures,
 )
-from rekd_edge.report.examples import Segment, State, compare_boxes, segments, visible
+from rekd_edge.report.examples import Segment, State, compare_boxes, joined, segments, visible
+from rekd_edge.report.kinds import kind_for, number
 from rekd_edge.report.statistics import wilson_interval
 
 TEMPLATE, STYLE = "page.html.j2", "style.css"
@@ -39,6 +43,12 @@ LONGEST_TEXT = 4_000
 MOST_CLASSES = 20
 """More classes than this get a list of confusions instead of a table."""
 MOST_CONFUSIONS = 30
+MOST_DOTS = 1_000
+"""Examples that a figure of values shows."""
+MOST_TARGETS = 6
+"""Targets that have figures."""
+ERROR_QUANTILES = (5, 25, 50, 75, 95)
+"""Percent."""
 _PROBABILITIES = {
     True: "Probabilities of files are those that their runtimes give, calibrated where the bundle "
     "says how; those of teacher and student are not calibrated.",
@@ -86,6 +96,63 @@ def fit_page(content: ReportContent, *, max_bytes: int) -> tuple[str, ReportCont
 def render_page(content: ReportContent) -> str:
     """``content`` as HTML. Every text in it is escaped, and no character of it steers a reader's
     screen (:func:`~rekd_edge.report.examples.visible`)."""
+    kind = kind_for(content.problem)
+    style = (FOLDER / STYLE).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    page = (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            content=content,
+            policy=policy,
+            style=Markup(style),  # noqa: S704 - the package's own file, and hashed in the policy
+            template=kind.template,
+            scored=kind.format,
+            units=_UNITS[content.modality],
+            primary=content.result(content.primary),
+            timed=_timed(content),
+            bins=ECE_BINS,
+            calibrated=any(found is not None for _, found in content.calibrations),
+            probabilities=_PROBABILITIES[bool(content.calibrations)],
+            withheld=any(
+                answer.withheld
+                for group in content.groups
+                for example in group.examples
+                for answer in example.answers
+            ),
+            interval=wilson_interval,
+            confusion_table=_confusion_table,
+            confusions=_confusions,
+            most_classes=MOST_CLASSES,
+            text_segments=functools.partial(text_segments, whole=content.unit != "token"),
+            rows=rows,
+            boxes=_boxes,
+            difference=functools.partial(difference, whole=content.unit != "token"),
+            left_out=_left_out,
+            dev_chart=functools.partial(_dev_chart, score=kind.score, percent=kind.in_percent),
+            loss_charts=_loss_charts,
+            timing_chart=_timing_chart,
+            front_chart=functools.partial(_front_chart, score=kind.score, percent=kind.in_percent),
+            risk_chart=_risk_chart,
+            calibration_chart=_calibration_chart,
+            label_calibration_chart=_label_calibration_chart,
+            value_chart=_value_chart,
+            error_chart=_error_chart,
+            error_quantiles=_error_quantiles,
+            quantiles=ERROR_QUANTILES,
+            most_dots=MOST_DOTS,
+            most_targets=MOST_TARGETS,
+        )
+    )
+    return visible(page)
+
+
+@functools.cache
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -95,63 +162,29 @@ def render_page(content: ReportContent) -> str:
     )
     environment.filters |= {
         "percent": _percent,
+        "number": number,
+        "signed": _signed,
         "fact": _fact,
         "data_uri": _data_uri,
         "margin": _margin,
         "count": lambda value: f"{value:,}",
     }
-    style = (FOLDER / STYLE).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    page = environment.get_template(TEMPLATE).render(
-        content=content,
-        policy=policy,
-        style=Markup(style),  # noqa: S704 - the package's own file, and hashed in the policy
-        units=_UNITS[content.modality],
-        primary=content.result(content.primary),
-        timed=_timed(content),
-        bins=ECE_BINS,
-        calibrated=any(found is not None for _, found in content.calibrations),
-        probabilities=_PROBABILITIES[bool(content.calibrations)],
-        withheld=any(
-            answer.withheld
-            for group in content.groups
-            for example in group.examples
-            for answer in example.answers
-        ),
-        interval=wilson_interval,
-        confusion_table=_confusion_table,
-        confusions=_confusions,
-        most_classes=MOST_CLASSES,
-        text_segments=text_segments,
-        rows=rows,
-        boxes=_boxes,
-        difference=difference,
-        left_out=_left_out,
-        dev_chart=_dev_chart,
-        loss_charts=_loss_charts,
-        timing_chart=_timing_chart,
-        front_chart=_front_chart,
-        risk_chart=_risk_chart,
-        calibration_chart=_calibration_chart,
-    )
-    return visible(page)
+    return environment
 
 
 def text_segments(
-    example: Example, answer: Answer, longest: int | None = LONGEST_TEXT
+    example: Example, answer: Answer, longest: int | None = LONGEST_TEXT, *, whole: bool = False
 ) -> tuple[Segment, ...]:
-    """The example's text up to ``longest`` characters, marked with this answer's rationale."""
+    """The example's text up to ``longest`` characters, marked with this answer's rationale;
+    ``whole``: whether words or sentences are kept whole, and so marked whole."""
     assert example.text is not None
     other = _reference(example, answer)
-    return segments(
+    found = segments(
         example.text[:longest],
         [part for part in answer.evidence if isinstance(part, Span)],
         None if other is None else [part for part in other.evidence if isinstance(part, Span)],
     )
+    return joined(found) if whole else found
 
 
 def rows(example: Example) -> tuple[tuple[Answer, ...], ...]:
@@ -185,7 +218,7 @@ def _reference(example: Example, answer: Answer) -> Answer | None:
     return next((one for one in example.answers if one.model == answer.reference), None)
 
 
-def difference(example: Example, answer: Answer) -> str:
+def difference(example: Example, answer: Answer, *, whole: bool = False) -> str:
     """In words, how this rationale differs from the one it is compared with; empty without one."""
     other = _reference(example, answer)
     if other is None:
@@ -196,7 +229,7 @@ def difference(example: Example, answer: Answer) -> str:
         if not only and not missing:
             return f"same patches as {other.model}"
         return f"against {other.model}: {only} only here, {missing} not here"
-    found = text_segments(example, answer, longest=None)
+    found = text_segments(example, answer, longest=None, whole=whole)
     parts = [
         f"{words}: {', '.join(quoted)}"
         for words, state in (("only here", "only"), ("not here", "missing"))
@@ -249,18 +282,18 @@ def _loss_charts(training: Training) -> list[Markup]:
     ]
 
 
-def _dev_chart(training: Training) -> Markup:
+def _dev_chart(training: Training, *, score: str, percent: bool) -> Markup:
     points = "; ".join(
         f"{name}: " + ", ".join(f"{a:.3f} at step {s}" for s, a in zip(steps, values, strict=True))
         for name, steps, values in training.dev
     )
     return charts.line_chart(
-        f"{training.title}: accuracy on the development split",
+        f"{training.title}: {score} on the development split",
         [charts.Series(name, steps, values, marked=True) for name, steps, values in training.dev],
         x_label="step of the phase",
-        y_label="accuracy on development examples",
+        y_label=f"{score} on development examples",
         description=points,
-        percent=True,
+        percent=percent,
     )
 
 
@@ -269,12 +302,14 @@ def _timing_chart(bench: Bench) -> Markup:
     return charts.timing_chart("Latency of one query", bench.timings, medians)
 
 
-def _front_chart(front: Front) -> Markup:
+def _front_chart(front: Front, *, score: str, percent: bool) -> Markup:
     points = "; ".join(
-        f"{number} {p.name}: {p.accuracy:.1%} in {p.latency_ms:.3g} ms"
-        for number, p in enumerate(front.points, 1)
+        f"{rank} {p.name}: {f'{p.accuracy:.1%}' if percent else f'{p.accuracy:.3f}'} "
+        f"in {p.latency_ms:.3g} ms"
+        for rank, p in enumerate(front.points, 1)
     )
-    return charts.front_chart("Accuracy against latency", front.points, points)
+    title = f"{score[0].upper()}{score[1:]} against latency"
+    return charts.front_chart(title, front.points, points, score=score, percent=percent)
 
 
 def _risk_chart(found: tuple[Confidence, ...]) -> Markup:
@@ -299,9 +334,23 @@ def _risk_chart(found: tuple[Confidence, ...]) -> Markup:
 
 
 def _calibration_chart(found: tuple[Confidence, ...]) -> Markup:
+    return _reliability_chart(
+        found, "Probability and accuracy", "mean probability of the answers", "of them right"
+    )
+
+
+def _label_calibration_chart(found: tuple[Confidence, ...]) -> Markup:
+    return _reliability_chart(
+        found, "Probability of a label and how often it is there", "mean probability", "are there"
+    )
+
+
+def _reliability_chart(
+    found: tuple[Confidence, ...], title: str, x_label: str, y_label: str
+) -> Markup:
     described = "; ".join(f"{one.model}: error {one.calibration_error:.3f}" for one in found)
     return charts.line_chart(
-        "Probability and accuracy",
+        title,
         [
             charts.Series(
                 one.model,
@@ -311,14 +360,64 @@ def _calibration_chart(found: tuple[Confidence, ...]) -> Markup:
             )
             for one in found
         ],
-        x_label="mean probability of the answers",
-        y_label="of them right",
+        x_label=x_label,
+        y_label=y_label,
         description=described,
         bounds=(0.0, 1.0),
         percent=True,
         x_percent=True,
         diagonal=True,
     )
+
+
+def _value_chart(name: str, found: ValueFigures) -> Markup:
+    """Dots of value against truth, thinned out evenly over the range of the truth."""
+    order = np.argsort(found.truth, kind="stable")
+    quarters = [part for part in np.array_split(order, 4) if len(part)]
+    described = "; ".join(
+        f"mean truth {number(float(found.truth[part].mean()))}, "
+        f"mean value {number(float(found.found[part].mean()))}"
+        for part in quarters
+    )
+    shown = order
+    if len(order) > MOST_DOTS:
+        shown = order[np.linspace(0, len(order) - 1, MOST_DOTS).round().astype(int)]
+    return charts.dot_chart(
+        f"{found.name}, value of {name} against the truth",
+        found.truth[shown].tolist(),
+        found.found[shown].tolist(),
+        x_label="true value",
+        y_label="value",
+        description=f"By quarters of the examples, the lowest truth first: {described}.",
+    )
+
+
+def _error_chart(name: str, found: ValueFigures) -> Markup:
+    """How many examples have which error, in bars of equal width about 0."""
+    error = found.error
+    reach = float(np.abs(error).max()) or 1.0
+    counts, edges = np.histogram(error, bins=21, range=(-reach, reach))
+    said = ", ".join(
+        f"{share} % at most {_signed(value)}"
+        for share, value in zip(ERROR_QUANTILES, _error_quantiles(found), strict=True)
+    )
+    return charts.bar_chart(
+        f"{found.name}, errors of {name}",
+        edges.tolist(),
+        counts.tolist(),
+        x_label="value minus truth",
+        y_label="examples",
+        description=f"Of {len(error):,} examples {said}.",
+    )
+
+
+def _error_quantiles(found: ValueFigures) -> list[float]:
+    return [float(value) for value in np.percentile(found.error, ERROR_QUANTILES)]
+
+
+def _signed(value: float) -> str:
+    """A difference, with its sign."""
+    return number(value) if value < 0 or not math.isfinite(value) else f"+{number(value)}"
 
 
 def _timed(content: ReportContent) -> tuple[Bench, Timing] | None:

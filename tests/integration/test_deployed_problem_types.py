@@ -4,6 +4,8 @@ gates in ONNX Runtime, and answered by the runtime."""
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +31,10 @@ from rekd_edge.models.rationalist import Rationalist
 from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.problem import PRIMARY
 from rekd_edge.recipe import find_recipe, load_recipe
-from rekd_edge.report_pipeline import build_report
-from rekd_edge.run_folder import Run
-from rekd_edge.types import ProblemType
+from rekd_edge.report_pipeline import Report, build_report
+from rekd_edge.run_folder import RECIPE_FILE, RUN_FILE, Run
+from rekd_edge.runners import TorchRunner
+from rekd_edge.types import Outputs, ProblemType
 from tests.changed_bundle import with_config
 
 SEVERAL: ProblemType = "multi_label_classification"
@@ -202,6 +205,129 @@ def test_the_command_line_shows_the_answer(exported: ExportResult, run: Run) -> 
     assert key in document["predictions"][0]
 
 
-def test_the_page_says_why_there_is_none(exported: ExportResult) -> None:
-    with pytest.raises(UsageError, match="counts answers as right or wrong, by class"):
-        build_report([exported.path])
+@pytest.fixture(scope="module")
+def page(run: Run, exported: ExportResult) -> Report:
+    """Of the bundle, whose run is the one at hand: it was never written as training writes one."""
+    shutil.copy(exported.path / RECIPE_FILE, run.path / RECIPE_FILE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rekd_edge.report_pipeline.find_run", lambda bundle: run)
+        return build_report([exported.path], examples=10)
+
+
+def test_the_page_finds_what_the_check_found(
+    page: Report, run: Run, exported: ExportResult
+) -> None:
+    problem, names = run.recipe.problem_type, NAMES[run.recipe.problem_type]
+    assert exported.report is not None
+    student, file = page.content.results
+    checked = exported.report.accuracy["onnx"]
+    assert file.name == page.content.primary == "bundle (fp32)"
+    assert file.scores == pytest.approx(checked.scores, rel=1e-3)
+    assert file.per_class == pytest.approx(checked.per_class, rel=1e-3)
+    assert file.support == checked.support
+    low, high = file.intervals[PRIMARY[problem]]
+    assert low < file.accuracy < high
+    agreement = file.agreement
+    assert agreement is not None
+    assert (agreement.other, agreement.rationale_exact) == ("student", 1.0)
+    assert (agreement.labels, len(agreement.values)) == {SEVERAL: (1.0, 0), VALUES: (None, 2)}[
+        problem
+    ]
+    truth = run.data().test.labels
+    for place, name in enumerate(names):
+        if problem == SEVERAL:
+            one = file.labels[place]
+            assert (one.name, one.both + one.missing) == (name, int(truth[:, place].sum()))
+            assert one.both + one.missing + one.extra + one.neither == len(truth)
+        else:
+            value = file.values[place]
+            assert value.mean_absolute_error < value.root_mean_squared_error
+            assert agreement.values[place].distance < 0.01 * float(truth[:, place].std())
+            assert agreement.values[place].correlation == pytest.approx(1.0)
+    document = page.to_json()
+    assert document["problem_type"] == problem
+    assert json.dumps(document, allow_nan=False)
+    assert student.agreement is None  # there is no teacher
+
+
+def test_the_page_shows_what_the_device_answers(
+    page: Report, run: Run, exported: ExportResult
+) -> None:
+    device = load_runtime().Rationalist.load(exported.path)
+    truth, names = run.data().test.labels, NAMES[run.recipe.problem_type]
+    shown = [example for group in page.content.groups for example in group.examples]
+    assert len({example.index for example in shown}) == len(shown) == 10
+    for example in shown:
+        assert example.text is not None
+        answer = next(one for one in example.answers if one.model == "bundle (fp32)")
+        expected = device.predict([example.text])[0]
+        assert answer.withheld == expected.refused_for
+        assert answer.margin == pytest.approx(expected.margin, rel=1e-4)
+        if expected.values is not None:
+            found = {mark.name: mark.value for mark in answer.values}
+            assert found == pytest.approx(dict(expected.values), rel=1e-4)
+            errors = [mark.error for mark in answer.values]
+            true = truth[example.index]
+            np.testing.assert_allclose(errors, list(found.values()) - true, rtol=1e-4)
+            continue
+        given = [mark.name for mark in answer.labels if mark.state != "missing"]
+        there = [mark.name for mark in answer.labels if mark.state != "extra"]
+        assert given == list(expected.labels)
+        assert there == [n for n, one in zip(names, truth[example.index], strict=True) if one]
+        for mark in answer.labels:
+            assert mark.probability == pytest.approx(expected.probabilities[mark.name], abs=1e-5)
+
+
+def test_the_page_says_how_sure_answers_are_where_something_does(
+    page: Report, exported: ExportResult
+) -> None:
+    if exported.calibration is None:
+        assert page.content.confidences == ()
+        assert "Nothing says how sure a value is" in page.page
+        return
+    (seen,) = page.content.confidences
+    stated = exported.calibration.test
+    assert seen.calibration_error == pytest.approx(stated.calibrated.ece, abs=1e-5)
+    assert seen.risk_at(1.0) == pytest.approx(1 - stated.accuracy)
+    assert len(seen.by_label) == len(NAMES[SEVERAL])
+    ((_, stored),) = page.content.calibrations
+    assert stored is not None
+    assert (stored.coverage, stored.ece_after) == (stated.coverage, stated.calibrated.ece)
+
+
+def test_a_model_whose_answers_are_no_numbers_is_said_not_to_have_been_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(TorchRunner):
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
+            found = super().run(inputs)
+            return replace(found, logits=found.logits * np.nan)
+
+    monkeypatch.setattr("rekd_edge.report_pipeline.TorchRunner", Broken)
+    monkeypatch.setattr("rekd_edge.report_pipeline.open_run", lambda path: run)
+    for name in (RECIPE_FILE, RUN_FILE):
+        (run.path / name).touch()
+    made = build_report([run.path])
+    assert made.content.results == ()
+    assert made.content.notes == (
+        "student was not run: it answers with numbers that are not finite",
+    )
+
+
+def test_the_page_of_a_bundle_alone_and_of_two_types(
+    exported: ExportResult, run: Run, tmp_path: Path
+) -> None:
+    alone = shutil.copytree(exported.path, tmp_path / "alone")
+    made = build_report([alone])
+    assert exported.report is not None
+    checked = exported.report.accuracy["onnx"]
+    file = made.content.result("alone (fp32)")
+    assert file is not None
+    assert file.scores == checked.scores
+    assert file.examples == checked.examples == 32
+    assert (file.labels, file.values, file.intervals) == ((), (), {})
+    assert "no model could be run on the test split" in made.page
+    other = {SEVERAL: VALUES, VALUES: SEVERAL}[run.recipe.problem_type]
+    lie = with_config(exported.path, tmp_path / "lie", problem_type=other, calibration=None)
+    with pytest.raises(UsageError, match="a page is about one problem type"):
+        build_report([alone, lie])

@@ -146,7 +146,12 @@ def test_evaluate_and_the_report_show_the_cases(run: Run) -> None:
     found = evaluate_run(run, device="cpu", save=False, limit=16)
     assert found.pair is not None
     assert found.pair.examples == 16
-    page = build_report([run.path], examples=0).page
+    made = build_report([run.path], examples=2)
+    page = made.page
+    (pair,) = made.content.results
+    stated = (run.report("distill") or {})["pair"]["test"]
+    assert (pair.name, pair.accuracy) == ("pair", pytest.approx(stated["accuracy"]))
+    assert "what either of them kept" in page
     assert "How two students decide" in page
     assert "partner convinces" in page
     assert "Dai 2023" in page

@@ -20,6 +20,7 @@ from rekd_edge.pipeline import train_run
 from rekd_edge.problem import PRIMARY
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.recipe.schema import Recipe
+from rekd_edge.report_pipeline import build_report
 from rekd_edge.run_folder import Run, open_run
 
 SCORES = {
@@ -118,6 +119,31 @@ def test_its_rationales_are_evaluated_under_its_own_names(finished: Run) -> None
         assert scores.comprehensiveness > 0
     gold = "lexicon proxy" if kind == "regression" else "object masks"
     assert [found.name for found in report.gold] == [gold]
+
+
+def test_its_page_shows_teacher_and_student_as_training_left_them(finished: Run) -> None:
+    content = (report := build_report([finished.path], examples=6)).content
+    distill = finished.report("distill") or {}
+    teacher, student = content.results
+    for found, role in ((teacher, "teacher"), (student, "student")):
+        stated = distill[role]["test"]
+        names = SCORES[finished.recipe.problem_type]
+        assert found.scores == pytest.approx({name: stated[name] for name in names}, abs=1e-5)
+        assert found.per_class == pytest.approx(stated["per_label"], abs=1e-5)
+    shared, stated = student.agreement, distill["agreement_with_teacher"]
+    assert shared is not None
+    assert shared.rationale_jaccard == pytest.approx(stated["rationale_jaccard"], abs=1e-6)
+    if finished.recipe.problem_type == "regression":
+        (value,) = shared.values
+        assert value.correlation == pytest.approx(stated["value_correlation"], abs=1e-4)
+        assert "R² on the development split" in report.page
+    else:
+        assert shared.labels == stated["label_agreement"]
+        assert "micro F1 on the development split" in report.page
+    assert all(training.dev for training in content.trainings)
+    assert content.examples == 6
+    limited = build_report([finished.path], examples=0, limit=12).content
+    assert limited.results[0].examples == 12
 
 
 def test_resumed_with_a_transfer_set_it_ends_the_same(finished: Run, tmp_path: Path) -> None:

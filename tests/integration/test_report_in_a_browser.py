@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rekd_edge.report.page import render_page
+from rekd_edge.types import ProblemType
 from tests.chromium import Page, open_page
 from tests.report_content import make_content
 
@@ -50,7 +51,15 @@ def browser() -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="module", params=["text", "image"])
+PAGES: dict[str, ProblemType] = {
+    "text": "single_label_classification",
+    "image": "single_label_classification",
+    "labels-image": "multi_label_classification",
+    "values-text": "regression",
+}
+
+
+@pytest.fixture(scope="module", params=PAGES)
 def shown(
     request: pytest.FixtureRequest,
     browser: Page,
@@ -58,7 +67,9 @@ def shown(
 ) -> Page:
     """A page of hostile texts, open."""
     file: Path = tmp_path_factory.mktemp("page") / f"{request.param}.html"
-    file.write_text(render_page(make_content(request.param, examples=4)), encoding="utf-8")
+    modality, problem = request.param.split("-")[-1], PAGES[request.param]
+    content = make_content(modality, examples=4, problem=problem)
+    file.write_text(render_page(content), encoding="utf-8")
     browser.media()
     browser.resize(1280)
     browser.open(file.as_uri())

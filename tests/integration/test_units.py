@@ -12,6 +12,8 @@ from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.export_pipeline import export_bundle
 from rekd_edge.pipeline import train_run
 from rekd_edge.recipe import find_recipe, load_recipe
+from rekd_edge.report.page import text_segments
+from rekd_edge.report_pipeline import build_report
 from rekd_edge.run_folder import Run
 
 SHORT = ["data.limit={train: 32, dev: 16, test: 16}"]
@@ -59,6 +61,15 @@ def test_sentences(tmp_path: Path) -> None:
     fuse = run.report("fuse") or {}
     assert 0 <= fuse["cut_units"] <= 16
     assert 0 < fuse["modes"]["top_k_gathered"]["kept_share"] <= 0.55
+    shown = build_report([bundle], examples=4).content
+    assert shown.unit == "sentence"
+    for example in (example for group in shown.groups for example in group.examples):
+        for answer in example.answers:
+            pieces, whole = (text_segments(example, answer, whole=w) for w in (False, True))
+            assert "".join(one.text for one in whole) == example.text
+            marked = [one.text for one in whole if one.state != "none"]
+            assert len(marked) < len([one for one in pieces if one.state != "none"])
+            assert all(text[-1] in ".!?" for text in marked), marked
     model = load_runtime().Rationalist.load(bundle, threads=1)
     sentences = ("I liked it a lot .", "It was long !", "We went home .")
     (answer,) = model.predict([" ".join(sentences)])

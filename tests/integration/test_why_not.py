@@ -26,6 +26,7 @@ from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.recipe.load import InvalidRecipeError
 from rekd_edge.recipe.schema import Recipe
+from rekd_edge.report_pipeline import build_report
 from rekd_edge.run_folder import Run, open_run
 
 STUDENT = Path("student") / "best" / "model.safetensors"
@@ -72,6 +73,18 @@ def test_the_student_and_its_file_are_what_they_are_without(
     shutil.copytree(bundle, tmp_path / "forged")
     with pytest.raises(GateError, match="why_not is"):
         check_bundle(tmp_path / "forged", run=alone, threads=1, reject_failed=False)
+
+
+def test_the_page_says_how_often_they_convince(run: Run, bundle: Path, tmp_path: Path) -> None:
+    """Of a run, and of a bundle whose run is not there."""
+    stated = (run.report("distill") or {})["class_wise"]["test"]
+    alone = Path(shutil.copytree(bundle, tmp_path / "alone"))
+    for path in (run.path, alone):
+        content = build_report([path], examples=0, limit=4).content
+        (found,) = content.class_wise
+        assert (found.examples, found.above_chance) == (32, stated["above_chance"])
+        assert [one.label for one in found.classes] == ["negative", "positive"]
+        assert [one.reach for one in found.classes] == [c["reach"] for c in stated["classes"]]
 
 
 def test_training_reports_what_the_rationales_are_worth_and_can_be_resumed(

@@ -11,8 +11,11 @@ from html.parser import HTMLParser
 import pytest
 
 from rekd_edge.errors import UsageError
+from rekd_edge.report.content import ClassReach, ClassWise
+from rekd_edge.report.kinds import kind_for
 from rekd_edge.report.page import fit_page, render_page
-from tests.report_content import FILE, HOSTILE, make_content
+from rekd_edge.types import ProblemType
+from tests.report_content import FILE, HOSTILE, LABELS, STUDENT, make_content
 
 VOID = {"meta", "link", "br", "image", "use", "path", "rect", "circle"}
 SECTIONS = (
@@ -55,9 +58,17 @@ class Elements(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("modality", ["text", "image"])
-def test_hostile_text_stays_text(modality: str) -> None:
-    page = Elements(render_page(make_content(modality)))
+EVERY_KIND: list[tuple[str, ProblemType]] = [
+    ("text", "single_label_classification"),
+    ("image", "single_label_classification"),
+    ("image", "multi_label_classification"),
+    ("text", "regression"),
+]
+
+
+@pytest.mark.parametrize(("modality", "problem"), EVERY_KIND)
+def test_hostile_text_stays_text(modality: str, problem: ProblemType) -> None:
+    page = Elements(render_page(make_content(modality, problem=problem)))
     assert page.open == []
     names = {tag for tag, _ in page.found}
     assert not names & {"script", "img", "iframe", "object", "form", "input", "i"}
@@ -72,8 +83,11 @@ def test_hostile_text_stays_text(modality: str) -> None:
     assert "\u202e" not in page.text
 
 
-def test_the_policy_forbids_everything_but_this_style_and_these_pictures() -> None:
-    text = render_page(make_content("image"))
+@pytest.mark.parametrize(("modality", "problem"), EVERY_KIND)
+def test_the_policy_forbids_everything_but_this_style_and_these_pictures(
+    modality: str, problem: ProblemType
+) -> None:
+    text = render_page(make_content(modality, problem=problem))
     page = Elements(text)
     policy = next(
         a["content"] for t, a in page.found if "content-security-policy" in str(a).lower()
@@ -93,8 +107,11 @@ def test_the_policy_forbids_everything_but_this_style_and_these_pictures() -> No
     assert "@import" not in style[1]
 
 
-def test_every_section_every_table_and_every_figure_says_what_it_is() -> None:
-    text = render_page(make_content("image"))
+@pytest.mark.parametrize(("modality", "problem"), EVERY_KIND)
+def test_every_section_every_table_and_every_figure_says_what_it_is(
+    modality: str, problem: ProblemType
+) -> None:
+    text = render_page(make_content(modality, problem=problem))
     page = Elements(text)
     sections = [a["id"] for tag, a in page.found if tag == "section"]
     assert tuple(sections) == SECTIONS
@@ -106,12 +123,16 @@ def test_every_section_every_table_and_every_figure_says_what_it_is() -> None:
         if tag == "svg" and attributes.get("aria-hidden") != "true":
             assert attributes.get("role") == "img"
             assert attributes.get("aria-label")
+    assert "{{ " not in text.replace("{{ 7*7 }}", "")
     identities = [a["id"] for _, a in page.found if "id" in a]
     assert len(identities) == len(set(identities))
 
 
-def test_what_is_missing_is_said_to_be_missing() -> None:
-    content = make_content()
+@pytest.mark.parametrize(
+    "problem", ["single_label_classification", "multi_label_classification", "regression"]
+)
+def test_what_is_missing_is_said_to_be_missing(problem: ProblemType) -> None:
+    content = make_content(problem=problem)
     empty = replace(
         content,
         primary=None,
@@ -129,7 +150,10 @@ def test_what_is_missing_is_said_to_be_missing() -> None:
     page = render_page(empty)
     for name in SECTIONS[2:]:
         section = page[page.index(f'<section id="{name}"') :]
-        assert "not measured" in section[: section.index("</section>")], name
+        said = "not measured"
+        if problem == "regression" and name == "confidence":
+            said = "Nothing says how sure a value is"
+        assert said in section[: section.index("</section>")], name
     assert "0.0 %" not in page
 
 
@@ -198,3 +222,119 @@ def test_a_large_page_loses_examples_and_says_so() -> None:
     assert fit_page(content, max_bytes=whole)[1].examples == 40
     with pytest.raises(UsageError, match="without any example"):
         fit_page(content, max_bytes=1000)
+
+
+def section(page: str, name: str) -> str:
+    """Its text, in one line."""
+    start = page.index(f'<section id="{name}"')
+    return " ".join(
+        Elements(page[start : page.index("</section>", start)] + "</section>").text.split()
+    )
+
+
+def test_several_labels_are_counted_one_by_one() -> None:
+    """The file gives the first example both labels and the second none; true are one and both."""
+    page = render_page(make_content("image", problem="multi_label_classification"))
+    right = section(page, "accuracy")
+    bad, good = LABELS
+    # Micro F1 2 * 1 / (2 + 3), macro (2 / 3 + 0) / 2, nothing all right.
+    assert f"{FILE}0.400" in right
+    assert "0.333" in right
+    # Prevalence, precision, recall, F1, and the four counts.
+    assert f"{bad}100.0 %100.0 %50.0 %0.6671100" in right
+    assert f"{good}50.0 %0.0 %0.0 %0.0000110" in right
+    # Of the two examples the first has the student's labels.
+    assert f"{FILE} {STUDENT}50.0 %" in right or f"{FILE}{STUDENT}50.0 %" in right
+    sure = section(page, "confidence")
+    assert "Calibration error of each label" in page
+    assert "An answer is as sure as the label that it is least sure of" in sure
+    shown = section(page, "examples")
+    assert f"true labels {bad} " in shown
+    assert f"true labels {bad}, {good} " in shown
+    assert f"✓ {bad} 0.881 ✗ {good} 0.731 extra" in shown
+    assert f"✗ {bad} 0.269 missing ✗ {good} 0.269 missing" in shown
+    assert "withheld: confidence, margin" in shown
+
+
+def test_values_stand_beside_the_truth_in_their_unit() -> None:
+    page = render_page(make_content(problem="regression"))
+    near = section(page, "accuracy")
+    bad, good = LABELS
+    # Errors of the file: -0.25 and -0.5; +500 and -1000.
+    assert "0.3750" in near
+    assert "750.0" in near
+    assert "790.6" in near  # the root of (500^2 + 1000^2) / 2
+    # It is 0 and 0.5 away from the student in the first target, nowhere in the second.
+    assert f"{FILE}{STUDENT}{bad}0.25001.000" in near
+    assert f"{FILE}{STUDENT}{good}01.000" in near
+    shown = section(page, "examples")
+    assert f"true values {bad} 1.500, {good} 2,000 " in shown
+    assert f"{bad} 1.250 error -0.2500 {good} 2,500 error +500.0" in shown
+    assert f"{bad} 2.000 error -0.5000 {good} 7,000 error -1,000" in shown
+    assert "right" not in shown
+    assert "0." not in section(page, "confidence")  # no number that nobody has
+    figures = [a["aria-label"] or "" for t, a in Elements(page).found if t == "svg" and "role" in a]
+    assert any("By quarters of the examples" in figure for figure in figures)
+    assert any("50 % at most" in figure for figure in figures)
+
+
+@pytest.mark.parametrize(
+    ("problem", "scores", "shown"),
+    [
+        (
+            "multi_label_classification",
+            {"f1_micro": 0.625, "f1_macro": 0.5, "accuracy": 0.25},
+            "0.625not measured 0.500not measured 25.0 %not measured32",
+        ),
+        (
+            "regression",
+            {"r2": 0.625, "mean_absolute_error": 99.5, "root_mean_squared_error": 100.5},
+            "0.625not measured32",
+        ),
+    ],
+)
+def test_what_a_report_recorded_has_no_interval(
+    problem: ProblemType, scores: dict[str, float], shown: str
+) -> None:
+    """As of a bundle whose run is not there: nothing is worked out from what is not known."""
+    recorded = {
+        "overall": 0.625,
+        "per_class": dict.fromkeys(LABELS, 0.625),
+        "support": dict.fromkeys(LABELS, 16),
+        "scores": scores,
+    }
+    result = kind_for(problem).recorded(FILE, "a report", recorded, 32)
+    empty = {"confidences": (), "groups": (), "calibrations": ()}
+    page = render_page(replace(make_content(problem=problem), results=(result,), **empty))
+    assert Elements(page).open == []
+    said = section(page, "accuracy")
+    assert shown.replace(" ", "") in said.replace(" ", "")
+    assert "no model could be run on the test split" in said
+    assert "99.5" not in said  # the mean over two targets, whose units differ
+
+
+def test_a_pair_and_whole_units_are_described() -> None:
+    content = replace(make_content(), unit="sentence", two_students=True)
+    summary = section(render_page(content), "summary")
+    assert "keeps whole sentences, at most 20 % of its tokens" in summary
+    assert "Two students of that kind answer together" in summary
+    assert "which sentences are kept" in summary
+    plain = section(render_page(make_content()), "summary")
+    assert "keeps 20 % of its tokens" in plain
+    assert "Two students" not in plain
+
+
+def test_what_class_wise_rationales_are_worth_is_said() -> None:
+    found = (
+        ClassReach(LABELS[0], 0.901, 0.335, 60, 0.805, 0.25),
+        ClassReach(LABELS[1], 0.95, 0.665, 0, None, None),
+    )
+    content = replace(make_content(), class_wise=(ClassWise(HOSTILE, 100, found, False),))
+    page = render_page(content)
+    assert Elements(page).open == []
+    said = section(page, "class-wise")
+    assert f"{LABELS[0]}90.1 %33.5 %6080.5 %25.0 %" in said
+    assert f"{LABELS[1]}95.0 %66.5 %0--" in said
+    assert "do not show such rationales" in said
+    assert 'href="#class-wise"' in page
+    assert 'id="class-wise"' not in render_page(make_content())
