@@ -111,12 +111,14 @@ ALL = [("image", kind) for kind in VIT_PEERS] + [("text", kind) for kind in BERT
 def test_with_nothing_reduced_it_is_the_plain_classifier(
     modality: str, kind: str, pooling: str
 ) -> None:
-    inputs = images() if modality == "image" else texts()
+    given = images() if modality == "image" else texts()
+    # In float64, where a difference is one of the computation and not of a processor's rounding.
+    inputs = [one.double() if one.is_floating_point() else one for one in given]
     peer, predictor = make(modality, kind, off=True, pooling=pooling)
-    expected = plain(predictor)(*inputs)[0]
-    assert float((peer(*inputs)[0] - expected).abs().max()) < 1e-5
+    expected = plain(predictor.double())(*inputs)[0]
+    assert float((peer.double()(*inputs)[0] - expected).abs().max()) < 1e-10
     reduced, _ = make(modality, kind, off=False, pooling=pooling)
-    assert float((reduced(*inputs)[0] - expected).abs().max()) > 1e-3
+    assert float((reduced.double()(*inputs)[0] - expected).abs().max()) > 1e-3
     assert model_flops(reduced, 14) < model_flops(peer, 14)
 
 
