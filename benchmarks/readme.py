@@ -37,10 +37,10 @@ GUIDE_LINES = (
     "{black-box-one-seed|black-box-scaffold|test accuracy} with its attention.",
     "- *Half the weights to ship:* `method: fr`, one encoder for both: "
     "{methods-snippets|fr|test accuracy}.",
-    "- *From scratch, and to find the evidence itself:* `nir` or `a2r`, half of RNP's cost: F1 of the "
-    "deciding sentence {methods|nir|token F1}, {methods|a2r|token F1} (RNP {methods|rnp|token F1}), "
-    "of objects on images {methods-images|nir|patch F1}, {methods-images|a2r|patch F1} (RNP "
-    "{methods-images|rnp|patch F1}).",
+    "- *From scratch, and to find the evidence itself:* `nir` or `a2r`, half of RNP's cost: F1 of "
+    "the deciding sentence {methods|nir|token F1}, {methods|a2r|token F1} (RNP "
+    "{methods|rnp|token F1}), of objects on images {methods-images|nir|patch F1}, "
+    "{methods-images|a2r|patch F1} (RNP {methods-images|rnp|patch F1}).",
     "- *Better than any of them at that:* a selector of mask gradients on images "
     "({methods-images|warmed-up|patch F1}); on sentences {methods|warmed-up|token F1}.",
     "- *N2R instead of RNP:* on images, F1 {methods-images|n2r|patch F1}; on film-review sentences "
@@ -131,7 +131,7 @@ def methods_table(result: Mapping[str, Any], costs: Mapping[str, float]) -> str:
         if title.startswith(COMPARED):
             title = f"*{title.removeprefix(COMPARED)}*"
         cells = [_cell(row["values"][column]) for column in columns]
-        cost = costs.get(str(row["title"]))
+        cost = costs.get(str(row["title"]).partition(" (")[0])
         lines.append(f"| {title} | {' | '.join(cells)} | {'' if cost is None else f'{cost:.2f}'} |")
     chance = next(
         row["values"]["share that is gold"]
