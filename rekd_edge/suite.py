@@ -269,7 +269,8 @@ def _record(result: SuiteResult, row: RowSpec, seed: int, run: Run) -> None:
             result.values[row.name][column.title][seed] = value
     examples = _at(reports, "distill.student.test.examples")
     result.facts |= {"data": run.info.get("data", {}), "test_examples": examples}
-    result.facts["rationale_ratio"] = run.recipe.rationale_ratio
+    if row == result.suite.rows[0] or "rationale_ratio" not in result.facts:
+        result.facts["rationale_ratio"] = run.recipe.rationale_ratio  # a row may have its own
 
 
 def _at(reports: Mapping[str, Any], path: str) -> float | None:

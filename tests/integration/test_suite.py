@@ -57,7 +57,7 @@ rows:
       - teacher.objective.name=paper
       - objective.rationale_kd=noiseless
   - name: plain
-    overrides: [task=classify]
+    overrides: [task=classify, rationale_ratio=0.5]
 """
 
 
@@ -82,6 +82,7 @@ def test_a_suite_trains_each_row_once_and_shares_the_teacher(
 
     written = json.loads((output / "suite.json").read_text())
     paper, noiseless, plain = written["rows"]
+    assert written["rationale_ratio"] == recipes["paper"].rationale_ratio != 0.5  # the first row's
     assert set(paper["values"]) == {"own", "exported", "zeroed"}
     report = json.loads((output / "paper" / "seed-0" / "reports" / "distill.json").read_text())
     own = report["student"]["test_own"]
