@@ -85,6 +85,8 @@ def _rows(text: str | None, spec: SuiteSpec) -> tuple[RowSpec, ...]:
     chosen = tuple(row for row in stated if row.name in names)
     needed = [(row.against, f"row {row.name!r} is compared with") for row in chosen]
     needed += [(spec.judge, "the suite's judge is"), (spec.simulated, "what is simulated is")]
+    if spec.shared_warmup:
+        needed.append((known[0], "the shared warm-up is that of"))
     for name, why in needed:
         if name is not None and name not in names:
             raise UsageError(

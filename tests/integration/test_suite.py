@@ -217,7 +217,7 @@ def test_the_command_runs_some_rows_and_fails_with_those_that_diverge(
     refused = command(*words)
     assert refused.returncode == 2  # `plain` is compared with the first row
     assert "--rows leaves out" in refused.stderr
-    classify = "overrides: [task=classify]"
+    classify = "overrides: [task=classify, rationale_ratio=0.5]"
     compared = suite_file.read_text().replace(classify, f"{classify}\n    against: plain")
     suite_file.write_text(compared)
     result = command(*words)
@@ -244,6 +244,19 @@ def test_the_command_refuses_rows_without_their_judge(tmp_path: Path) -> None:
         refused = command(*words, rows)
         assert refused.returncode == 2, refused.stderr
         assert f"is '{missing}', which --rows leaves out" in refused.stderr.replace("\n", " ")
+
+
+def test_a_shared_warmup_needs_the_row_that_makes_it(suite_file: Path, tmp_path: Path) -> None:
+    text = suite_file.read_text().replace(
+        "- name: noiseless", "- name: noiseless\n    against: noiseless"
+    )
+    suite_file.write_text(text)
+    words = [str(suite_file), "--output", str(tmp_path / "out"), "--dry-run", "--rows", "noiseless"]
+    assert command(*words).returncode == 0
+    suite_file.write_text(text.replace("seeds:", "shared_warmup: true\nseeds:"))
+    refused = command(*words)
+    assert refused.returncode == 2
+    assert "is that of 'paper', which --rows leaves out" in refused.stderr.replace("\n", " ")
 
 
 def test_the_commands_dry_run_trains_nothing(suite_file: Path, tmp_path: Path) -> None:
