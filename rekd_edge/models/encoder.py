@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from rekd_edge.types import Modality, PixelScale
 
 MAX_RELATIVE_LOGIT = 10.0
-"""Cap on how far a dropped key's attention logit may exceed the kept ones in the gradient path."""
+"""Cap on how far an excluded key's attention logit may exceed those of the kept ones, so that its
+exponential is finite; beyond it the key would take all attention anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,10 @@ def weighted_attention(query: Tensor, key: Tensor, value: Tensor, key_weight: Te
 
     ``query``, ``key``, ``value`` ``[batch, head, token, channel]``; ``key_weight`` float
     ``[batch, token]``. With weights 0/1 it equals attention with those keys excluded; unlike a
-    boolean mask it has a gradient with respect to the weight of an excluded key. A compiler gets
+    boolean mask it has a gradient with respect to the weight of an excluded key. That is no
+    derivative, which for a key that would take most of the attention is thousands of times what
+    including it can change, but the step that the answer makes if the key counts once instead of
+    not at all (docs/adr/0035). Weights above 0 have their derivative. A compiler gets
     the formula and fuses it; otherwise the backward pass is written by hand.
     """
     if torch.compiler.is_compiling():
@@ -85,17 +89,23 @@ def weighted_formula(query: Tensor, key: Tensor, value: Tensor, key_weight: Tens
     logit = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     excluded = (key_weight <= 0)[:, None, None, :]
     highest = logit.detach().masked_fill(excluded, -torch.inf).amax(dim=-1, keepdim=True)
-    weight = (logit - highest).clamp_max(MAX_RELATIVE_LOGIT).exp() * key_weight[:, None, None, :]
+    odds = (logit - highest).clamp_max(MAX_RELATIVE_LOGIT).exp()
+    key_weight = key_weight[:, None, None, :]
+    with torch.no_grad():
+        total = (odds * key_weight).sum(dim=-1, keepdim=True)
+        step = torch.where(excluded, total / (total + odds), 1.0)
+    weight = odds * step * key_weight
     return (weight / weight.sum(dim=-1, keepdim=True)) @ value
 
 
 class _WeightedAttention(Function):
     """:func:`weighted_attention` with half the passes over ``[batch, head, token, token]``.
 
-    With r_ij = exp(l_ij - max_kept l_i) / sum_k w_k exp(l_ik - max) and p = r * w, and for the
-    gradient g of the answer o: d_ij = r_ij (<g_i, v_j> - <g_i, o_i>) is, summed over heads and
-    queries, the gradient of w_j, and w_j d_ij that of the logit l_ij. It is no function that can be
-    differentiated twice.
+    With e_ij = exp(l_ij - max_kept l_i), s_i = sum_k w_k e_ik, r_ij = e_ij / s_i and p = r * w, and
+    for the gradient g of the answer o: d_ij = r_ij (<g_i, v_j> - <g_i, o_i>) is, summed over heads
+    and queries, the gradient of w_j, and w_j d_ij that of the logit l_ij. Where w_j = 0, r_ij is
+    e_ij / (s_i + e_ij): o moves by that times v_j - o_i when w_j becomes 1. It is no function that
+    can be differentiated twice.
     """
 
     @staticmethod
@@ -110,7 +120,7 @@ class _WeightedAttention(Function):
         share = share.sub_(highest).clamp_max_(MAX_RELATIVE_LOGIT).exp_()
         counted = share * weight
         total = counted.sum(dim=-1, keepdim=True)
-        share.div_(total)
+        share.div_(torch.addcmul(total, share, (weight <= 0).to(share.dtype)))
         attended = counted.div_(total).to(value.dtype) @ value
         # Autocast does not reach the backward pass; norms of queries and keys answer in float32.
         scaled, key = scaled.to(value.dtype), key.to(value.dtype)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertModel
 
@@ -151,22 +151,46 @@ def test_weighted_attention_survives_a_huge_excluded_logit() -> None:
     assert bool(weight.grad.isfinite().all())
 
 
+def _by_definition(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    counted = (query @ key.transpose(-2, -1) / 2).exp() * weight[:, None, None, :]
+    return (counted / counted.sum(dim=-1, keepdim=True)) @ value
+
+
 def test_weighted_attention_has_the_gradients_of_its_formula() -> None:
+    """Derivatives, and of a weight of 0 what including the key once would change."""
     torch.manual_seed(0)
     inputs = [torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weight = torch.tensor([[1.0, 0.0, 0.25, 0.0, 1.0, 1.0, 0.0], [1.0] * 7], dtype=torch.float64)
     inputs.append(weight.requires_grad_(True))
-    query, key, value, weight = inputs
-    counted = (query @ key.transpose(-2, -1) / 2).exp() * weight[:, None, None, :]
-    expected = (counted / counted.sum(dim=-1, keepdim=True)) @ value
+    expected = _by_definition(*inputs)
     torch.testing.assert_close(weighted_formula(*inputs), expected)
     found = weighted_attention(*inputs)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(expected)
-    wanted = torch.autograd.grad(expected, inputs, upstream)
-    torch.testing.assert_close(torch.autograd.grad(found, inputs, upstream), wanted)
+    wanted = list(torch.autograd.grad(expected, inputs, upstream))
+    for row, token in (weight == 0).nonzero().tolist():
+        included = weight.detach().clone()
+        included[row, token] = 1
+        change = _by_definition(*inputs[:3], included) - expected
+        wanted[3][row, token] = (change.detach() * upstream)[row].sum()
+    for got in (found, weighted_formula(*inputs)):
+        gradients = torch.autograd.grad(got, inputs, upstream)
+        torch.testing.assert_close(list(gradients), wanted)
     compiled = torch.compile(weighted_attention, backend="eager", fullgraph=True)(*inputs)
-    torch.testing.assert_close(torch.autograd.grad(compiled, inputs, upstream), wanted)
+    torch.testing.assert_close(list(torch.autograd.grad(compiled, inputs, upstream)), wanted)
+
+
+def test_an_excluded_key_that_would_take_all_attention_has_a_bounded_gradient() -> None:
+    """Its derivative is e^10 as large as what including it can change, which drowned what the
+    selector learned from everything else."""
+    query = torch.ones(1, 1, 1, 4)
+    key = torch.stack([torch.ones(4), torch.full((4,), 6.0)])[None, None]
+    value = torch.tensor([[[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]]])
+    for attention in (weighted_attention, weighted_formula):
+        weight = torch.tensor([[1.0, 0.0]], requires_grad=True)
+        attention(query, key, value, weight)[..., 1].sum().backward()
+        assert weight.grad is not None
+        assert weight.grad[0, 1].item() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_weighted_attention_is_not_differentiated_twice_by_mistake() -> None:
