@@ -2,7 +2,7 @@
 
 Excluding the other keys by a weight of 0 leaves their hidden states without any influence on the
 answer, so no gradient flows back through them; what the selector learns from is how the answer
-would change if one of them counted a little. For that their keys and values are needed, and nothing
+would change if one of them counted. For that their keys and values are needed, and nothing
 else. So all tokens are read as before, but of those outside the rationale nothing is remembered,
 and the backward pass, twice the cost of the forward pass, has as many tokens as the rationale
 (docs/adr/0029). Answer and gradients are those of ``Rationalist.classify_masked`` up to rounding,
