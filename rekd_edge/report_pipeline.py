@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rekd_edge import __version__
 from rekd_edge.bundle import Bundle, open_bundle
-from rekd_edge.bundle.manifest import MANIFEST_FILE
+from rekd_edge.bundle.manifest import MANIFEST_FILE, BundleConfig
 from rekd_edge.calibrate.selective import Refusals
 from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.convert import weights_sha256
@@ -29,14 +30,17 @@ from rekd_edge.errors import BackendError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import find_run, student_sha256
 from rekd_edge.fuse import FusedRationalist, fuse
 from rekd_edge.models.build import same_tokens
+from rekd_edge.models.units import region_of_patch
 from rekd_edge.report.content import (
     Answer,
     Box,
     Confidence,
+    Evidence,
     Example,
     ExampleGroup,
     ModelResult,
     Picture,
+    Regions,
     ReportContent,
     Span,
 )
@@ -63,6 +67,7 @@ from rekd_edge.report_sources import (
 )
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import TorchRunner, file_runner
+from rekd_edge.selection import slot_count
 from rekd_edge.types import Outputs, ProblemType
 
 EXAMPLES = 40
@@ -139,6 +144,20 @@ class _Model:
     reference: str | None
     deployed: bool
     calibration: Calibration | None = None
+    regions: Regions | None = None
+
+    @property
+    def region_of_patch(self) -> np.ndarray | None:
+        """The first patch of the region of each, int64 ``[patch]``; None where single tokens or
+        patches are shown."""
+        if self.grid is None or self.regions is None:
+            return None
+        return region_of_patch(self.grid, self.regions.size, torch.device("cpu")).numpy()
+
+    def pieces(self, kept: np.ndarray) -> np.ndarray:
+        """Of positions on the token axis one for each piece that is shown and counted."""
+        region = self.region_of_patch
+        return kept if region is None else np.unique(region[kept])
 
 
 def build_report(
@@ -177,6 +196,7 @@ def build_report(
     with_run = [subject.run for subject in subjects if subject.run is not None]
     test = _test_split(with_run[0], limit, kind, notes) if with_run else None
     models = list(_models(subjects, notes))
+    regions = _regions_of(subjects[0], models)
     if test is not None:
         for model in list(models):
             progress(f"running {model.name}")
@@ -221,6 +241,7 @@ def build_report(
         pairs=tuple(pair for subject in subjects for pair in pairs_of(subject)),
         problem=problem,
         unit=unit,
+        regions=regions,
         two_students=subjects[0].is_pair,
         class_wise=tuple(found for subject in subjects for found in class_wise_of(subject)),
     )
@@ -366,15 +387,12 @@ def _torch_model(
         with TorchRunner(model, names) as runner:
             yield from map(runner.run, batches)
 
-    return _Model(name, source, preprocessor, model.grid, BATCH, run, other, False)
+    regions = _regions(model.grid, model.region_size, model.rationale_ratio_fraction)
+    return _Model(name, source, preprocessor, model.grid, BATCH, run, other, False, regions=regions)
 
 
 def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
     config = bundle.config
-    grid = None
-    if config.image_size is not None and config.patch_size is not None:
-        side = config.image_size // config.patch_size
-        grid = (side, side)
 
     def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
         runner = file_runner(
@@ -387,15 +405,53 @@ def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
     # One example at a time, as on a device: int8 takes its ranges from the whole batch.
     source = f"{config.runtime}, one at a time"
     return _Model(
-        name, source, preprocessor, grid, 1, run, student, True, calibration=config.calibration
+        name,
+        source,
+        preprocessor,
+        _grid_of(config),
+        1,
+        run,
+        student,
+        True,
+        calibration=config.calibration,
+        regions=_regions_of_config(config),
     )
+
+
+def _grid_of(config: BundleConfig) -> tuple[int, int] | None:
+    if config.image_size is None or config.patch_size is None:
+        return None
+    side = config.image_size // config.patch_size
+    return side, side
+
+
+def _regions(
+    grid: tuple[int, int] | None, size: int | None, fraction: tuple[int, int]
+) -> Regions | None:
+    """None where single tokens or patches are kept; ``fraction`` is the budget's."""
+    if grid is None or size is None:
+        return None
+    patches, area = grid[0] * grid[1], size * size
+    return Regions(size, slot_count(patches, *fraction) // area, patches // area)
+
+
+def _regions_of_config(config: BundleConfig) -> Regions | None:
+    return _regions(_grid_of(config), config.region_size, config.rationale_ratio_fraction)
+
+
+def _regions_of(subject: Subject, models: Sequence[_Model]) -> Regions | None:
+    """Of the trained model, or of the first bundle where its run is not there."""
+    if subject.run is None:
+        return _regions_of_config(subject.bundles[0][1].config)
+    student = subject.title(subject.student)
+    return next((model.regions for model in models if model.name == student), None)
 
 
 def _collect(model: _Model, test: Split, problem: ProblemType) -> Answers:
     """The model's answers, in the order of the split.
 
     Raises:
-        BackendError: one of them is not finite.
+        BackendError: one of them is not finite, or keeps a part of a region.
     """
     loader = make_loader(test, model.preprocessor, batch_size=model.batch, shuffle=False)
     places: list[np.ndarray] = []
@@ -408,7 +464,10 @@ def _collect(model: _Model, test: Split, problem: ProblemType) -> Answers:
     logits, margins, candidates = [], [], []
     kept: list[np.ndarray] = []
     lowest = np.finfo(np.float32).min
+    region = model.region_of_patch
     for out in model.run(batches()):
+        if region is not None and (out.rationale_mask != out.rationale_mask[:, region]).any():
+            raise BackendError("it keeps parts of regions, which are to be kept whole")
         logits.append(out.logits)
         margins.append(out.selection_margin)
         kept += [np.flatnonzero(row) for row in out.rationale_mask]
@@ -521,6 +580,7 @@ def _groups(
             mine = answers[model.name]
             said = kind.said(mine, index, labels)
             other = reference[model.name]
+            tokens = int(mine.candidates[index])
             shown.append(
                 Answer(
                     model=model.name,
@@ -528,13 +588,14 @@ def _groups(
                     probability=said.probability,
                     right=said.right,
                     margin=float(mine.margin[index]),
-                    kept=len(mine.kept[index]),
-                    candidates=int(mine.candidates[index]),
+                    kept=len(model.pieces(mine.kept[index])),
+                    candidates=model.regions.total if model.regions else tokens,
                     evidence=_evidence(model, raw, mine.kept[index]),
                     reference=other if other in known else None,
                     withheld=_withheld(refusals[model.name], index),
                     labels=said.labels,
                     values=said.values,
+                    regions=model.regions is not None,
                 )
             )
         return Example(
@@ -572,18 +633,18 @@ def _reasons(
     return tuple(reason for reason in reasons if reason)
 
 
-def _evidence(
-    model: _Model, raw: str | np.ndarray, kept: np.ndarray
-) -> tuple[Span, ...] | tuple[Box, ...]:
+def _evidence(model: _Model, raw: str | np.ndarray, kept: np.ndarray) -> Evidence:
+    """The places of what is kept: characters, or boxes of patches or whole regions."""
     if isinstance(raw, str):
         assert isinstance(model.preprocessor, TextPreprocessor)
         offsets = model.preprocessor.offsets(raw)
         return tuple(Span(*offsets[int(position)]) for position in kept)
     assert model.grid is not None
     rows, columns = model.grid
+    side = 1 if model.regions is None else model.regions.size
     return tuple(
-        Box(int(p) % columns / columns, int(p) // columns / rows, 1 / columns, 1 / rows)
-        for p in kept
+        Box(int(p) % columns / columns, int(p) // columns / rows, side / columns, side / rows)
+        for p in model.pieces(kept)
     )
 
 

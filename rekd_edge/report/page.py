@@ -56,10 +56,8 @@ _PROBABILITIES = {
 }
 """By whether there are files."""
 _HASH = re.compile(r"^[0-9a-f]{64}$")
-_UNITS = {
-    "text": {"input": "text", "piece": "token", "pieces": "tokens", "said": "words"},
-    "image": {"input": "image", "piece": "patch", "pieces": "patches", "said": "patches"},
-}
+_PIECES = {"token": "tokens", "patch": "patches", "region": "regions"}
+"""What rationales are counted in, one and several."""
 
 
 def fit_page(content: ReportContent, *, max_bytes: int) -> tuple[str, ReportContent]:
@@ -112,7 +110,7 @@ def render_page(content: ReportContent) -> str:
             style=Markup(style),  # noqa: S704 - the package's own file, and hashed in the policy
             template=kind.template,
             scored=kind.format,
-            units=_UNITS[content.modality],
+            units=_units(content),
             primary=content.result(content.primary),
             timed=_timed(content),
             bins=ECE_BINS,
@@ -131,6 +129,7 @@ def render_page(content: ReportContent) -> str:
             text_segments=functools.partial(text_segments, whole=content.unit != "token"),
             rows=rows,
             boxes=_boxes,
+            pieces_of=lambda example, answer: _PIECES[_piece(example, answer)],
             difference=functools.partial(difference, whole=content.unit != "token"),
             left_out=_left_out,
             dev_chart=functools.partial(_dev_chart, score=kind.score, percent=kind.in_percent),
@@ -149,6 +148,14 @@ def render_page(content: ReportContent) -> str:
         )
     )
     return visible(page)
+
+
+def _units(content: ReportContent) -> dict[str, str]:
+    """Words for the input, for what is scored, and for what is kept and counted."""
+    token = "token" if content.modality == "text" else "patch"
+    piece = "region" if content.unit == "region" else token
+    counted = {"piece": piece, "pieces": _PIECES[piece], "tokens": _PIECES[token]}
+    return {"input": content.modality, **counted}
 
 
 @functools.cache
@@ -214,6 +221,17 @@ def _boxes(example: Example, answer: Answer) -> tuple[tuple[Box, State], ...]:
     )
 
 
+def _piece(example: Example, answer: Answer) -> str:
+    """What its rationale is counted in."""
+    if example.text is not None:
+        return "token"
+    return "region" if answer.regions else "patch"
+
+
+def _counted(count: int, piece: str) -> str:
+    return f"{count} {piece if count == 1 else _PIECES[piece]}"
+
+
 def _reference(example: Example, answer: Answer) -> Answer | None:
     return next((one for one in example.answers if one.model == answer.reference), None)
 
@@ -226,8 +244,14 @@ def difference(example: Example, answer: Answer, *, whole: bool = False) -> str:
     if example.text is None:
         states = [state for _, state in _boxes(example, answer)]
         only, missing = states.count("only"), states.count("missing")
+        mine, theirs = _piece(example, answer), _piece(example, other)
+        if mine != theirs:
+            if not only and not missing:
+                return f"about the same area as {other.model}"
+            counts = f"{_counted(only, mine)} only here, {_counted(missing, theirs)} not here"
+            return f"against {other.model}: {counts}"
         if not only and not missing:
-            return f"same patches as {other.model}"
+            return f"same {_PIECES[mine]} as {other.model}"
         return f"against {other.model}: {only} only here, {missing} not here"
     found = text_segments(example, answer, longest=None, whole=whole)
     parts = [

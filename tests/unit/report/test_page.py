@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rekd_edge.errors import UsageError
-from rekd_edge.report.content import ClassReach, ClassWise
+from rekd_edge.report.content import Box, ClassReach, ClassWise, Regions
 from rekd_edge.report.kinds import kind_for
 from rekd_edge.report.page import fit_page, render_page
 from rekd_edge.types import ProblemType
@@ -206,6 +206,35 @@ def test_differences_of_rationales_are_marked_and_said() -> None:
     assert pictures.count('<rect class="patch only"') == 3  # two examples, and the legend
     assert pictures.count('<rect class="patch missing"') == 3
     assert "1 only here, 1 not here" in pictures
+
+
+def test_regions_are_named_where_they_are_kept() -> None:
+    """Beside a student that keeps single patches; the upper left quarter of the image is one."""
+    content = make_content("image", examples=1)
+    (group,) = content.groups
+    (example,) = group.examples
+    student, file = example.answers
+    quarter = replace(file, evidence=(Box(0, 0, 0.5, 0.5),), kept=1, candidates=4, regions=True)
+    answers = (student, quarter)
+    groups = (replace(group, examples=(replace(example, answers=answers),)),)
+    page = render_page(replace(content, groups=groups, unit="region", regions=Regions(2, 1, 4)))
+    assert Elements(page).open == []
+    assert "keeps 1 of its 4 regions (blocks of 2 x 2 patches)" in section(page, "summary")
+    shown = section(page, "examples")
+    assert "2 of 9 patches" in shown
+    assert f"1 of 4 regions; against {STUDENT}: 1 region only here, 1 patch not here" in shown
+    names = [a["aria-label"] or "" for t, a in Elements(page).found if t == "svg" and "role" in a]
+    (named,) = (name for name in names if name.startswith(f"{FILE} kept"))
+    assert named.endswith(
+        "1 of 4 regions of test image 0; at 25 % from the left and 25 % from the top"
+    )
+    places = 'x="0.80" y="0.80" width="48.40" height="48.40"'
+    assert f'<rect class="patch only" {places}/>' in page
+    same = replace(quarter, model=STUDENT, label=LABELS[1], reference=None)
+    groups = (replace(group, examples=(replace(example, answers=(same, quarter)),)),)
+    assert f"same regions as {STUDENT}" in section(
+        render_page(replace(content, groups=groups)), "examples"
+    )
 
 
 def test_a_large_page_loses_examples_and_says_so() -> None:
