@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from rekd_edge import __version__
@@ -22,19 +23,21 @@ from rekd_edge.bundle import Bundle, open_bundle
 from rekd_edge.bundle.manifest import MANIFEST_FILE, BundleConfig
 from rekd_edge.calibrate.selective import Refusals
 from rekd_edge.calibrate.spec import Calibration
-from rekd_edge.convert import weights_sha256
+from rekd_edge.convert import GraphError, weights_sha256, with_own_answers
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_preprocessor
 from rekd_edge.data.split import Split, stratified_limit
 from rekd_edge.errors import BackendError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import find_run, student_sha256
-from rekd_edge.fuse import FusedRationalist, fuse
+from rekd_edge.fuse import FusedPair, FusedRationalist, fuse
 from rekd_edge.models.build import same_tokens
+from rekd_edge.models.interactive import CASES
 from rekd_edge.models.units import region_of_patch
 from rekd_edge.report.content import (
     Answer,
     Box,
     Confidence,
+    Decision,
     Evidence,
     Example,
     ExampleGroup,
@@ -68,7 +71,7 @@ from rekd_edge.report_sources import (
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import TorchRunner, file_runner
 from rekd_edge.selection import slot_count
-from rekd_edge.types import Outputs, ProblemType
+from rekd_edge.types import OWN_ANSWERS, PAIR_OUTPUTS, Outputs, ProblemType
 
 EXAMPLES = 40
 MAX_SIZE_MB = 5.0
@@ -77,6 +80,8 @@ PICTURE_SIDE = 224
 LOSSLESS_SIDE = 96
 """Pictures up to this side are PNG, larger ones JPEG."""
 Progress = Callable[[str], None]
+Arrays = Mapping[str, np.ndarray]
+"""Inputs or outputs of a model, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +145,13 @@ class _Model:
     preprocessor: Preprocessor
     grid: tuple[int, int] | None
     batch: int
-    run: Callable[[Iterator[Mapping[str, np.ndarray]]], Iterator[Outputs]]
+    run: Callable[[Iterator[Arrays]], Iterator[Outputs]]
     reference: str | None
     deployed: bool
     calibration: Calibration | None = None
     regions: Regions | None = None
+    own_answers: Callable[[Iterator[Arrays]], Iterator[Arrays]] | None = None
+    """Of two students: :data:`~rekd_edge.types.OWN_ANSWERS`, which a file does not return."""
 
     @property
     def region_of_patch(self) -> np.ndarray | None:
@@ -383,23 +390,44 @@ def _torch_model(
 ) -> _Model:
     names = tuple(tensor.name for tensor in model.io_spec().inputs)
 
-    def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
+    def run(batches: Iterator[Arrays]) -> Iterator[Outputs]:
         with TorchRunner(model, names) as runner:
             yield from map(runner.run, batches)
 
-    regions = _regions(model.grid, model.region_size, model.rationale_ratio_fraction)
-    return _Model(name, source, preprocessor, model.grid, BATCH, run, other, False, regions=regions)
+    def own_answers(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+        with TorchRunner(model, names) as runner:
+            for batch in batches:
+                yield runner.run_named(batch, OWN_ANSWERS)
+
+    return _Model(
+        name,
+        source,
+        preprocessor,
+        model.grid,
+        BATCH,
+        run,
+        other,
+        False,
+        regions=_regions(model.grid, model.region_size, model.rationale_ratio_fraction),
+        own_answers=own_answers if isinstance(model, FusedPair) else None,
+    )
 
 
 def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
     config = bundle.config
 
-    def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
+    def run(batches: Iterator[Arrays]) -> Iterator[Outputs]:
         runner = file_runner(
             bundle.model_path, runtime=config.runtime, settings=config.runtime_settings
         )
         with runner:
             yield from map(runner.run, batches)
+
+    def own_answers(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+        graph = with_own_answers(onnx.load(str(bundle.model_path))).SerializeToString()
+        with file_runner(graph, runtime=config.runtime, settings=config.runtime_settings) as runner:
+            for batch in batches:
+                yield runner.run_named(batch, OWN_ANSWERS)
 
     preprocessor = load_preprocessor(bundle.folder)
     # One example at a time, as on a device: int8 takes its ranges from the whole batch.
@@ -415,7 +443,12 @@ def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
         True,
         calibration=config.calibration,
         regions=_regions_of_config(config),
+        own_answers=own_answers if _is_pair(config) else None,
     )
+
+
+def _is_pair(config: BundleConfig) -> bool:
+    return set(PAIR_OUTPUTS) <= {output.name for output in config.outputs}
 
 
 def _grid_of(config: BundleConfig) -> tuple[int, int] | None:
@@ -451,27 +484,28 @@ def _collect(model: _Model, test: Split, problem: ProblemType) -> Answers:
     """The model's answers, in the order of the split.
 
     Raises:
-        BackendError: one of them is not finite, or keeps a part of a region.
+        BackendError: one of them is not finite, keeps a part of a region, or is decided in a way
+            that there is not.
     """
-    loader = make_loader(test, model.preprocessor, batch_size=model.batch, shuffle=False)
     places: list[np.ndarray] = []
-
-    def batches() -> Iterator[Mapping[str, np.ndarray]]:
-        for batch in loader:
-            places.append(batch.index.numpy())
-            yield {name: value.numpy() for name, value in batch.inputs.items()}
-
-    logits, margins, candidates = [], [], []
+    logits, margins, candidates, cases = [], [], [], []
     kept: list[np.ndarray] = []
+    read: list[np.ndarray] = []
     lowest = np.finfo(np.float32).min
     region = model.region_of_patch
-    for out in model.run(batches()):
+    for out in model.run(_batches(model, test, places)):
         if region is not None and (out.rationale_mask != out.rationale_mask[:, region]).any():
             raise BackendError("it keeps parts of regions, which are to be kept whole")
         logits.append(out.logits)
         margins.append(out.selection_margin)
         kept += [np.flatnonzero(row) for row in out.rationale_mask]
         candidates.append((out.selection_score > lowest).sum(axis=1))
+        if out.case is not None and out.answer_mask is not None:
+            known = (out.case >= 0) & (out.case < len(CASES))
+            if not known.all() or (out.answer_mask & ~out.rationale_mask).any():
+                raise BackendError("it answers with a case or a rationale that two students lack")
+            cases.append(out.case)
+            read += [np.flatnonzero(row) for row in out.answer_mask]
     order = np.argsort(np.concatenate(places))  # texts come by their length
     answered = np.concatenate(logits)[order]
     if not np.isfinite(answered).all():
@@ -484,7 +518,16 @@ def _collect(model: _Model, test: Split, problem: ProblemType) -> Answers:
         np.concatenate(candidates)[order],
         model.calibration,
         problem,
+        np.concatenate(cases)[order] if cases else None,
+        tuple(read[int(place)] for place in order) if cases else None,
     )
+
+
+def _batches(model: _Model, split: Split, places: list[np.ndarray]) -> Iterator[Arrays]:
+    """The split as the model reads it; ``places`` gets the positions of each batch in it."""
+    for batch in make_loader(split, model.preprocessor, batch_size=model.batch, shuffle=False):
+        places.append(batch.index.numpy())
+        yield {name: value.numpy() for name, value in batch.inputs.items()}
 
 
 def _compared(models: Sequence[_Model], answers: Mapping[str, Answers]) -> Iterator[Compared]:
@@ -569,6 +612,8 @@ def _groups(
     primary: str,
 ) -> tuple[ExampleGroup, ...]:
     refusals = {name: found.refusals for name, found in answers.items()}
+    indices = np.asarray([index for one in chosen for index in one.indices])
+    by_student = {m.name: _by_student(m, answers[m.name], test, indices) for m in models}
     known = {model.name for model in models}
 
     def example(index: int) -> Example:
@@ -596,6 +641,7 @@ def _groups(
                     labels=said.labels,
                     values=said.values,
                     regions=model.regions is not None,
+                    decision=_decision(model, mine, raw, index, by_student[model.name].get(index)),
                 )
             )
         return Example(
@@ -611,6 +657,41 @@ def _groups(
         ExampleGroup(one.key, one.title, one.explanation, tuple(example(i) for i in one.indices))
         for one in chosen
     )
+
+
+def _by_student(model: _Model, found: Answers, test: Split, indices: np.ndarray) -> dict[int, bool]:
+    """Whether the first of two students answers, by example of ``indices``.
+
+    Where confidence decides a file does not say so: both are asked for their own answers, one of
+    which is the pair's. A file that cannot be asked leaves such examples out.
+    """
+    if found.case is None or model.own_answers is None:
+        return {}
+    confidence, partner = CASES.index("confidence"), CASES.index("partner_convinces")
+    known = {int(i): bool(found.case[i] != partner) for i in indices if found.case[i] != confidence}
+    undecided = indices[found.case[indices] == confidence]
+    if not len(undecided):
+        return known
+    places: list[np.ndarray] = []
+    try:
+        asked = list(model.own_answers(_batches(model, test.take(undecided), places)))
+    except (GraphError, BackendError):
+        return known
+    rows = undecided[np.concatenate(places)]
+    own, partners = (
+        np.abs(np.concatenate([one[name] for one in asked]) - found.logits[rows]).max(axis=1)
+        for name in OWN_ANSWERS
+    )
+    return known | {int(i): bool(a <= b) for i, a, b in zip(rows, own, partners, strict=True)}
+
+
+def _decision(
+    model: _Model, found: Answers, raw: str | np.ndarray, index: int, by_student: bool | None
+) -> Decision | None:
+    if found.case is None or found.read is None:
+        return None
+    other = np.setdiff1d(found.kept[index], found.read[index])
+    return Decision(CASES[int(found.case[index])], by_student, _evidence(model, raw, other))
 
 
 def _withheld(refusals: Refusals | None, index: int) -> tuple[str, ...]:

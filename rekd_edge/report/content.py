@@ -324,6 +324,18 @@ class ValueMark:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """How two students came to one answer: ``case`` is one of
+    :data:`~rekd_edge.models.interactive.CASES`, ``by_student`` whether the answer is the first's,
+    None where that is not known, and ``other`` the part of the evidence that only the other one
+    kept."""
+
+    case: str
+    by_student: bool | None
+    other: Evidence
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One model on one example; ``reference`` names what its rationale is compared with.
 
@@ -347,6 +359,8 @@ class Answer:
     values: tuple[ValueMark, ...] = ()
     regions: bool = False
     """Of an image: whether regions are kept and counted, not single patches."""
+    decision: Decision | None = None
+    """None where one student answers alone."""
 
 
 @dataclass(frozen=True, slots=True)
