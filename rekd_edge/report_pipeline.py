@@ -15,28 +15,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import torch
 
 from rekd_edge import __version__
 from rekd_edge.bundle import Bundle, open_bundle
-from rekd_edge.bundle.manifest import MANIFEST_FILE
+from rekd_edge.bundle.manifest import MANIFEST_FILE, BundleConfig
 from rekd_edge.calibrate.selective import Refusals
 from rekd_edge.calibrate.spec import Calibration
-from rekd_edge.convert import weights_sha256
+from rekd_edge.convert import GraphError, weights_sha256, with_own_answers
 from rekd_edge.data.loader import make_loader
 from rekd_edge.data.preprocess import Preprocessor, TextPreprocessor, load_preprocessor
 from rekd_edge.data.split import Split, stratified_limit
 from rekd_edge.errors import BackendError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import find_run, student_sha256
-from rekd_edge.fuse import FusedRationalist, fuse
+from rekd_edge.fuse import FusedPair, FusedRationalist, fuse
 from rekd_edge.models.build import same_tokens
+from rekd_edge.models.interactive import CASES
+from rekd_edge.models.units import region_of_patch
 from rekd_edge.report.content import (
     Answer,
     Box,
     Confidence,
+    Decision,
+    Evidence,
     Example,
     ExampleGroup,
     ModelResult,
     Picture,
+    Regions,
     ReportContent,
     Span,
 )
@@ -63,7 +70,8 @@ from rekd_edge.report_sources import (
 )
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import TorchRunner, file_runner
-from rekd_edge.types import Outputs, ProblemType
+from rekd_edge.selection import slot_count
+from rekd_edge.types import OWN_ANSWERS, PAIR_OUTPUTS, Outputs, ProblemType
 
 EXAMPLES = 40
 MAX_SIZE_MB = 5.0
@@ -72,6 +80,8 @@ PICTURE_SIDE = 224
 LOSSLESS_SIDE = 96
 """Pictures up to this side are PNG, larger ones JPEG."""
 Progress = Callable[[str], None]
+Arrays = Mapping[str, np.ndarray]
+"""Inputs or outputs of a model, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +145,26 @@ class _Model:
     preprocessor: Preprocessor
     grid: tuple[int, int] | None
     batch: int
-    run: Callable[[Iterator[Mapping[str, np.ndarray]]], Iterator[Outputs]]
+    run: Callable[[Iterator[Arrays]], Iterator[Outputs]]
     reference: str | None
     deployed: bool
     calibration: Calibration | None = None
+    regions: Regions | None = None
+    own_answers: Callable[[Iterator[Arrays]], Iterator[Arrays]] | None = None
+    """Of two students: :data:`~rekd_edge.types.OWN_ANSWERS`, which a file does not return."""
+
+    @property
+    def region_of_patch(self) -> np.ndarray | None:
+        """The first patch of the region of each, int64 ``[patch]``; None where single tokens or
+        patches are shown."""
+        if self.grid is None or self.regions is None:
+            return None
+        return region_of_patch(self.grid, self.regions.size, torch.device("cpu")).numpy()
+
+    def pieces(self, kept: np.ndarray) -> np.ndarray:
+        """Of positions on the token axis one for each piece that is shown and counted."""
+        region = self.region_of_patch
+        return kept if region is None else np.unique(region[kept])
 
 
 def build_report(
@@ -177,6 +203,7 @@ def build_report(
     with_run = [subject.run for subject in subjects if subject.run is not None]
     test = _test_split(with_run[0], limit, kind, notes) if with_run else None
     models = list(_models(subjects, notes))
+    regions = _regions_of(subjects[0], models)
     if test is not None:
         for model in list(models):
             progress(f"running {model.name}")
@@ -221,6 +248,7 @@ def build_report(
         pairs=tuple(pair for subject in subjects for pair in pairs_of(subject)),
         problem=problem,
         unit=unit,
+        regions=regions,
         two_students=subjects[0].is_pair,
         class_wise=tuple(found for subject in subjects for found in class_wise_of(subject)),
     )
@@ -362,57 +390,122 @@ def _torch_model(
 ) -> _Model:
     names = tuple(tensor.name for tensor in model.io_spec().inputs)
 
-    def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
+    def run(batches: Iterator[Arrays]) -> Iterator[Outputs]:
         with TorchRunner(model, names) as runner:
             yield from map(runner.run, batches)
 
-    return _Model(name, source, preprocessor, model.grid, BATCH, run, other, False)
+    def own_answers(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+        with TorchRunner(model, names) as runner:
+            for batch in batches:
+                yield runner.run_named(batch, OWN_ANSWERS)
+
+    return _Model(
+        name,
+        source,
+        preprocessor,
+        model.grid,
+        BATCH,
+        run,
+        other,
+        False,
+        regions=_regions(model.grid, model.region_size, model.rationale_ratio_fraction),
+        own_answers=own_answers if isinstance(model, FusedPair) else None,
+    )
 
 
 def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
     config = bundle.config
-    grid = None
-    if config.image_size is not None and config.patch_size is not None:
-        side = config.image_size // config.patch_size
-        grid = (side, side)
 
-    def run(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Outputs]:
+    def run(batches: Iterator[Arrays]) -> Iterator[Outputs]:
         runner = file_runner(
             bundle.model_path, runtime=config.runtime, settings=config.runtime_settings
         )
         with runner:
             yield from map(runner.run, batches)
 
+    def own_answers(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+        graph = with_own_answers(onnx.load(str(bundle.model_path))).SerializeToString()
+        with file_runner(graph, runtime=config.runtime, settings=config.runtime_settings) as runner:
+            for batch in batches:
+                yield runner.run_named(batch, OWN_ANSWERS)
+
     preprocessor = load_preprocessor(bundle.folder)
     # One example at a time, as on a device: int8 takes its ranges from the whole batch.
     source = f"{config.runtime}, one at a time"
     return _Model(
-        name, source, preprocessor, grid, 1, run, student, True, calibration=config.calibration
+        name,
+        source,
+        preprocessor,
+        _grid_of(config),
+        1,
+        run,
+        student,
+        True,
+        calibration=config.calibration,
+        regions=_regions_of_config(config),
+        own_answers=own_answers if _is_pair(config) else None,
     )
+
+
+def _is_pair(config: BundleConfig) -> bool:
+    return set(PAIR_OUTPUTS) <= {output.name for output in config.outputs}
+
+
+def _grid_of(config: BundleConfig) -> tuple[int, int] | None:
+    if config.image_size is None or config.patch_size is None:
+        return None
+    side = config.image_size // config.patch_size
+    return side, side
+
+
+def _regions(
+    grid: tuple[int, int] | None, size: int | None, fraction: tuple[int, int]
+) -> Regions | None:
+    """None where single tokens or patches are kept; ``fraction`` is the budget's."""
+    if grid is None or size is None:
+        return None
+    patches, area = grid[0] * grid[1], size * size
+    return Regions(size, slot_count(patches, *fraction) // area, patches // area)
+
+
+def _regions_of_config(config: BundleConfig) -> Regions | None:
+    return _regions(_grid_of(config), config.region_size, config.rationale_ratio_fraction)
+
+
+def _regions_of(subject: Subject, models: Sequence[_Model]) -> Regions | None:
+    """Of the trained model, or of the first bundle where its run is not there."""
+    if subject.run is None:
+        return _regions_of_config(subject.bundles[0][1].config)
+    student = subject.title(subject.student)
+    return next((model.regions for model in models if model.name == student), None)
 
 
 def _collect(model: _Model, test: Split, problem: ProblemType) -> Answers:
     """The model's answers, in the order of the split.
 
     Raises:
-        BackendError: one of them is not finite.
+        BackendError: one of them is not finite, keeps a part of a region, or is decided in a way
+            that there is not.
     """
-    loader = make_loader(test, model.preprocessor, batch_size=model.batch, shuffle=False)
     places: list[np.ndarray] = []
-
-    def batches() -> Iterator[Mapping[str, np.ndarray]]:
-        for batch in loader:
-            places.append(batch.index.numpy())
-            yield {name: value.numpy() for name, value in batch.inputs.items()}
-
-    logits, margins, candidates = [], [], []
+    logits, margins, candidates, cases = [], [], [], []
     kept: list[np.ndarray] = []
+    read: list[np.ndarray] = []
     lowest = np.finfo(np.float32).min
-    for out in model.run(batches()):
+    region = model.region_of_patch
+    for out in model.run(_batches(model, test, places)):
+        if region is not None and (out.rationale_mask != out.rationale_mask[:, region]).any():
+            raise BackendError("it keeps parts of regions, which are to be kept whole")
         logits.append(out.logits)
         margins.append(out.selection_margin)
         kept += [np.flatnonzero(row) for row in out.rationale_mask]
         candidates.append((out.selection_score > lowest).sum(axis=1))
+        if out.case is not None and out.answer_mask is not None:
+            known = (out.case >= 0) & (out.case < len(CASES))
+            if not known.all() or (out.answer_mask & ~out.rationale_mask).any():
+                raise BackendError("it answers with a case or a rationale that two students lack")
+            cases.append(out.case)
+            read += [np.flatnonzero(row) for row in out.answer_mask]
     order = np.argsort(np.concatenate(places))  # texts come by their length
     answered = np.concatenate(logits)[order]
     if not np.isfinite(answered).all():
@@ -425,7 +518,16 @@ def _collect(model: _Model, test: Split, problem: ProblemType) -> Answers:
         np.concatenate(candidates)[order],
         model.calibration,
         problem,
+        np.concatenate(cases)[order] if cases else None,
+        tuple(read[int(place)] for place in order) if cases else None,
     )
+
+
+def _batches(model: _Model, split: Split, places: list[np.ndarray]) -> Iterator[Arrays]:
+    """The split as the model reads it; ``places`` gets the positions of each batch in it."""
+    for batch in make_loader(split, model.preprocessor, batch_size=model.batch, shuffle=False):
+        places.append(batch.index.numpy())
+        yield {name: value.numpy() for name, value in batch.inputs.items()}
 
 
 def _compared(models: Sequence[_Model], answers: Mapping[str, Answers]) -> Iterator[Compared]:
@@ -510,6 +612,8 @@ def _groups(
     primary: str,
 ) -> tuple[ExampleGroup, ...]:
     refusals = {name: found.refusals for name, found in answers.items()}
+    indices = np.asarray([index for one in chosen for index in one.indices])
+    by_student = {m.name: _by_student(m, answers[m.name], test, indices) for m in models}
     known = {model.name for model in models}
 
     def example(index: int) -> Example:
@@ -521,6 +625,7 @@ def _groups(
             mine = answers[model.name]
             said = kind.said(mine, index, labels)
             other = reference[model.name]
+            tokens = int(mine.candidates[index])
             shown.append(
                 Answer(
                     model=model.name,
@@ -528,13 +633,15 @@ def _groups(
                     probability=said.probability,
                     right=said.right,
                     margin=float(mine.margin[index]),
-                    kept=len(mine.kept[index]),
-                    candidates=int(mine.candidates[index]),
+                    kept=len(model.pieces(mine.kept[index])),
+                    candidates=model.regions.total if model.regions else tokens,
                     evidence=_evidence(model, raw, mine.kept[index]),
                     reference=other if other in known else None,
                     withheld=_withheld(refusals[model.name], index),
                     labels=said.labels,
                     values=said.values,
+                    regions=model.regions is not None,
+                    decision=_decision(model, mine, raw, index, by_student[model.name].get(index)),
                 )
             )
         return Example(
@@ -550,6 +657,41 @@ def _groups(
         ExampleGroup(one.key, one.title, one.explanation, tuple(example(i) for i in one.indices))
         for one in chosen
     )
+
+
+def _by_student(model: _Model, found: Answers, test: Split, indices: np.ndarray) -> dict[int, bool]:
+    """Whether the first of two students answers, by example of ``indices``.
+
+    Where confidence decides a file does not say so: both are asked for their own answers, one of
+    which is the pair's. A file that cannot be asked leaves such examples out.
+    """
+    if found.case is None or model.own_answers is None:
+        return {}
+    confidence, partner = CASES.index("confidence"), CASES.index("partner_convinces")
+    known = {int(i): bool(found.case[i] != partner) for i in indices if found.case[i] != confidence}
+    undecided = indices[found.case[indices] == confidence]
+    if not len(undecided):
+        return known
+    places: list[np.ndarray] = []
+    try:
+        asked = list(model.own_answers(_batches(model, test.take(undecided), places)))
+    except (GraphError, BackendError):
+        return known
+    rows = undecided[np.concatenate(places)]
+    own, partners = (
+        np.abs(np.concatenate([one[name] for one in asked]) - found.logits[rows]).max(axis=1)
+        for name in OWN_ANSWERS
+    )
+    return known | {int(i): bool(a <= b) for i, a, b in zip(rows, own, partners, strict=True)}
+
+
+def _decision(
+    model: _Model, found: Answers, raw: str | np.ndarray, index: int, by_student: bool | None
+) -> Decision | None:
+    if found.case is None or found.read is None:
+        return None
+    other = np.setdiff1d(found.kept[index], found.read[index])
+    return Decision(CASES[int(found.case[index])], by_student, _evidence(model, raw, other))
 
 
 def _withheld(refusals: Refusals | None, index: int) -> tuple[str, ...]:
@@ -572,18 +714,18 @@ def _reasons(
     return tuple(reason for reason in reasons if reason)
 
 
-def _evidence(
-    model: _Model, raw: str | np.ndarray, kept: np.ndarray
-) -> tuple[Span, ...] | tuple[Box, ...]:
+def _evidence(model: _Model, raw: str | np.ndarray, kept: np.ndarray) -> Evidence:
+    """The places of what is kept: characters, or boxes of patches or whole regions."""
     if isinstance(raw, str):
         assert isinstance(model.preprocessor, TextPreprocessor)
         offsets = model.preprocessor.offsets(raw)
         return tuple(Span(*offsets[int(position)]) for position in kept)
     assert model.grid is not None
     rows, columns = model.grid
+    side = 1 if model.regions is None else model.regions.size
     return tuple(
-        Box(int(p) % columns / columns, int(p) // columns / rows, 1 / columns, 1 / rows)
-        for p in kept
+        Box(int(p) % columns / columns, int(p) // columns / rows, side / columns, side / rows)
+        for p in model.pieces(kept)
     )
 
 

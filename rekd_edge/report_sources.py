@@ -143,8 +143,9 @@ def kept_of(subject: Subject) -> tuple[Modality, float, RationaleUnit]:
 
 def _kept(recipe: Recipe) -> str:
     share = f"{recipe.rationale_ratio:.0%} of the tokens or patches"
-    unit = recipe.rationale_unit
-    return share if unit == "token" else f"whole {unit}s, at most {share}"
+    unit, size = recipe.rationale_unit, recipe.region_size
+    blocks = f" of {size} x {size} patches" if unit == "region" else ""
+    return share if unit == "token" else f"whole {unit}s{blocks}, at most {share}"
 
 
 def described(subject: Subject) -> tuple[str, str]:
@@ -430,10 +431,11 @@ def _finite(value: Any) -> bool:
 def checks_of(name: str, bundle: Bundle) -> Checks:
     check = bundle.reports().get("check", {})
     structural, numerical = check.get("structural_exclusion"), check.get("numerical_exclusion")
+    replaced = "tokens" if bundle.config.modality == "text" else "patches"
     exclusion = "That unselected input cannot reach the answer was not measured."
     if structural is not None and numerical is not None:
         exclusion = (
-            f"Replacing {numerical['replaced_positions']:,} unselected pieces of "
+            f"Replacing {numerical['replaced_positions']:,} unselected {replaced} of "
             f"{numerical['examples']:,} examples changed {numerical['changed_examples']:,} "
             f"answers; {len(structural['leaks'])} paths lead from unselected input to the answer."
         )

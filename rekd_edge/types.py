@@ -52,6 +52,8 @@ EXCHANGE_NAMES = (
 )
 """Inner values of a pair: a bool, True where two students of a batch disagree; then what each
 answers, float ``[batch, class]``: from its own rationale, and from the other's."""
+OWN_ANSWERS = ("own_logits", "partner_logits")
+"""Of :data:`EXCHANGE_NAMES` what either student answers from its own rationale."""
 
 
 def input_names(modality: Modality) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rekd_edge.convert.branch import with_own_answers
 from rekd_edge.convert.graph import GraphError, predictor_graph, with_cut_outputs
 from rekd_edge.convert.io_spec import (
     IoAxisError,
@@ -45,4 +46,5 @@ __all__ = [
     "variants_of",
     "weights_sha256",
     "with_cut_outputs",
+    "with_own_answers",
 ]

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from rekd_edge.convert.graph import GraphError, node_inputs, producers
-from rekd_edge.types import EXCHANGE_NAMES
+from rekd_edge.types import EXCHANGE_NAMES, OWN_ANSWERS
 
 NEEDED, OWN, PARTNER, OWN_SHOWN, PARTNER_SHOWN = EXCHANGE_NAMES
 SHOWN = {OWN_SHOWN: OWN, PARTNER_SHOWN: PARTNER}
@@ -43,7 +43,7 @@ def defer_exchange(model: onnx.ModelProto) -> bool:
     for node, index in zip(inside, sorted(moved), strict=True):
         node.CopyFrom(graph.node[index])
         _rename(node, {name: name + INSIDE for name in SHOWN})
-    kinds = _kinds(model)
+    kinds = _kinds(model, SHOWN)
     answers = [_logits(name + INSIDE, kinds[name]) for name in SHOWN]
     unneeded = [helper.make_node("Identity", [own], [f"{own}_again"]) for own in SHOWN.values()]
     stand_ins = [_logits(f"{own}_again", kinds[shown]) for shown, own in SHOWN.items()]
@@ -77,6 +77,20 @@ def hoist_exchange(model: onnx.ModelProto) -> bool:
     return True
 
 
+def with_own_answers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that also answers :data:`~rekd_edge.types.OWN_ANSWERS`.
+
+    Raises :class:`GraphError` where the graph computes no such values.
+    """
+    if not set(OWN_ANSWERS) <= producers(model.graph).keys():
+        raise GraphError("the graph has no values with what either student answers by itself")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kinds = _kinds(model, OWN_ANSWERS)
+    copy.graph.output.extend(_logits(name, kinds[name]) for name in OWN_ANSWERS)
+    return copy
+
+
 def _nodes_for(
     graph: onnx.GraphProto, wanted: Iterable[str], stop: Collection[str] = ()
 ) -> set[int]:
@@ -93,19 +107,19 @@ def _nodes_for(
     return found
 
 
-def _kinds(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of the answers that the branch makes: those of the whole file in fp32, and
-    otherwise of what a lower precision made of them."""
+def _kinds(model: onnx.ModelProto, names: Collection[str]) -> dict[str, int]:
+    """Element types of answers inside the graph: those of the whole file in fp32, and otherwise of
+    what a lower precision made of them."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for name in SHOWN:
+    for name in names:
         copy.graph.output.append(onnx.ValueInfoProto(name=name))
     inferred = onnx.shape_inference.infer_shapes(copy)
     found = {
         value.name: value.type.tensor_type.elem_type
         for value in (*inferred.graph.output, *inferred.graph.value_info)
     }
-    return {name: found.get(name) or TensorProto.FLOAT for name in SHOWN}
+    return {name: found.get(name) or TensorProto.FLOAT for name in names}
 
 
 def _logits(name: str, kind: int) -> onnx.ValueInfoProto:

@@ -287,7 +287,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A patch in shares (0..1) of the square that the model sees."""
+    """A patch, or a region that is kept whole, in shares (0..1) of the square that the model
+    sees."""
 
     x: float
     y: float
@@ -295,6 +296,7 @@ class Box:
     height: float
 
 
+Evidence = tuple[Span, ...] | tuple[Box, ...]
 LabelState = Literal["right", "extra", "missing"]
 
 
@@ -322,6 +324,18 @@ class ValueMark:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """How two students came to one answer: ``case`` is one of
+    :data:`~rekd_edge.models.interactive.CASES`, ``by_student`` whether the answer is the first's,
+    None where that is not known, and ``other`` the part of the evidence that only the other one
+    kept."""
+
+    case: str
+    by_student: bool | None
+    other: Evidence
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One model on one example; ``reference`` names what its rationale is compared with.
 
@@ -337,12 +351,16 @@ class Answer:
     margin: float
     kept: int
     candidates: int
-    evidence: tuple[Span, ...] | tuple[Box, ...]
+    evidence: Evidence
     reference: str | None
     withheld: tuple[str, ...] = ()
     """Why a bundle's runtime does not answer (``confidence``, ``margin``); empty where it does."""
     labels: tuple[LabelMark, ...] = ()
     values: tuple[ValueMark, ...] = ()
+    regions: bool = False
+    """Of an image: whether regions are kept and counted, not single patches."""
+    decision: Decision | None = None
+    """None where one student answers alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +441,15 @@ class StoredCalibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Regions:
+    """Of each image ``kept`` of ``total`` square regions are kept, ``size`` patches on a side."""
+
+    size: int
+    kept: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReportContent:
     """Everything on a page."""
 
@@ -451,6 +478,8 @@ class ReportContent:
     problem: ProblemType = "single_label_classification"
     unit: RationaleUnit = "token"
     """What a rationale keeps whole."""
+    regions: Regions | None = None
+    """What is known of them where ``unit`` is region."""
     two_students: bool = False
     """Whether the model of the summary is a pair."""
     class_wise: tuple[ClassWise, ...] = ()

@@ -47,6 +47,8 @@ MOST_DOTS = 1_000
 """Examples that a figure of values shows."""
 MOST_TARGETS = 6
 """Targets that have figures."""
+MOST_PLACES = 8
+"""Patches or regions whose places are said in words below a picture."""
 ERROR_QUANTILES = (5, 25, 50, 75, 95)
 """Percent."""
 _PROBABILITIES = {
@@ -55,11 +57,18 @@ _PROBABILITIES = {
     False: "Probabilities are the models' own, not calibrated.",
 }
 """By whether there are files."""
-_HASH = re.compile(r"^[0-9a-f]{64}$")
-_UNITS = {
-    "text": {"input": "text", "piece": "token", "pieces": "tokens", "said": "words"},
-    "image": {"input": "image", "piece": "patch", "pieces": "patches", "said": "patches"},
+CASE_WORDS = {
+    "agree": "both students give this answer",
+    "first_convinces": "they disagreed, and only the rationale of the student convinced the other",
+    "partner_convinces": "they disagreed, and only the rationale of the partner convinced the "
+    "other",
+    "confidence": "they disagreed, and both rationales convinced the other or neither did; the "
+    "surer one answers",
 }
+"""What decided between two students (docs/ensemble.md)."""
+_HASH = re.compile(r"^[0-9a-f]{64}$")
+_PIECES = {"token": "tokens", "patch": "patches", "region": "regions"}
+"""What rationales are counted in, one and several."""
 
 
 def fit_page(content: ReportContent, *, max_bytes: int) -> tuple[str, ReportContent]:
@@ -112,7 +121,7 @@ def render_page(content: ReportContent) -> str:
             style=Markup(style),  # noqa: S704 - the package's own file, and hashed in the policy
             template=kind.template,
             scored=kind.format,
-            units=_UNITS[content.modality],
+            units=_units(content),
             primary=content.result(content.primary),
             timed=_timed(content),
             bins=ECE_BINS,
@@ -131,7 +140,15 @@ def render_page(content: ReportContent) -> str:
             text_segments=functools.partial(text_segments, whole=content.unit != "token"),
             rows=rows,
             boxes=_boxes,
+            pieces_of=lambda example, answer: _PIECES[_piece(example, answer)],
             difference=functools.partial(difference, whole=content.unit != "token"),
+            decided=functools.partial(decided, whole=content.unit != "token"),
+            two_answer=any(
+                answer.decision
+                for group in content.groups
+                for example in group.examples
+                for answer in example.answers
+            ),
             left_out=_left_out,
             dev_chart=functools.partial(_dev_chart, score=kind.score, percent=kind.in_percent),
             loss_charts=_loss_charts,
@@ -151,6 +168,14 @@ def render_page(content: ReportContent) -> str:
     return visible(page)
 
 
+def _units(content: ReportContent) -> dict[str, str]:
+    """Words for the input, for what is scored, and for what is kept and counted."""
+    token = "token" if content.modality == "text" else "patch"
+    piece = "region" if content.unit == "region" else token
+    counted = {"piece": piece, "pieces": _PIECES[piece], "tokens": _PIECES[token]}
+    return {"input": content.modality, **counted}
+
+
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
@@ -167,6 +192,7 @@ def _environment() -> Environment:
         "fact": _fact,
         "data_uri": _data_uri,
         "margin": _margin,
+        "place": _place,
         "count": lambda value: f"{value:,}",
     }
     return environment
@@ -214,6 +240,17 @@ def _boxes(example: Example, answer: Answer) -> tuple[tuple[Box, State], ...]:
     )
 
 
+def _piece(example: Example, answer: Answer) -> str:
+    """What its rationale is counted in."""
+    if example.text is not None:
+        return "token"
+    return "region" if answer.regions else "patch"
+
+
+def _counted(count: int, piece: str) -> str:
+    return f"{count} {piece if count == 1 else _PIECES[piece]}"
+
+
 def _reference(example: Example, answer: Answer) -> Answer | None:
     return next((one for one in example.answers if one.model == answer.reference), None)
 
@@ -226,8 +263,14 @@ def difference(example: Example, answer: Answer, *, whole: bool = False) -> str:
     if example.text is None:
         states = [state for _, state in _boxes(example, answer)]
         only, missing = states.count("only"), states.count("missing")
+        mine, theirs = _piece(example, answer), _piece(example, other)
+        if mine != theirs:
+            if not only and not missing:
+                return f"about the same area as {other.model}"
+            counts = f"{_counted(only, mine)} only here, {_counted(missing, theirs)} not here"
+            return f"against {other.model}: {counts}"
         if not only and not missing:
-            return f"same patches as {other.model}"
+            return f"same {_PIECES[mine]} as {other.model}"
         return f"against {other.model}: {only} only here, {missing} not here"
     found = text_segments(example, answer, longest=None, whole=whole)
     parts = [
@@ -238,6 +281,34 @@ def difference(example: Example, answer: Answer, *, whole: bool = False) -> str:
     if not parts:
         return f"same words as {other.model}"
     return f"against {other.model}: {'; '.join(parts)}"
+
+
+def decided(example: Example, answer: Answer, *, whole: bool = False) -> tuple[str, str]:
+    """Of an answer of two students the case, and in words what decided, whose answer it is, and
+    what the other one alone kept."""
+    found = answer.decision
+    assert found is not None
+    who, other = {
+        True: ("the student", "the partner"),
+        False: ("the partner", "the student"),
+        None: ("one of them (the file does not say which)", "the other one"),
+    }[found.by_student]
+    if not found.other:
+        kept = f"{other} kept nothing else"
+    elif example.text is None:
+        kept = f"{_counted(len(found.other), _piece(example, answer))} kept by {other} alone"
+        if len(found.other) <= MOST_PLACES:
+            places = [_place(part) for part in found.other if isinstance(part, Box)]
+            kept = f"{kept}: {', '.join(places)}"
+    else:
+        spans = [part for part in found.other if isinstance(part, Span)]
+        parts = segments(example.text, spans, None)
+        quoted = [
+            f"“{s.text.strip()}”" for s in (joined(parts) if whole else parts) if s.state == "kept"
+        ]
+        kept = f"kept by {other} alone: {', '.join(quoted)}"
+    said = f"{CASE_WORDS[found.case]}; answered by {who}; {kept}"
+    return found.case.replace("_", " "), said
 
 
 def _confusion_table(result: ModelResult) -> list[list[tuple[int, int]]]:
@@ -433,6 +504,12 @@ def _timed(content: ReportContent) -> tuple[Bench, Timing] | None:
 
 def _margin(margin: float) -> str:
     return f"margin {margin:.3g}" if math.isfinite(margin) else "nothing was dropped"
+
+
+def _place(box: Box) -> str:
+    """The middle of a patch or region."""
+    x, y = (box.x + box.width / 2) * 100, (box.y + box.height / 2) * 100
+    return f"at {x:.0f} % from the left and {y:.0f} % from the top"
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -42,6 +42,8 @@ class Answers:
     float ``[example]``; ``kept`` holds the positions of each rationale on the token axis, int64
     ``[kept]``, and ``candidates`` how many could have been kept, ``[example]``.
     ``calibration`` is what a file's runtime applies to them, None where there is nothing to apply.
+    Of two students ``case`` int64 ``[example]`` says what decided, and ``read`` is the part of
+    ``kept`` that the one that answers kept; None where one answers alone.
     Probabilities, :attr:`confidence` and :attr:`right` are for classes and labels: a regression
     has none.
     """
@@ -53,6 +55,8 @@ class Answers:
     candidates: np.ndarray
     calibration: Calibration | None = None
     problem: ProblemType = "single_label_classification"
+    case: np.ndarray | None = None
+    read: tuple[np.ndarray, ...] | None = None
 
     @property
     def predicted(self) -> np.ndarray:

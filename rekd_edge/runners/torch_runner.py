@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -47,9 +47,19 @@ class TorchRunner:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
         """All of :data:`~rekd_edge.types.OUTPUTS` for one batch, and those of a pair."""
+        names: tuple[str, ...] = getattr(self.model, "output_names", OUTPUTS)
+        return Outputs(**self.run_named(inputs, names))
+
+    def run_named(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """The named values of those that the model answers, its ``hidden_names`` among them."""
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[n])) for n in self.input_names]
         with torch.inference_mode():
             answers = self.model(*tensors)
-        names: tuple[str, ...] = getattr(self.model, "output_names", OUTPUTS)
-        named = zip(names, answers[: len(names)], strict=True)
-        return Outputs(**{name: value.cpu().numpy() for name, value in named})
+        names = (
+            *getattr(self.model, "output_names", OUTPUTS),
+            *getattr(self.model, "hidden_names", ()),
+        )
+        named = dict(zip(names, answers, strict=False))
+        return {name: named[name].cpu().numpy() for name in outputs}

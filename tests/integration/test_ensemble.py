@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rekd_edge import export_pipeline
 from rekd_edge.bundle import open_bundle
+from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.cli.app import app
 from rekd_edge.errors import BackendError, RekdEdgeError, UsageError
 from rekd_edge.evaluate_pipeline import evaluate_run
@@ -27,8 +30,9 @@ from rekd_edge.plain_models import write_plain_models
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.recipe.load import InvalidRecipeError
 from rekd_edge.recipe.schema import Recipe
+from rekd_edge.report.content import Span
 from rekd_edge.report_pipeline import build_report
-from rekd_edge.run_folder import Run
+from rekd_edge.run_folder import Run, open_run
 from rekd_edge.runners.placement import RECORD_KEY, own_nodes, placement_of, shape_nodes
 from rekd_edge.runtime_options import CUDA_PROVIDER
 from tests.bench_program import load_program, request, write_texts
@@ -155,6 +159,107 @@ def test_evaluate_and_the_report_show_the_cases(run: Run) -> None:
     assert "How two students decide" in page
     assert "partner convinces" in page
     assert "Dai 2023" in page
+
+
+@pytest.fixture(scope="module")
+def undecided(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """The run with other heads, so that its students come to their answers in every way, and a
+    bundle of it."""
+    path = Path(shutil.copytree(run.path, tmp_path_factory.mktemp("undecided") / "run"))
+    shutil.rmtree(path / "bundle", ignore_errors=True)
+    torch.manual_seed(0)
+    for role in ("student", "partner"):
+        file = path / role / "best" / "model.safetensors"
+        weights = load_file(file)
+        for name in (name for name in weights if name.endswith("head.weight")):
+            torch.nn.init.normal_(weights[name])
+        save_file(weights, file)
+    changed = open_run(path)
+    result = export_bundle(changed, output=path / "bundle", threads=1, twins=False)
+    assert result.reasons == ()
+    return changed, result.path
+
+
+def test_each_answer_of_a_pair_says_who_gave_it_and_why(undecided: tuple[Run, Path]) -> None:
+    """The trained pair's and the file's, beside what either student says alone."""
+    run, bundle = undecided
+    made = build_report([run.path, bundle], examples=32)
+    pair = run.fused()
+    assert isinstance(pair, FusedPair)
+    students = {True: pair.alone(), False: pair.partner}
+    device = load_runtime().Rationalist.load(bundle, threads=1)
+    examples = [example for group in made.content.groups for example in group.examples]
+    assert len(examples) == 32
+    seen = set()
+    for example in examples:
+        assert example.text is not None
+        (expected,) = device.predict([example.text])
+        feeds = device.encode(example.text).arrays
+        inputs = [torch.from_numpy(feeds[name]) for name in ("input_ids", "attention_mask")]
+        alone = {first: student(*inputs)[0][0] for first, student in students.items()}
+        surer = max(alone, key=lambda first: float(alone[first].softmax(dim=0).max()))
+        for answer in example.answers:
+            found = answer.decision
+            assert found is not None
+            assert found.case == expected.case
+            assert found.by_student is not None
+            assert (
+                found.by_student
+                is {
+                    "agree": True,
+                    "first_convinces": True,
+                    "partner_convinces": False,
+                    "confidence": surer,
+                }[found.case]
+            ), answer.model
+            assert answer.label == run.label_names[int(alone[found.by_student].argmax())]
+            spans = [part for part in found.other if isinstance(part, Span)]
+            covered, consulted = (
+                {place for span in some for place in range(span.start, span.end)}
+                for some in (spans, expected.consulted)
+            )
+            assert covered == consulted
+            seen.add((found.case, found.by_student))
+    assert {case for case, _ in seen} == set(CASES), seen
+    assert {("confidence", True), ("confidence", False)} <= seen
+    assert made.page.count("<b>Case ") == 2 * 32
+    assert "<b>Case agree</b>: both students give this answer; answered by the student" in made.page
+    assert (
+        "<b>Case partner convinces</b>: they disagreed, and only the rationale of the partner "
+        "convinced the other; answered by the partner; kept by the student alone: “"
+    ) in made.page
+
+
+def test_a_file_that_cannot_be_asked_does_not_say_who_was_surer(
+    undecided: tuple[Run, Path], tmp_path: Path
+) -> None:
+    """As one in which the students' own answers have other names."""
+    run, bundle = undecided
+    path = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    model = onnx.load(str(path / "model.onnx"))
+    for node in model.graph.node:
+        branches = (item.g for item in node.attribute if item.HasField("g"))
+        for one in (node, *(inner for branch in branches for inner in branch.node)):
+            for names in (one.input, one.output):
+                names[:] = ["unnamed" if name == "own_logits" else name for name in names]
+    content = model.SerializeToString()
+    (path / "model.onnx").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (entry,) = (file for file in manifest["files"] if file["path"] == "model.onnx")
+    entry.update(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    made = build_report([run.path, path], examples=32).content
+    answers = [a for group in made.groups for one in group.examples for a in one.answers]
+    found = {
+        (a.model, a.decision.case == "confidence", a.decision.by_student is None)
+        for a in answers
+        if a.decision is not None
+    }
+    file = "bundle (fp32)"
+    assert found == {("pair", True, False), ("pair", False, False)} | {
+        (file, True, True),
+        (file, False, False),
+    }
 
 
 def test_what_a_pair_cannot_do_is_refused_in_words(run: Run, tmp_path: Path) -> None:

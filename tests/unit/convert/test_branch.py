@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
@@ -17,12 +17,19 @@ from onnx import TensorProto, helper
 
 from rekd_edge.check import check_artefact, load_gates
 from rekd_edge.check.exclusion import numerical_exclusion, structural_exclusion
-from rekd_edge.convert import GraphError, convert_to_onnx, load_target, quantize
+from rekd_edge.convert import (
+    GraphError,
+    convert_to_onnx,
+    load_target,
+    quantize,
+    with_own_answers,
+)
 from rekd_edge.convert.branch import BRANCH, defer_exchange, hoist_exchange
 from rekd_edge.convert.types import Lower
 from rekd_edge.engines.lint import lint
 from rekd_edge.engines.spec import BuildRecipe, Profile
 from rekd_edge.runners import OnnxRunner
+from rekd_edge.types import OWN_ANSWERS
 
 if TYPE_CHECKING:
     from rekd_edge.check import LabelledBatch, TextEdges
@@ -251,6 +258,39 @@ def test_lower_precision_reaches_into_the_branch(
         answer = runner.run(feeds)
     assert answer.case is not None
     assert (answer.case == case).mean() > 0.8
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-dynamic", "fp16"])
+def test_a_copy_also_says_what_either_student_answers(
+    tiny_pair: FusedPair, tiny_pair_onnx: OnnxArtefact, tmp_path: Path, precision: str
+) -> None:
+    """One of the two is the answer of the pair, the surer one by confidence. In half precision a
+    runtime may round them otherwise."""
+    path = tiny_pair_onnx.path
+    if precision != "fp32":
+        path = tmp_path / "model.onnx"
+        quantize(tiny_pair_onnx.path, path, precision=cast("Lower", precision))
+    model = onnx.load(str(path))
+    feeds, _ = feeds_by_case(tiny_pair)
+    with OnnxRunner(with_own_answers(model).SerializeToString(), threads=1) as runner:
+        found = runner.run_named(feeds, ("logits", "case", *OWN_ANSWERS))
+    own, partners = (found[name].astype(np.float32) for name in OWN_ANSWERS)
+    away = [np.abs(found["logits"] - one).max(axis=1) for one in (own, partners)]
+    assert np.minimum(*away).max() <= (0.01 if precision == "fp16" else 0.0)
+    by_first = away[0] <= away[1]
+    for case, expected in ((0, {True}), (1, {True}), (2, {False}), (3, {True, False})):
+        assert set(by_first[found["case"] == case].tolist()) == expected
+    surer = torch.from_numpy(own).softmax(1).amax(1) >= torch.from_numpy(partners).softmax(1).amax(
+        1
+    )
+    confident = found["case"] == 3
+    assert (by_first == surer.numpy())[confident].mean() > 0.99
+    assert [value.name for value in model.graph.output][-1] == "case"  # the model is as it was
+
+
+def test_a_student_alone_has_no_two_answers(tiny_text_onnx: OnnxArtefact) -> None:
+    with pytest.raises(GraphError, match="what either student answers"):
+        with_own_answers(onnx.load(str(tiny_text_onnx.path)))
 
 
 def test_the_lint_of_engines_refuses_a_branch(tiny_pair_onnx: OnnxArtefact) -> None:

@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 import pytest
 
 from rekd_edge.errors import UsageError
-from rekd_edge.report.content import ClassReach, ClassWise
+from rekd_edge.models.interactive import CASES
+from rekd_edge.report.content import Box, ClassReach, ClassWise, Decision, Evidence, Regions, Span
 from rekd_edge.report.kinds import kind_for
-from rekd_edge.report.page import fit_page, render_page
+from rekd_edge.report.page import CASE_WORDS, fit_page, render_page
 from rekd_edge.types import ProblemType
 from tests.report_content import FILE, HOSTILE, LABELS, STUDENT, make_content
 
@@ -208,6 +209,35 @@ def test_differences_of_rationales_are_marked_and_said() -> None:
     assert "1 only here, 1 not here" in pictures
 
 
+def test_regions_are_named_where_they_are_kept() -> None:
+    """Beside a student that keeps single patches; the upper left quarter of the image is one."""
+    content = make_content("image", examples=1)
+    (group,) = content.groups
+    (example,) = group.examples
+    student, file = example.answers
+    quarter = replace(file, evidence=(Box(0, 0, 0.5, 0.5),), kept=1, candidates=4, regions=True)
+    answers = (student, quarter)
+    groups = (replace(group, examples=(replace(example, answers=answers),)),)
+    page = render_page(replace(content, groups=groups, unit="region", regions=Regions(2, 1, 4)))
+    assert Elements(page).open == []
+    assert "keeps 1 of its 4 regions (blocks of 2 x 2 patches)" in section(page, "summary")
+    shown = section(page, "examples")
+    assert "2 of 9 patches" in shown
+    assert f"1 of 4 regions; against {STUDENT}: 1 region only here, 1 patch not here" in shown
+    names = [a["aria-label"] or "" for t, a in Elements(page).found if t == "svg" and "role" in a]
+    (named,) = (name for name in names if name.startswith(f"{FILE} kept"))
+    assert named.endswith(
+        "1 of 4 regions of test image 0; at 25 % from the left and 25 % from the top"
+    )
+    places = 'x="0.80" y="0.80" width="48.40" height="48.40"'
+    assert f'<rect class="patch only" {places}/>' in page
+    same = replace(quarter, model=STUDENT, label=LABELS[1], reference=None)
+    groups = (replace(group, examples=(replace(example, answers=(same, quarter)),)),)
+    assert f"same regions as {STUDENT}" in section(
+        render_page(replace(content, groups=groups)), "examples"
+    )
+
+
 def test_a_large_page_loses_examples_and_says_so() -> None:
     content = make_content("image", examples=40)
     whole = len(render_page(content).encode())
@@ -322,6 +352,55 @@ def test_a_pair_and_whole_units_are_described() -> None:
     plain = section(render_page(make_content()), "summary")
     assert "keeps 20 % of its tokens" in plain
     assert "Two students" not in plain
+
+
+@pytest.mark.parametrize(
+    ("modality", "kept"),
+    [
+        ("text", "kept by {} alone: “<script>”, “t(1)”"),
+        (
+            "image",
+            "2 patches kept by {} alone: at 12 % from the left and 12 % from the top, "
+            "at 62 % from the left and 62 % from the top",
+        ),
+    ],
+)
+def test_who_of_two_students_answered_is_said_beside_each_answer(modality: str, kept: str) -> None:
+    content = make_content(modality, examples=1)
+    (group,) = content.groups
+    (example,) = group.examples
+    student, file = example.answers
+    parts: Evidence = (Box(0, 0, 0.25, 0.25), Box(0.5, 0.5, 0.25, 0.25))
+    if modality == "text":
+        parts = (Span(0, 8), Span(12, 16))
+
+    def said(*decisions: Decision) -> str:
+        answers = (
+            replace(one, decision=decision)
+            for one, decision in zip((student, file), decisions, strict=True)
+        )
+        groups = (replace(group, examples=(replace(example, answers=tuple(answers)),)),)
+        page = render_page(replace(content, groups=groups))
+        assert Elements(page).open == []
+        return section(page, "examples")
+
+    found = said(Decision("agree", True, ()), Decision("partner_convinces", False, parts))
+    assert "Case agree: both students give this answer; answered by the student; " in found
+    assert "answered by the student; the partner kept nothing else" in found
+    assert "Case partner convinces: they disagreed, and only the rationale of the partner" in found
+    assert f"answered by the partner; {kept.format('the student')}" in found
+    assert "which of the two answers" in found
+    found = said(Decision("first_convinces", True, parts), Decision("confidence", None, parts))
+    assert "Case first convinces: they disagreed, and only the rationale of the student" in found
+    assert f"answered by the student; {kept.format('the partner')}" in found
+    assert "Case confidence: they disagreed, and both rationales convinced the other or" in found
+    assert "answered by one of them (the file does not say which); " in found
+    assert kept.format("the other one") in found
+    assert "Case" not in section(render_page(content), "examples")
+
+
+def test_every_case_of_two_students_has_words() -> None:
+    assert tuple(CASE_WORDS) == CASES
 
 
 def test_what_class_wise_rationales_are_worth_is_said() -> None:
