@@ -161,8 +161,9 @@ def test_weighted_attention_has_the_gradients_of_its_formula() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weight = torch.tensor([[1.0, 0.0, 0.25, 0.0, 1.0, 1.0, 0.0], [1.0] * 7], dtype=torch.float64)
+    query, key, value = inputs
     inputs.append(weight.requires_grad_(True))
-    expected = _by_definition(*inputs)
+    expected = _by_definition(query, key, value, weight)
     torch.testing.assert_close(weighted_formula(*inputs), expected)
     found = weighted_attention(*inputs)
     torch.testing.assert_close(found, expected)
@@ -171,7 +172,7 @@ def test_weighted_attention_has_the_gradients_of_its_formula() -> None:
     for row, token in (weight == 0).nonzero().tolist():
         included = weight.detach().clone()
         included[row, token] = 1
-        change = _by_definition(*inputs[:3], included) - expected
+        change = _by_definition(query, key, value, included) - expected
         wanted[3][row, token] = (change.detach() * upstream)[row].sum()
     for got in (found, weighted_formula(*inputs)):
         gradients = torch.autograd.grad(got, inputs, upstream)
