@@ -20,6 +20,7 @@ RECORDS = (
     "black-box",
     "black-box-one-seed",
     "interactive",
+    "n2r-images",
 )
 """Files below the folder of results from which pages are filled."""
 GUIDE_LINES = (
@@ -44,7 +45,8 @@ GUIDE_LINES = (
     "- *The same, not from scratch:* a selector of mask gradients finds more of objects "
     "({methods-images|warmed-up|patch F1}), less of sentences ({methods|warmed-up|token F1}).",
     "- *N2R:* its published gain over RNP is not reproduced: F1 of objects "
-    "{methods-images|n2r|patch F1}, of sentences {methods|n2r|token F1}; review sentences "
+    "{methods-images|n2r|patch F1}, without a warm-up {n2r-images|n2r|patch F1} (RNP "
+    "{n2r-images|rnp|patch F1}), of sentences {methods|n2r|token F1}; review sentences "
     "{methods-snippets|n2r|test accuracy}, with its task loss "
     "{methods-snippets|mmi-n2r|test accuracy}.",
     "- *Not the older estimators for texts:* HardKuma {methods-snippets|hard-kuma|test accuracy}, "
