@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from benchmarks.peers.peer import Peer, attention, kept
 from rekd_edge.errors import UsageError
-from rekd_edge.models.encoder import VitEncoder, weighted_attention
+from rekd_edge.models.encoder import MAX_RELATIVE_LOGIT, VitEncoder
 from rekd_edge.models.rationalist import Predictor
 from rekd_edge.selection import gather_tokens
 
@@ -222,6 +222,17 @@ class TokenScorer(nn.Module):
         return F.log_softmax(self.join(torch.cat([own, everywhere], dim=2)), dim=2)
 
 
+def policy_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """Attention in which key j counts ``weight[b, j]`` times, with the derivatives that DynamicViT
+    trains with, also of dropped keys (:func:`rekd_edge.models.encoder.weighted_attention` has
+    others). Logits above all kept ones are capped, so that exponentials are finite."""
+    logit = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    counts = weight[:, None, None, :]
+    highest = logit.detach().masked_fill(counts <= 0, -torch.inf).amax(dim=-1, keepdim=True)
+    counted = (logit - highest).clamp_max(MAX_RELATIVE_LOGIT).exp() * counts
+    return (counted / counted.sum(dim=-1, keepdim=True)) @ value
+
+
 class DynamicVit(VitPeer):
     """Rao et al. 2021. Before some blocks a small module scores the patches that are left; of N
     patches the best ceil(``keep`` ** s * N) go on from stage s = 1, 2, ... In training the choice
@@ -272,6 +283,6 @@ class DynamicVit(VitPeer):
                 penalties.append((self.stages[index] - left.mean(dim=1)).square().mean())
             query, key, value = project(block.attn, block.norm1(tokens))
             weight = self.with_prefix(left.new_ones(1, 1), left)
-            attended = weighted_attention(query, key, value, weight).to(value.dtype)
+            attended = policy_attention(query, key, value, weight).to(value.dtype)
             tokens = add_hidden(block, add_attended(block, tokens, attended))
         return self.finish(tokens, left), torch.stack(penalties).mean() if penalties else None
