@@ -37,7 +37,8 @@ GUIDE_LINES = (
     "{black-box-one-seed|black-box-predictions|test accuracy} from its answers, "
     "{black-box-one-seed|black-box-scaffold|test accuracy} with its attention.",
     "- *Half the weights to ship:* `method: fr`, one encoder for both: "
-    "{methods-snippets|fr|test accuracy}.",
+    "{methods-snippets|fr|test accuracy}; F1 of objects {methods-images|fr|patch F1}, but all "
+    "blocks read the whole image.",
     "- *From scratch, and to find the evidence itself:* `nir` or `a2r`, half of RNP's cost: F1 of "
     "the deciding sentence {methods|nir|token F1}, {methods|a2r|token F1} (RNP "
     "{methods|rnp|token F1}), of objects on images {methods-images|nir|patch F1}, "
@@ -46,9 +47,8 @@ GUIDE_LINES = (
     "({methods-images|warmed-up|patch F1}), less of sentences ({methods|warmed-up|token F1}).",
     "- *N2R:* its published gain over RNP is not reproduced: F1 of objects "
     "{methods-images|n2r|patch F1}, without a warm-up {n2r-images|n2r|patch F1} (RNP "
-    "{n2r-images|rnp|patch F1}), of sentences {methods|n2r|token F1}; review sentences "
-    "{methods-snippets|n2r|test accuracy}, with its task loss "
-    "{methods-snippets|mmi-n2r|test accuracy}.",
+    "{n2r-images|rnp|patch F1}), of sentences {methods|n2r|token F1}; with its task loss "
+    "(`mmi_n2r`) {methods-images|mmi-n2r|patch F1} and {methods|mmi-n2r|token F1}.",
     "- *Not the older estimators for texts:* HardKuma {methods-snippets|hard-kuma|test accuracy}, "
     "REINFORCE {methods-snippets|reinforce|test accuracy}; on images HardKuma's F1 is "
     "{methods-images|hard-kuma|patch F1}.",
