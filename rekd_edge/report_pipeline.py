@@ -64,6 +64,7 @@ from rekd_edge.report_sources import (
     fronts_of,
     kept_of,
     lineage_of,
+    of_pair,
     pairs_of,
     trainings_of,
     without_folders,
@@ -71,7 +72,7 @@ from rekd_edge.report_sources import (
 from rekd_edge.run_folder import RUN_FILE, Run, open_run
 from rekd_edge.runners import TorchRunner, file_runner
 from rekd_edge.selection import slot_count
-from rekd_edge.types import OWN_ANSWERS, PAIR_OUTPUTS, Outputs, ProblemType
+from rekd_edge.types import OWN_ANSWERS, Outputs, ProblemType
 
 EXAMPLES = 40
 MAX_SIZE_MB = 5.0
@@ -443,12 +444,8 @@ def _file_model(name: str, bundle: Bundle, student: str) -> _Model:
         True,
         calibration=config.calibration,
         regions=_regions_of_config(config),
-        own_answers=own_answers if _is_pair(config) else None,
+        own_answers=own_answers if of_pair(config) else None,
     )
-
-
-def _is_pair(config: BundleConfig) -> bool:
-    return set(PAIR_OUTPUTS) <= {output.name for output in config.outputs}
 
 
 def _grid_of(config: BundleConfig) -> tuple[int, int] | None:

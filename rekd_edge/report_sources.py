@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rekd_edge.bundle import Bundle
-from rekd_edge.bundle.manifest import MANIFEST_FILE, MODEL_FILE
+from rekd_edge.bundle.manifest import MANIFEST_FILE, MODEL_FILE, BundleConfig
 from rekd_edge.calibrate.spec import Calibration
 from rekd_edge.check.gates import METRICS
 from rekd_edge.convert import file_sha256
@@ -43,7 +43,7 @@ from rekd_edge.report.content import (
     TrainingPhase,
 )
 from rekd_edge.run_folder import RECIPE_FILE, SIMULABILITY, Run, open_run
-from rekd_edge.types import Modality, ProblemType, RationaleUnit
+from rekd_edge.types import PAIR_OUTPUTS, Modality, ProblemType, RationaleUnit
 
 
 @dataclass(slots=True)
@@ -68,12 +68,17 @@ class Subject:
         """Whether two students answer together."""
         if self.run is not None:
             return self.run.recipe.ensemble is not None
-        return "case" in {output.name for output in self.bundles[0][1].config.outputs}
+        return of_pair(self.bundles[0][1].config)
 
     @property
     def student(self) -> str:
         """What the trained model is called that a file is made from."""
         return "pair" if self.is_pair else "student"
+
+
+def of_pair(config: BundleConfig) -> bool:
+    """Whether two students answer together in that bundle."""
+    return set(PAIR_OUTPUTS) <= {output.name for output in config.outputs}
 
 
 def common_problem(subjects: Sequence[Subject]) -> ProblemType:
