@@ -113,8 +113,9 @@ class Method(nn.Module, ABC):
         clock: Callable[..., float] = temperature_at if capped else published_temperature_at
         return clock(progress.step, progress.total_steps, self.spec.temperature)
 
-    def draw(self, scores: Scores, progress: Progress) -> Drawn:
-        """A rationale as ``objective.selection`` draws it."""
+    def draw(self, scores: Scores, progress: Progress, *, ratio: float | None = None) -> Drawn:
+        """A rationale as ``objective.selection`` draws it; of exactly k, ``ratio`` in place of the
+        budget's share of this step."""
         selectable, selection = scores.view.selectable, self.spec.form.selection
         tau = self.temperature(progress)
         if selection == "bernoulli":
@@ -127,12 +128,13 @@ class Method(nn.Module, ABC):
             )
         if selection == "reinforce":
             return Drawn(*scored_draw(scores.score, selectable))
-        ratio = ratio_at(
-            progress.step,
-            progress.total_steps,
-            self.spec.ratio_schedule,
-            self.model.rationale_ratio,
-        )
+        if ratio is None:
+            ratio = ratio_at(
+                progress.step,
+                progress.total_steps,
+                self.spec.ratio_schedule,
+                self.model.rationale_ratio,
+            )
         weight, _ = select_exactly_k(self.spec, scores, budget_fraction(ratio), tau)
         return Drawn(weight)
 

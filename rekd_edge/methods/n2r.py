@@ -9,7 +9,9 @@ v is what ``objective.norm_of`` says: Enc(Z), which the predictor's head reads, 
 makes of it, the weights times Enc(Z) less their mean over the classes. The published encoders
 (GRU, max-pooled) have representations whose norm grows with what they recognise; the last
 LayerNorm of a transformer takes that away, while the part in the row space of the head is left
-(docs/deviations.md).
+(docs/deviations.md). ``objective.norm_ratio`` lets the norm's update keep more tokens than the
+answer's: behind a transformer the gradient of the norm only points at evidence where many are kept
+(ADR 36).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class N2r(Method):
         self, batch: Batch, progress: Progress, turn: str | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         scores = self.model.selector(batch.inputs)
-        keep = self.draw(scores, progress).keep
+        ratio = self.spec.norm_ratio if turn == "norm" else None
+        keep = self.draw(scores, progress, ratio=ratio).keep
         penalties = self.penalties(keep, scores.view)
         if turn == "norm":
             found = losses.norm_utilisation(self._utilised(scores.view, keep))

@@ -28,7 +28,7 @@ WEIGHT_SOURCES = ("package", "hub", "timm", "path", "random")
 FILE_SOURCES = ("image-folder", "csv", "jsonl", "parquet", "eraser")
 """Values of ``data.source`` that read ``data.path``."""
 
-EXACTLY_K_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity")
+EXACTLY_K_KEYS = ("estimator", "ratio_schedule", "lambda_contiguity", "norm_ratio")
 """Keys of an objective that only ``selection: exactly_k`` reads."""
 
 Location = tuple[int | str, ...]
@@ -80,6 +80,8 @@ def _objective_problems(
     if schedule is not None and schedule.start < recipe.rationale_ratio:
         below = f"is below rationale_ratio ({recipe.rationale_ratio}), but the budget only falls"
         yield (*location, "ratio_schedule", "start"), below
+    if objective.norm_ratio is not None and objective.norm_ratio < recipe.rationale_ratio:
+        yield (*location, "norm_ratio"), f"is below rationale_ratio ({recipe.rationale_ratio})"
     trained = recipe.student if location == ("objective",) else recipe.teacher
     if trained is not None:
         for key, message in method_problems(objective, trained):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MethodName = Literal["rekd", "rnp", "fr", "n2r", "mmi_n2r", "a2r", "nir", "a2i", "inter_rat"]
 
 PENALTIES = ("lambda_sparsity", "lambda_coherence")
-NORM = ("lambda_norm", "norm_of")
+NORM = ("lambda_norm", "norm_of", "norm_ratio")
 METHOD_KEYS = (*PENALTIES, *NORM, "lambda_divergence", "noise_share", "lambda_attack")
 """Keys of an objective that only some methods read."""
 REKD_KEYS = ("lambda_select", "lambda_contiguity")

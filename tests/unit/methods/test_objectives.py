@@ -173,6 +173,32 @@ def test_n2r_takes_two_turns(
     assert all(p.grad is None for p in text_model.predictor.parameters())
 
 
+def test_n2r_norm_may_keep_more_than_the_answer(
+    make_method: Make, text_model: Rationalist, examples: Batch
+) -> None:
+    method = make_method("n2r", lambda_coherence=0.0, norm_ratio=0.75)
+    published = make_method("n2r", lambda_coherence=0.0)
+
+    def loss(method: Method, turn: str) -> float:
+        return float(method(examples, NOW, turn)["loss"].detach())
+
+    scores = text_model.selector(examples.inputs)
+    selectable = scores.view.selectable
+    budget = torch.ceil(0.75 * selectable.sum(dim=1)).long()
+    assert bool((budget > text_model.keep(scores).sum(dim=1)).any())
+    rank = scores.score.masked_fill(~selectable, -torch.inf).argsort(dim=1, descending=True)
+    keep = torch.zeros_like(scores.score).scatter_(
+        1, rank, (torch.arange(rank.shape[1]) < budget[:, None]).float()
+    )
+    hidden = text_model.predictor.represent(scores.view.content, scores.view.position, keep)
+    logits = hidden @ text_model.predictor.head.weight.T
+    length = (logits - logits.mean(dim=1, keepdim=True)).norm(dim=1)
+    expected = float(-torch.log(length + 1e-6).mean().detach())
+    assert loss(method, "norm") == pytest.approx(expected, rel=1e-4)
+    assert loss(published, "norm") != pytest.approx(expected, rel=1e-3)
+    assert loss(method, "answer") == pytest.approx(loss(published, "answer"), rel=1e-6)
+
+
 def test_n2r_selector_hears_the_penalties_in_both_turns(
     make_method: Make, text_model: Rationalist, examples: Batch
 ) -> None:

@@ -55,6 +55,19 @@ def test_methods_are_valid_on_texts_and_images(recipe: str, method: str) -> None
         (["objective.selection=hard_kuma"], "'hard_kuma' cannot train method 'rekd'"),
         (["objective.lambda_norm=2"], "objective.lambda_norm: has no meaning for method 'rekd'"),
         (
+            ["objective.method=n2r", "objective.norm_ratio=0.5"],
+            "objective.norm_ratio: has no meaning where selection is 'bernoulli'",
+        ),
+        (
+            [
+                "objective.method=n2r",
+                "objective.selection=exactly_k",
+                "objective.norm_ratio=0.1",
+            ],
+            "objective.norm_ratio: is below rationale_ratio (0.2)",
+        ),
+        (["objective.norm_ratio=0.5"], "it is read by n2r, mmi_n2r"),
+        (
             ["objective.method=a2r", "objective.noise_share=0.2"],
             "objective.noise_share: has no meaning for method 'a2r'; it is read by nir",
         ),
