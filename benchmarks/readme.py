@@ -45,10 +45,10 @@ GUIDE_LINES = (
     "{methods-images|a2r|patch F1} (RNP {methods-images|rnp|patch F1}).",
     "- *The same, not from scratch:* a selector of mask gradients finds more of objects "
     "({methods-images|warmed-up|patch F1}), less of sentences ({methods|warmed-up|token F1}).",
-    "- *N2R:* its published gain over RNP is not reproduced: F1 of objects "
-    "{methods-images|n2r|patch F1}, without a warm-up {n2r-images|n2r|patch F1} (RNP "
-    "{n2r-images|rnp|patch F1}), of sentences {methods|n2r|token F1}; with its task loss "
-    "(`mmi_n2r`) {methods-images|mmi-n2r|patch F1} and {methods|mmi-n2r|token F1}.",
+    "- *N2R:* finds more of objects than RNP with `selection: exactly_k` and `norm_ratio: 0.5`: F1 "
+    "{n2r-images|n2r|patch F1}, RNP {n2r-images|rnp|patch F1} drawn and "
+    "{n2r-images|rnp-k|patch F1} with exactly k; as published {methods-images|n2r|patch F1}, of "
+    "sentences {methods|n2r|token F1} (with its task loss, `mmi_n2r`, {methods|mmi-n2r|token F1}).",
     "- *Not the older estimators for texts:* HardKuma {methods-snippets|hard-kuma|test accuracy}, "
     "REINFORCE {methods-snippets|reinforce|test accuracy}; on images HardKuma's F1 is "
     "{methods-images|hard-kuma|patch F1}.",
