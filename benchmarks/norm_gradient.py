@@ -120,6 +120,7 @@ def main() -> None:
         "command": "python benchmarks/norm_gradient.py runs/n2r-images/rnp/seed-0 "
         "--output benchmarks/results",
     }
+    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "norm-gradient"
     path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(_table(result), encoding="utf-8")

@@ -10,8 +10,8 @@ makes of it, the weights times Enc(Z) less their mean over the classes. The publ
 (GRU, max-pooled) have representations whose norm grows with what they recognise; the last
 LayerNorm of a transformer takes that away, while the part in the row space of the head is left
 (docs/deviations.md). ``objective.norm_ratio`` lets the norm's update keep more tokens than the
-answer's: behind a transformer the gradient of the norm only points at evidence where many are kept
-(ADR 36).
+answer's: of a ViT the gradient of the norm pointed at the evidence only where many were kept
+(ADR 36); on texts that has not been measured.
 """
 
 from __future__ import annotations

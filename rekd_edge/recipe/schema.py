@@ -300,8 +300,8 @@ class ObjectiveSpec(Spec):
     that its head makes of it, without bias and less their mean over the classes."""
     norm_ratio: Ratio | None = None
     """`n2r`, `mmi_n2r` with `exactly_k`: share of the tokens that the norm's update keeps, at least
-    `rationale_ratio`; null: as many as the answer's (published). Of a transformer the gradient of
-    the norm points at evidence where half or more are kept, not at a small budget (ADR 36)."""
+    `rationale_ratio`; null: as many as the answer's (published). On images the gradient of the
+    norm pointed at the evidence where half or more were kept, not at a small budget (ADR 36)."""
     lambda_divergence: float = Field(default=1.0, ge=0)
     """`a2r`, `nir`: weight of the Jensen-Shannon divergence of the soft and the hard answer."""
     noise_share: Share = 0.1
