@@ -36,8 +36,19 @@ from rekd_edge.data.loader import WorkerLoader, make_loader
 from rekd_edge.data.on_device import DeviceImages
 from rekd_edge.data.preprocess import Preprocessor
 from rekd_edge.data.split import Split
-from rekd_edge.distill.compiled import CompiledBackbones, no_compiler, use_channels_last
-from rekd_edge.distill.loop import BatchLoader, Rates, make_optimizer, move_batch
+from rekd_edge.distill.compiled import (
+    CompiledBackbones,
+    HalfWeights,
+    no_compiler,
+    use_channels_last,
+)
+from rekd_edge.distill.loop import (
+    BatchLoader,
+    Rates,
+    make_optimizer,
+    move_batch,
+    use_planless_attention,
+)
 from rekd_edge.distill.objectives import JointObjective, Progress
 from rekd_edge.distill.targets import CachedTargets, TargetSource
 from rekd_edge.distill.teacher import Teacher
@@ -51,7 +62,8 @@ from rekd_edge.types import Batch
 
 SCHEMA_VERSION = 1
 OFFICIAL_BATCH = 32
-WARM_UP_STEPS = 4
+SETTLING_STEPS = 3
+"""Steps after the first that are not timed: with CUDA graphs the second records them."""
 TEACHER_BATCHES = (1, 4, 16)
 """Batches of the teacher's pass alone, in units of the recipe's."""
 
@@ -92,7 +104,8 @@ class Setting:
 class SpeedPlan:
     """How long is measured: ``rounds`` of one block of each setting, a block being at least one
     step and about ``block_s`` seconds. ``only`` names the settings to take (None: all).
-    ``limit_s``: a table comes of it about then; what there was no time for is said in it."""
+    ``limit_s``: a table comes of it about then, counted from ``began``, a time of
+    ``time.monotonic``, where that is given; what there was no time for is said in it."""
 
     rounds: int = 5
     block_s: float = 1.5
@@ -100,6 +113,7 @@ class SpeedPlan:
     square: int = 8192
     only: tuple[str, ...] | None = None
     limit_s: float | None = None
+    began: float | None = None
 
     @staticmethod
     def quick() -> SpeedPlan:
@@ -190,8 +204,13 @@ def measure_speed(
     plan: SpeedPlan,
     *,
     progress: Callable[[str], None] = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measures every setting; one that fails is reported as failed, with its reason.
+
+    A setting is measured for a first time, and its teacher's pass alone, as soon as it has started,
+    and only then is the next one started: ``keep`` gets the report as far as it goes after each of
+    them and after each round, ``complete`` being false in it.
 
     Raises:
         UsageError: the recipe distils nothing; an unknown setting.
@@ -205,70 +224,168 @@ def measure_speed(
             "not that of other methods or of black boxes",
             hint="--set objective.method=rekd, or a recipe whose teacher.rationale is rationalist",
         )
-    settings = ladder(recipe, device, plan)
-    began = time.monotonic()
+    run = _Run(recipe, device, plan, progress, keep)
+    return run.execute()
 
-    def is_late(share: float) -> bool:
-        return plan.limit_s is not None and time.monotonic() - began > share * plan.limit_s
 
-    parts = _Parts.of(recipe, device)
-    peaks: dict[Precision, float] = {
-        name: _peak(name, device, plan.square) for name in _precisions(device)
-    }
-    contenders: list[_Contender] = []
-    failed: dict[str, str] = {}
-    clocks = [gpu_clocks()]
-    for setting in settings:
-        if contenders and is_late(0.6):
-            failed[setting.name] = "not started: no time was left"
-            continue
-        progress(f"{setting.name}: starting")
+class _Run:
+    """What is measured so far."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        plan: SpeedPlan,
+        progress: Callable[[str], None],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.began = time.monotonic() if plan.began is None else plan.began
+        self.recipe, self.device, self.plan = recipe, device, plan
+        self.progress, self.keep = progress, keep
+        self.settings = ladder(recipe, device, plan)
+        self.parts = _Parts.of(recipe, device)
+        if device.type == "cuda":
+            use_planless_attention()
+        self.peaks: dict[Precision, float] = {
+            name: _peak(name, device, plan.square) for name in _precisions(device)
+        }
+        self.contenders: dict[str, _Contender] = {}
+        self.failed: dict[str, str] = {}
+        self.teacher: list[dict[str, Any]] = []
+        self.clocks = [gpu_clocks()]
+
+    def execute(self) -> dict[str, Any]:
+        for setting in self.settings:
+            if self.contenders and not self._has_time_for(setting):
+                self.failed[setting.name] = "not started: no time was left"
+                continue
+            self._start(setting)
+            self.keep(self._report(complete=False))
+        for number in range(1, self.plan.rounds):
+            if self._is_late(0.85):
+                break
+            self.progress(f"round {number + 1} of {self.plan.rounds}")
+            self._round(number)
+            self.keep(self._report(complete=False))
+        self._larger_batches()
+        return self._report(complete=True)
+
+    def _left_s(self) -> float:
+        if self.plan.limit_s is None:
+            return math.inf
+        return self.plan.limit_s - (time.monotonic() - self.began)
+
+    def _is_late(self, share: float) -> bool:
+        limit = self.plan.limit_s
+        return limit is not None and self._left_s() < (1 - share) * limit
+
+    def _has_time_for(self, setting: Setting) -> bool:
+        if self._is_late(0.6):
+            return False
+        return setting.compile is None or self._left_s() > 1.5 * self._longest_compile_s()
+
+    def _longest_compile_s(self) -> float:
+        compiled = [c for c in self.contenders.values() if c.setting.compile is not None]
+        return max((c.first_step_s + c.settling_s for c in compiled), default=0.0)
+
+    def _start(self, setting: Setting) -> None:
+        """Starts a setting, measures its first block, and its teacher's pass alone."""
+        self.progress(f"{setting.name}: starting")
         try:
-            contender = _Contender(setting, parts, device)
-            contender.warm_up(plan.block_s)
-            contenders.append(contender)
+            contender = _Contender(setting, self.parts, self.device)
+            contender.warm_up(self.plan.block_s)
+            contender.measure()
+            self.contenders[setting.name] = contender
         except Exception as error:  # a setting that a machine cannot run is a result
             if isinstance(error, UsageError):
                 raise
-            failed[setting.name] = _reason(error)
-        _release(device)
-    for number in range(plan.rounds):
-        if number > 0 and is_late(0.85):
-            break
-        progress(f"round {number + 1} of {plan.rounds}")
-        turn = number % max(1, len(contenders))
-        for contender in contenders[turn:] + contenders[:turn]:
-            if contender.name in failed:
-                continue
+            self.failed[setting.name] = _reason(error)
+            _release(self.device)
+            return
+        if setting.augment:  # else it looks answers up
+            self._teacher_pass(contender)
+
+    def _round(self, number: int) -> None:
+        alive = list(self.contenders.values())
+        turn = number % max(1, len(alive))
+        for contender in alive[turn:] + alive[:turn]:
             try:
                 contender.measure()
             except Exception as error:
-                failed[contender.name] = _reason(error)
-        clocks.append(gpu_clocks())
-    alive = [c for c in contenders if c.name not in failed]
-    progress("the teacher alone")
-    teacher = _teacher_passes(alive, plan, is_late) if alive else []
-    rows = _rows(settings, {c.name: c for c in alive}, failed, peaks)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "recipe": recipe.name,
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "plan": asdict(plan),
-        "device": _describe(device),
-        "machine": describe_machine(),
-        "versions": package_versions(),
-        "clocks": clocks,
-        "peaks_tflops": {
-            name: {
-                "measured": peak / 1e12,
-                "square": plan.square,
-                "data_sheet": _data_sheet(name, device),
-            }
-            for name, peak in peaks.items()
-        },
-        "settings": rows,
-        "teacher_pass": [_against_peaks(one, peaks, device) for one in teacher],
-    }
+                self.failed[contender.name] = _reason(error)
+                del self.contenders[contender.name]
+        self.clocks.append(gpu_clocks())
+
+    def _teacher_pass(self, contender: _Contender) -> None:
+        """The teacher's share of the setting's step."""
+        size = contender.setting.batch_size
+        one: dict[str, Any] = {"setting": contender.name, "batch_size": size}
+        try:
+            contender.teacher_s = contender.time_teacher(
+                contender.batch_of(size), self.plan.block_s
+            )
+        except Exception as error:  # the steps that were measured stay
+            self.teacher.append(one | {"failed": _reason(error)})
+            return
+        self._add_pass(one, contender, contender.teacher_s, contender.teacher_flops)
+
+    def _larger_batches(self) -> None:
+        """The teacher's share in its fastest form at larger batches."""
+        own = [
+            contender
+            for contender in self.contenders.values()
+            if not contender.setting.published and contender.teacher_s is not None
+        ]
+        if not own:
+            return
+        fastest = min(own, key=lambda c: (c.teacher_s or math.inf) / c.setting.batch_size)
+        for factor in TEACHER_BATCHES[1:]:
+            # A compiled form takes its own batch size: another one is compiled for this.
+            needed = 1.5 * self._longest_compile_s() if fastest.setting.compile else 0.0
+            if self._is_late(0.95) or self._left_s() < needed:
+                return
+            size = factor * fastest.setting.batch_size
+            self.progress(f"the teacher alone, batches of {size}")
+            one: dict[str, Any] = {"setting": fastest.name, "batch_size": size}
+            try:
+                seconds = fastest.time_larger(size, self.plan.block_s)
+            except Exception as error:
+                self.teacher.append(one | {"failed": _reason(error)})
+            else:
+                self._add_pass(one, fastest, seconds, fastest.teacher_flops * factor)
+            self.keep(self._report(complete=False))
+
+    def _add_pass(
+        self, one: dict[str, Any], contender: _Contender, seconds: float, flops: int
+    ) -> None:
+        precision = contender.setting.precision
+        one |= {"precision": precision, "ms": seconds * 1e3, "flops": flops}
+        self.teacher.append(one | _utilisation(flops, seconds, precision, self.peaks, self.device))
+
+    def _report(self, *, complete: bool) -> dict[str, Any]:
+        started = {setting.name for setting in self.settings} & {*self.contenders, *self.failed}
+        settings = [s for s in self.settings if complete or s.name in started]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": self.recipe.name,
+            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "complete": complete,
+            "plan": {key: v for key, v in asdict(self.plan).items() if key != "began"},
+            "device": _describe(self.device),
+            "machine": describe_machine(),
+            "versions": package_versions(),
+            "clocks": self.clocks,
+            "peaks_tflops": {
+                name: {
+                    "measured": peak / 1e12,
+                    "square": self.plan.square,
+                    "data_sheet": _data_sheet(name, self.device),
+                }
+                for name, peak in self.peaks.items()
+            },
+            "settings": _rows(settings, self.contenders, self.failed, self.peaks),
+            "teacher_pass": self.teacher,
+        }
 
 
 def _reason(error: Exception) -> str:
@@ -418,6 +535,7 @@ class _Contender:
         masking = "zero" if setting.published else recipe.teacher.objective.form.masking
         full = spec.form.teacher_prediction == "full_input"
         self.teacher = Teacher(frozen, self.student, masking, full_input=full)
+        HalfWeights([frozen], torch.bfloat16 if setting.precision == "bf16" else None).round()
         self.batches = self._stream()
         targets: TargetSource | None = None
         if spec.form.uses_teacher_targets:
@@ -453,6 +571,7 @@ class _Contender:
         )
         self.steps = 1
         self.first_step_s = 0.0
+        self.settling_s = 0.0
         self.samples: list[float] = []
         """Seconds a step, one entry a round."""
         self.memory_bytes: int | None = None
@@ -540,7 +659,8 @@ class _Contender:
             self.teacher_pass(batch)
         self.teacher_flops = counter.get_total_flops()
         self.first_step_s = _timed(self.step, 1, self.device)
-        seconds = _timed(self.step, WARM_UP_STEPS, self.device)
+        self.settling_s = SETTLING_STEPS * _timed(self.step, SETTLING_STEPS, self.device)
+        seconds = min(_timed(self.step, 2, self.device) for _ in range(2))
         self.steps = max(1, math.ceil(block_s / seconds))
 
     def measure(self) -> None:
@@ -566,6 +686,17 @@ class _Contender:
             once()
         times = max(1, math.ceil(block_s / 3 / max(_timed(once, 2, self.device), 1e-6)))
         return statistics.median(_timed(once, times, self.device) for _ in range(3))
+
+    def time_larger(self, size: int, block_s: float) -> float:
+        """:meth:`time_teacher` at another batch size, compiled for it where the setting is."""
+        before = self.compiled
+        self.compiled = CompiledBackbones(
+            [self.teacher.model], mode=self.setting.compile, batch_size=size
+        )
+        try:
+            return self.time_teacher(self.batch_of(size), block_s)
+        finally:
+            self.compiled = before
 
     def batch_of(self, size: int) -> Batch:
         """A batch of ``size`` examples: one batch again and again."""
@@ -594,88 +725,6 @@ def _published(recipe: Recipe, *models: Rationalist) -> ObjectiveSpec:
     if not all(isinstance(model.selector, BlockSelector) for model in models):
         content |= {"select_special": False}
     return ObjectiveSpec.model_validate(content)
-
-
-def _teacher_passes(
-    contenders: Sequence[_Contender], plan: SpeedPlan, is_late: Callable[[float], bool]
-) -> list[dict[str, Any]]:
-    """The teacher's share of each setting's step, and of the fastest form at larger batches."""
-    found: list[dict[str, Any]] = []
-    for contender in contenders:
-        if not contender.setting.augment or is_late(0.95):
-            continue  # it looks answers up, or there is no time
-        size = contender.setting.batch_size
-        try:
-            seconds = contender.time_teacher(contender.batch_of(size), plan.block_s)
-        except Exception as error:  # the steps that were measured stay
-            found.append({"setting": contender.name, "batch_size": size, "failed": _reason(error)})
-            continue
-        contender.teacher_s = seconds
-        found.append(_pass(contender, size, contender.teacher_flops))
-    own = [c for c in contenders if not c.setting.published and c.setting.augment]
-    if not own:
-        return found
-    fastest = min(own, key=lambda c: c.teacher_s or math.inf)
-    size = fastest.setting.batch_size
-    for factor in TEACHER_BATCHES[1:]:
-        if is_late(0.95):
-            break
-        # A compiled form takes its own batch size: another one is compiled for this.
-        larger = _Larger(fastest, factor * size)
-        try:
-            seconds = larger.seconds(plan.block_s)
-        except Exception as error:
-            found.append(
-                {"setting": fastest.name, "batch_size": factor * size, "failed": _reason(error)}
-            )
-            continue
-        found.append(
-            {
-                "setting": fastest.name,
-                "precision": fastest.setting.precision,
-                "batch_size": factor * size,
-                "ms": seconds * 1e3,
-                "flops": fastest.teacher_flops * factor,
-            }
-        )
-    return found
-
-
-def _pass(contender: _Contender, size: int, flops: int) -> dict[str, Any]:
-    assert contender.teacher_s is not None
-    return {
-        "setting": contender.name,
-        "precision": contender.setting.precision,
-        "batch_size": size,
-        "ms": contender.teacher_s * 1e3,
-        "flops": flops,
-    }
-
-
-class _Larger:
-    """A contender's teacher at another batch size."""
-
-    def __init__(self, contender: _Contender, size: int) -> None:
-        self.contender, self.size = contender, size
-
-    def seconds(self, block_s: float) -> float:
-        contender = self.contender
-        before = contender.compiled
-        contender.compiled = CompiledBackbones(
-            [contender.teacher.model], mode=contender.setting.compile, batch_size=self.size
-        )
-        try:
-            return contender.time_teacher(contender.batch_of(self.size), block_s)
-        finally:
-            contender.compiled = before
-
-
-def _against_peaks(
-    one: Mapping[str, Any], peaks: Mapping[Precision, float], device: torch.device
-) -> dict[str, Any]:
-    if "failed" in one:
-        return dict(one)
-    return {**one, **_utilisation(one["flops"], one["ms"] / 1e3, one["precision"], peaks, device)}
 
 
 def _utilisation(
@@ -725,6 +774,7 @@ def _rows(
             "steps_a_block": contender.steps,
             "samples_s": contender.samples,
             "first_step_s": contender.first_step_s,
+            "settling_s": contender.settling_s,
             "step_memory_bytes": contender.memory_bytes,
             "flops": contender.flops,
             **_utilisation(contender.flops, seconds, setting.precision, peaks, contender.device),
@@ -778,6 +828,11 @@ def speed_table(report: Mapping[str, Any]) -> str:
             f"{_times(row['ratio_to_previous'])} | {row['step_ms']:.2f} | {row['mfu']:.3f} | "
             f"{row['first_step_s']:.1f} | {'' if memory is None else round(memory / 1e6)} |"
         )
+    gain = _gain(report["settings"])
+    if gain is not None:
+        lines += ["", gain]
+    if not report["complete"]:
+        lines += ["", "**Not complete**: the run was still going on, or was ended, after this."]
     lines += ["", "The teacher's pass alone:", ""]
     lines += [
         "| setting | batch | ms | TFLOP/s | MFU | of the data sheet |",
@@ -794,6 +849,22 @@ def speed_table(report: Mapping[str, Any]) -> str:
             f"{'' if sheet is None else f'{sheet:.3f}'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _gain(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """How much faster the fastest setting that answers anew for each image is than the published
+    one, and how much of that is not due to how images are prepared."""
+    measured = {row["name"]: row["examples_per_s"]["p50"] for row in rows if "failed" not in row}
+    augmented = {row["name"] for row in rows if row["augment"]}
+    ours = {name: rate for name, rate in measured.items() if name in augmented}
+    if "official" not in measured or len(ours) < 2:
+        return None
+    name = max(ours, key=lambda one: ours[one])
+    text = f"The fastest is *{name}*: {ours[name] / measured['official']:.2f}x the official setting"
+    if "device images" in measured and name not in ("official", "workers"):
+        text += f", {ours[name] / measured['device images']:.2f}x *device images*, which is the "
+        text += "official setting without waiting for images"
+    return text + "."
 
 
 def _times(ratio: float | None) -> str:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rekd_edge.cli.console import JsonOption, emit, require_writable, write_text
+from rekd_edge.cli.console import (
+    JsonOption,
+    emit,
+    require_writable,
+    write_json,
+    write_text,
+)
 from rekd_edge.errors import UsageError
+
+_BEGAN = time.monotonic()
+"""When the program started, nearly: importing torch takes seconds of a limit, too."""
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +49,9 @@ def speed(
     limit_s: Annotated[
         float | None,
         typer.Option(
-            "--limit-s", min=1.0, help="Seconds after which the table is made of what there is."
+            "--limit-s",
+            min=1.0,
+            help="Seconds from the start of the program after which nothing new is begun.",
         ),
     ] = None,
     random_weights: Annotated[
@@ -57,11 +69,15 @@ def speed(
     json_path: JsonOption = None,
 ) -> None:
     """Measure how many examples a second distillation trains on: the published code's settings, and
-    what each step away from them gains (docs/training-speed.md)."""
+    what each step away from them gains (docs/training-speed.md).
+
+    The files are written after each setting and each round, so an interruption loses one of those.
+    """
     from rekd_edge.recipe import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), list(overrides or []))
-    for path in (markdown, None if json_path in (None, "-") else Path(str(json_path))):
+    json_file = None if json_path in (None, "-") else Path(str(json_path))
+    for path in (markdown, json_file):
         if path is not None:
             require_writable(path)
     from dataclasses import replace
@@ -86,16 +102,22 @@ def speed(
         plan = replace(plan, square=1024)
     if quick:
         plan = SpeedPlan.quick()
-    plan = replace(plan, limit_s=limit_s)
+    plan = replace(plan, limit_s=limit_s, began=_BEGAN)
     if settings is not None:
         plan = replace(plan, only=tuple(name.strip() for name in settings.split(",")))
     if random_weights:
         loaded = with_random_weights(loaded)
+
+    def keep(found: dict[str, Any]) -> None:
+        if markdown is not None:
+            write_text(markdown, speed_table(found))
+        if json_file is not None:
+            write_json(json_file, found)
+
     with status_console().status("measuring") as status:
-        report = measure_speed(loaded, torch.device(kind), plan, progress=status.update)
+        report = measure_speed(loaded, torch.device(kind), plan, progress=status.update, keep=keep)
     table = speed_table(report)
-    if markdown is not None:
-        write_text(markdown, table)
+    keep(report)
     emit(
         report,
         json_path=json_path,

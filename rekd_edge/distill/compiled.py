@@ -1,4 +1,4 @@
-"""torch.compile for the backbones, in training steps alone.
+"""torch.compile for the backbones, and weights in half precision, in training steps alone.
 
 What is compiled is the method that runs a backbone's blocks; it stands in for the method only while
 a step runs, so weights keep their names, and evaluation, with its other shapes and modes, compiles
@@ -23,6 +23,9 @@ from rekd_edge.recipe.schema import TrainSpec
 
 MOST_VARIANTS = 64
 """Compiled forms of one method, over all backbones that share it."""
+WORTH_COMPILING_STEPS = 5000
+"""Steps from which on `train.compile: auto` compiles a phase: making its code takes about a minute,
+and what a step saves is a few milliseconds (an estimate; not measured on a GPU yet)."""
 
 
 def wanted(choice: bool | str, device: torch.device) -> bool:
@@ -56,6 +59,11 @@ def no_compiler(device: torch.device) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
     return None
+
+
+def worth_compiling(train: TrainSpec, steps: int) -> bool:
+    """Whether a phase of ``steps`` is compiled, where compilation is possible."""
+    return train.compile != "auto" or steps >= WORTH_COMPILING_STEPS
 
 
 def _probe(value: Tensor) -> Tensor:
@@ -103,7 +111,7 @@ class CompiledBackbones:
             elif isinstance(part, ConvEncoder):
                 methods = {"_features": part._features}
             for name, method in methods.items():
-                form = _Form(method, compiled(method), batch_size)
+                form = _Form(method, compiled(method), batch_size, graphs=self.graphs)
                 self._forms.append((part, name, form))
 
     @contextmanager
@@ -129,12 +137,58 @@ class _Form:
     """A method and its compiled form, which takes batches of one size."""
 
     def __init__(
-        self, plain: Callable[..., Any], compiled: Callable[..., Any], batch_size: int
+        self,
+        plain: Callable[..., Any],
+        compiled: Callable[..., Any],
+        batch_size: int,
+        *,
+        graphs: bool = False,
     ) -> None:
         self.plain = plain
         self.compiled = compiled
         self.batch_size = batch_size
+        self.graphs = graphs
 
     def __call__(self, content: Tensor, *others: Any, **named: Any) -> Any:
-        form = self.compiled if len(content) == self.batch_size else self.plain
-        return form(content, *others, **named)
+        if len(content) != self.batch_size:
+            return self.plain(content, *others, **named)
+        if self.graphs and torch.is_inference_mode_enabled():
+            # The teacher is the first to be captured. What a capture makes once and keeps, such as
+            # the state of random numbers, must not be a tensor of inference mode, which nothing
+            # with a gradient may change later (pytorch#135892).
+            with torch.inference_mode(False), torch.no_grad():
+                return self.compiled(content, *others, **named)
+        return self.compiled(content, *others, **named)
+
+
+class HalfWeights:
+    """Weights of the linear layers in ``models``' transformers, rounded to ``dtype`` once.
+
+    Autocast keeps what it has converted only of weights that are trained; those of a frozen model
+    it converts anew in every pass. Inside the context they are what it would make of them, so
+    answers under autocast are the same to the bit, and nothing else may ask the models. Both forms
+    stay where they are in memory, as CUDA graphs need it. Heads, norms and embeddings are left
+    alone.
+    """
+
+    def __init__(self, models: Iterable[nn.Module], dtype: torch.dtype | None) -> None:
+        self._weights: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        if dtype is None:
+            return
+        encoders = [p for model in models for p in model.modules() if isinstance(p, Encoder)]
+        layers = [p for part in encoders for p in part.modules() if isinstance(p, nn.Linear)]
+        for weight in {p: None for layer in layers for p in layer.parameters(recurse=False)}:
+            if not weight.requires_grad and weight.dtype == torch.float32:
+                self._weights.append((weight, weight.data, weight.data.to(dtype)))
+
+    def round(self) -> None:
+        """As on entry, until the models are gone."""
+        for parameter, _, rounded in self._weights:
+            parameter.data = rounded
+
+    def __enter__(self) -> None:
+        self.round()
+
+    def __exit__(self, *exc: object) -> None:
+        for parameter, exact, _ in self._weights:
+            parameter.data = exact

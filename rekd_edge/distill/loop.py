@@ -28,9 +28,11 @@ from rekd_edge.distill.checkpoint import (
 )
 from rekd_edge.distill.compiled import (
     CompiledBackbones,
+    HalfWeights,
     compile_mode,
     use_channels_last,
     wanted,
+    worth_compiling,
 )
 from rekd_edge.distill.monitor import SelectionMonitor, TrainingWarning
 from rekd_edge.distill.objectives import LossTerms, Progress
@@ -40,6 +42,10 @@ from rekd_edge.schedules import learning_rate_factor
 from rekd_edge.types import Batch, TeacherSide
 
 LOG_EVERY_STEPS = 10
+CHECKPOINT_STEPS = 200
+CHECKPOINT_APART_S = 30.0
+"""Where a recipe does not say, at least so many steps and seconds lie between two checkpoints of an
+epoch: on a GPU 200 steps take a second, and writing a checkpoint a fraction of one."""
 
 
 class DivergedError(RekdEdgeError):
@@ -270,11 +276,13 @@ class _Run:
         self.listener = listener or Silent()
         self.accelerator = make_accelerator(train, device)
         self.run_models = (model, *frozen)
+        self.frozen = frozen
         self.compile_mode: str | None = None
         if any(phase.varying_tokens is not None for phase in phases):
             self.compile_mode = compile_mode(train, self.accelerator.device)
         self.lost: Tensor | None = None
         """0, or a loss since the last look that was no number; looking waits for the device."""
+        self._saved = time.monotonic()
         self.monitor = monitor if self.accelerator.is_main_process else None
         self.report = FitReport()
         self.checkpoint = folder / "last.safetensors"
@@ -348,54 +356,59 @@ class _Run:
         if phase.select and index > 0 and first_step == 0:
             self._select(phase, index, 0, log)
         self._training_mode(phase)
-        if self.compile_mode is not None:
+        compiling = self.compile_mode is not None and phase.varying_tokens is not None
+        compiling = compiling and worth_compiling(self.train, total_steps - first_step)
+        if compiling:
             # Forms of earlier phases had other shapes, and would be looked through at every call.
             torch.compiler.reset()
         compiled = CompiledBackbones(
             self.run_models,
-            mode=None if phase.varying_tokens is None else self.compile_mode,
+            mode=self.compile_mode if compiling else None,
             batch_size=self.train.batch_size,
             varying=phase.varying_tokens is True,
         )
+        # A black box explains itself by products of its own, outside of autocast.
+        judges = [m for m in self.frozen if not getattr(m, "answers_from_whole_input", False)]
+        weights = HalfWeights(judges, half_precision(self.accelerator))
         step, micro = first_step, 0
         while step < total_steps:
             epoch, skipped = divmod(step, self.steps_per_epoch)
             # Phases draw from different epochs, so that none repeats another's order.
             batches = self._batches(index * 1000 + epoch, skipped)
-            for batch in batches:
-                if micro == 0:
-                    self._seed_step(index, step)
-                    self._set_learning_rate(optimizer, step, total_steps)
-                boundary = micro + 1 == self.train.gradient_accumulation or batches.last
-                progress = Progress(step, total_steps)
-                with compiled.active(start=micro == 0):
-                    if phase.turns:
-                        terms = self._take_turns(
-                            objective, prepared, batch, progress, phase, trained
+            with weights:
+                for batch in batches:
+                    if micro == 0:
+                        self._seed_step(index, step)
+                        self._set_learning_rate(optimizer, step, total_steps)
+                    boundary = micro + 1 == self.train.gradient_accumulation or batches.last
+                    progress = Progress(step, total_steps)
+                    with compiled.active(start=micro == 0):
+                        terms = (
+                            self._take_turns(objective, prepared, batch, progress, phase, trained)
+                            if phase.turns
+                            else self._micro_step(
+                                objective, prepared, batch, progress, boundary, phase
+                            )
                         )
+                    micro = 0 if boundary else micro + 1
+                    if not boundary:
+                        continue
+                    step += 1
+                    self.report.steps += 1
+                    if step % LOG_EVERY_STEPS == 0 or step == total_steps:
+                        self._require_finite(phase, step)
+                        values = _numbers(terms)
+                        rate = optimizer.param_groups[0]["lr"]
+                        log.write(index, phase.name, step, {**values, "learning_rate": rate})
+                        self.listener.step(values)
                     else:
-                        terms = self._micro_step(
-                            objective, prepared, batch, progress, boundary, phase
-                        )
-                micro = 0 if boundary else micro + 1
-                if not boundary:
-                    continue
-                step += 1
-                self.report.steps += 1
-                if step % LOG_EVERY_STEPS == 0 or step == total_steps:
-                    self._require_finite(phase, step)
-                    values = {name: round(float(term), 6) for name, term in terms.items()}
-                    rate = optimizer.param_groups[0]["lr"]
-                    log.write(index, phase.name, step, {**values, "learning_rate": rate})
-                    self.listener.step(values)
-                else:
-                    self.listener.step({})
-                if step % self.train.checkpoint_every_steps == 0 and step < total_steps:
-                    self._require_finite(phase, step)
-                    if step % self.steps_per_epoch != 0:
-                        self._save(index, step, optimizer, started)
-                if step >= total_steps:
-                    break
+                        self.listener.step({})
+                    if self._is_checkpoint_due(step) and step < total_steps:
+                        self._require_finite(phase, step)
+                        if step % self.steps_per_epoch != 0:
+                            self._save(index, step, optimizer, started)
+                    if step >= total_steps:
+                        break
             self._require_finite(phase, step)
             if phase.select:
                 self._select(phase, index, step, log)
@@ -407,6 +420,13 @@ class _Run:
             # Before the checkpoint that says the phase is over: a killed run writes it again.
             save_model(self.folder / JUDGE_FILE, phase.judge)
         self._save(index + 1, 0, optimizer, started)
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        asked = self.train.checkpoint_every_steps
+        if asked is not None:
+            return step % asked == 0
+        apart = time.monotonic() - self._saved
+        return step % CHECKPOINT_STEPS == 0 and apart >= CHECKPOINT_APART_S
 
     def _batches(self, epoch: int, skipped_steps: int) -> _EpochBatches:
         return _EpochBatches(
@@ -546,6 +566,13 @@ class _Run:
             "elapsed_s": time.monotonic() - started,
         }
         save_training_state(self.checkpoint, self.model, optimizer, state, self.auxiliary)
+        self._saved = time.monotonic()
+
+
+def _numbers(terms: LossTerms) -> dict[str, float]:
+    """Scalars of the device in one transfer, rounded to six places."""
+    values = torch.stack([term.float() for term in terms.values()]).tolist()
+    return {name: round(value, 6) for name, value in zip(terms, values, strict=True)}
 
 
 class _EpochBatches:
@@ -659,6 +686,7 @@ def make_accelerator(train: TrainSpec, device: str) -> Any:
     # Float32 means float32: PyTorch's own default rounds the products of convolutions.
     torch.set_float32_matmul_precision("high" if train.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = train.precision == "tf32"
+    use_planless_attention()
     # Accelerate holds one precision for the whole process; teacher and student may differ.
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
@@ -677,6 +705,18 @@ def _precision(train: TrainSpec, *, on_cpu: bool) -> str:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16" if capabilities.get("amx_bf16") else "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def half_precision(accelerator: Any) -> torch.dtype | None:
+    """What autocast rounds to; None without autocast."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(accelerator.mixed_precision))
+
+
+def use_planless_attention() -> None:
+    """Attention on a GPU by other kernels than cuDNN's from now on. cuDNN makes a plan for every
+    shape that it has not seen, and the number of tokens changes from batch to batch where texts are
+    read and where random subsets are; the other kernels take any shape."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def precision_in_use(train: TrainSpec, accelerator: Any) -> str:

@@ -380,7 +380,9 @@ class JointObjective(nn.Module):
             # No gradient into the scores: the predictor may run on the kept tokens alone.
             return self.model.classify_slots(view, chosen.keep > 0.5, slots)
         if self.gather and slots < view.content.shape[1]:
-            return classify_kept(self.model.predictor, view, chosen.keep, slots)
+            # Of images every patch can be kept, so every example keeps as many as there are slots.
+            filled = patch_grid(self.model.predictor.encoder) is not None
+            return classify_kept(self.model.predictor, view, chosen.keep, slots, filled=filled)
         return self.model.classify_masked(view, chosen.keep)
 
     def _compare(

@@ -67,7 +67,7 @@ def candidates(
         return Candidates(scores.logits, counted, 0, scores)
     counted = counted | view.attended
     always = counted.new_ones(prefix.shape[:2])
-    logits = torch.cat([selector.head(prefix), scores.logits], dim=1)
+    logits = torch.cat([selector.score_hidden(prefix), scores.logits], dim=1)
     return Candidates(logits, torch.cat([always, counted], dim=1), prefix.shape[1], scores)
 
 

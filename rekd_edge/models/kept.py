@@ -39,14 +39,19 @@ def can_classify_kept(predictor: Predictor) -> bool:
     return isinstance(predictor.encoder, BertEncoder | VitEncoder)
 
 
-def classify_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: int) -> Tensor:
+def classify_kept(
+    predictor: Predictor, view: TokenView, keep: Tensor, slots: int, *, filled: bool = False
+) -> Tensor:
     """Logits ``[batch, class]`` under key exclusion; arguments as in :func:`represent_kept`."""
-    return predictor.answer(represent_kept(predictor, view, keep, slots))
+    return predictor.answer(represent_kept(predictor, view, keep, slots, filled=filled))
 
 
-def represent_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: int) -> Tensor:
+def represent_kept(
+    predictor: Predictor, view: TokenView, keep: Tensor, slots: int, *, filled: bool = False
+) -> Tensor:
     """What the predictor's head reads under key exclusion, ``[batch, channel]``; ``keep`` float
-    ``[batch, token]`` is 0 or 1, at most ``slots`` ones in a row, and may carry a gradient."""
+    ``[batch, token]`` is 0 or 1, at most ``slots`` ones in a row, and may carry a gradient.
+    ``filled``: every row has as many ones as that, so that attention needs no mask."""
     encoder = predictor.encoder
     assert isinstance(encoder, Encoder)
     order = kept_positions(keep.detach() > 0.5, keep.shape[1])
@@ -57,6 +62,7 @@ def represent_kept(predictor: Predictor, view: TokenView, keep: Tensor, slots: i
         gather_tokens(view.position, order),
         weight,
         slots,
+        filled=filled,
     )
     return _pool(predictor, front, rest, weight)
 
@@ -72,7 +78,13 @@ def _pool(predictor: Predictor, front: Tensor, rest: Tensor, weight: Tensor) -> 
 
 
 def run_kept(
-    encoder: Encoder, content: Tensor, position: Tensor, weight: Tensor, slots: int
+    encoder: Encoder,
+    content: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    slots: int,
+    *,
+    filled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Hidden states of prefix and the first ``slots`` tokens, which everybody attends to, and of
     the rest, which carry no gradient; all kept tokens are among the first."""
@@ -84,7 +96,7 @@ def run_kept(
     with torch.no_grad():
         rest = encoder.embed_content(content[:, slots:], position[:, slots:])
     weight = F.pad(weight, (count, 0), value=1)
-    seen = (weight[:, : slots + count] > 0)[:, None, None, :]
+    seen = None if filled else (weight[:, : slots + count] > 0)[:, None, None, :]
     if isinstance(encoder, VitEncoder):
         front, rest = _both(encoder.backbone.norm_pre, front, rest)
         for block in encoder.backbone.blocks:
@@ -105,7 +117,7 @@ def _both(module: Any, front: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
 Heads = tuple[Tensor, Tensor, Tensor]
 
 
-def _attend(own: Heads, other: Heads, weight: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _attend(own: Heads, other: Heads, weight: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both groups attend to the kept keys; the first also says how it would to the others."""
     keys = torch.cat([own[1], other[1]], dim=2)
     values = torch.cat([own[2], other[2]], dim=2)
@@ -116,7 +128,7 @@ def _attend(own: Heads, other: Heads, weight: Tensor, seen: Tensor) -> tuple[Ten
 
 
 def _vit_block(
-    block: Any, front: Tensor, rest: Tensor, weight: Tensor, seen: Tensor
+    block: Any, front: Tensor, rest: Tensor, weight: Tensor, seen: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     attention = block.attn
 
@@ -139,7 +151,7 @@ def _vit_block(
 
 
 def _bert_block(
-    layer: Any, front: Tensor, rest: Tensor, weight: Tensor, seen: Tensor
+    layer: Any, front: Tensor, rest: Tensor, weight: Tensor, seen: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     attention = layer.attention
 

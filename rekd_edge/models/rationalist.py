@@ -64,6 +64,14 @@ class Selector(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores: ...
 
+    def score_hidden(self, hidden: Tensor) -> Tensor:
+        """The head's logits ``[batch, token, 1 or 2]``, in float32 under autocast too: of many
+        scores rounded to bf16 some are equal, and then the place of a token decides."""
+        if not torch.is_autocast_enabled(hidden.device.type):
+            return self.head(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float())
+
 
 class PublishedHead(nn.Linear):
     """The head of the published code: Xavier-uniform weights, dropout, and for text a hidden layer
@@ -104,7 +112,7 @@ class BlockSelector(Selector):
     def forward(self, inputs: Mapping[str, Tensor]) -> Scores:
         view = self.encoder.view(inputs)
         hidden = self.encoder.token_features(view)
-        return Scores.from_logits(self.head(hidden), view, hidden)
+        return Scores.from_logits(self.score_hidden(hidden), view, hidden)
 
     def with_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Scores, Tensor]:
         """The scores of content, and the hidden states of the model's own tokens
@@ -113,7 +121,8 @@ class BlockSelector(Selector):
         view = self.encoder.view(inputs)
         hidden = self.encoder(view.content, view.position, view.attended)
         count = self.encoder.num_prefix_tokens
-        return Scores.from_logits(self.head(hidden[:, count:]), view), hidden[:, :count]
+        scores = Scores.from_logits(self.score_hidden(hidden[:, count:]), view)
+        return scores, hidden[:, :count]
 
 
 class Predictor(nn.Module):

@@ -146,7 +146,7 @@ class LightSelector(Selector):
         hidden = self.dropout(hidden)
         for mixer in self.mixers:
             hidden = mixer(hidden, view.attended)
-        return Scores.from_logits(self.head(hidden), view, hidden)
+        return Scores.from_logits(self.score_hidden(hidden), view, hidden)
 
 
 class LowResolutionSelector(PatchGrid, BlockSelector):
@@ -210,4 +210,4 @@ class SharedSelector(Selector):
         attended = key_mask(view, view.attended)
         hidden = encoder(view.content, view.position, attended, depth=self.depth)
         normed = self.norm(hidden[:, encoder.num_prefix_tokens :])
-        return Scores.from_logits(self.head(normed), view, normed)
+        return Scores.from_logits(self.score_hidden(normed), view, normed)

@@ -393,8 +393,9 @@ class TrainSpec(Spec):
     means float32 throughout; products of a CUDA device that round to TF32 are asked for by name."""
     compile: bool | Literal["auto", "graphs"] = "auto"
     """torch.compile of the backbones in training steps (docs/training-speed.md); `graphs` replays
-    them as CUDA graphs too where shapes are constant. `auto`: on CUDA devices with a compiler.
-    Joint phases of another `objective.method` than `rekd` are not compiled."""
+    them as CUDA graphs too where shapes are constant. `auto`: on CUDA devices with a compiler, in
+    phases of 5,000 steps or more (making the code takes about a minute). Joint phases of another
+    `objective.method` than `rekd` are not compiled."""
     gather: bool | Literal["auto"] = "auto"
     """`masking: exclude`, and what is kept is 0 or 1 (of `rekd`: exactly_k): joint training's
     backward pass through kept tokens alone; the same gradients up to rounding (ADR 29). `auto`: on
@@ -402,8 +403,9 @@ class TrainSpec(Spec):
     channels_last: bool | Literal["auto"] = "auto"
     """Convolutional backbones compute with channels last. `auto`: on CUDA devices."""
     warmup: WarmupSpec = WarmupSpec()
-    checkpoint_every_steps: int = Field(default=200, ge=1)
-    """Steps between resumable checkpoints; one is also written at every epoch's end."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between resumable checkpoints; null: 200 or more, and half a minute or more. One is
+    also written at every epoch's end."""
     monitor: bool = True
     """Watch joint training for collapse, interlocking and label leakage at every evaluation of
     the development split (docs/warnings.md). It changes nothing in training."""

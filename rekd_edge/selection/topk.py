@@ -43,7 +43,7 @@ def keep_with_margin(
     masked = torch.where(selectable, score, -torch.inf)
     best = torch.topk(F.pad(masked, (0, 1), value=-torch.inf), slots + 1, dim=1).values
     threshold = torch.gather(best, 1, (budget - 1).clamp(min=0))
-    keep = _keep_from(masked, selectable, budget, threshold)
+    keep = _keep_from(masked, selectable, budget, threshold, deployed=True)
     gap = threshold - torch.gather(best, 1, budget)
     complete = selectable.sum(dim=1, keepdim=True) <= budget
     return keep, gap.masked_fill(complete, torch.inf).squeeze(1)
@@ -54,23 +54,31 @@ def keep_constant(score: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     everything = budget == score.shape[1]
     best = torch.topk(score, budget if everything else budget + 1, dim=1).values
     threshold = best[:, budget - 1 : budget]
-    keep = _keep_from(score, None, budget, threshold)
+    keep = _keep_from(score, None, budget, threshold, deployed=True)
     if everything:
         return keep, torch.full_like(best[:, 0], torch.inf)
     return keep, (threshold - best[:, budget:]).squeeze(1)
 
 
 def _keep_from(
-    masked: Tensor, selectable: Tensor | None, budget: Tensor | int, threshold: Tensor
+    masked: Tensor,
+    selectable: Tensor | None,
+    budget: Tensor | int,
+    threshold: Tensor,
+    *,
+    deployed: bool = False,
 ) -> Tensor:
     """All above the ``threshold`` ``[batch, 1]``, and the earliest that equal it up to the
-    ``budget``, ``[batch, 1]`` or one for all."""
+    ``budget``, ``[batch, 1]`` or one for all. ``deployed`` models count in float32, exact to 2^24:
+    TensorRT before 10.8 has running sums of nothing else; training counts in int64, whose sums a
+    GPU adds in a fixed order."""
     above = masked > threshold
     equal = masked == threshold
     if selectable is not None:
         equal = equal & selectable
     room = budget - above.sum(dim=1, keepdim=True)
-    return above | (equal & (torch.cumsum(equal.to(torch.int64), dim=1) <= room))
+    count = torch.cumsum(equal.to(torch.float32 if deployed else torch.int64), dim=1)
+    return above | (equal & (count <= room))
 
 
 def gather_slots(keep: Tensor, slots: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +98,9 @@ def kept_positions(keep: Tensor, slots: int) -> Tensor:
     count = keep.shape[1]
     # Unique keys: kept tokens score count..1 by position, dropped ones zero or less.
     key = torch.arange(count, 0, -1, dtype=torch.float32, device=keep.device)
-    return torch.topk(torch.where(keep, key, key - count), slots, dim=1).indices
+    # The first key is the count, on the device of the keys: ONNX Runtime computes sizes on the CPU,
+    # and a CUDA graph can hold no copy from there.
+    return torch.topk(torch.where(keep, key, key - key[0]), slots, dim=1).indices
 
 
 def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
@@ -144,4 +154,4 @@ def straight_through_top_k(
     threshold = selection_threshold(score.detach(), selectable, keep)
     soft = torch.sigmoid((score - threshold) / temperature) * selectable
     hard = keep.to(score.dtype)
-    return hard + soft - soft.detach(), keep
+    return hard + (soft - soft.detach()), keep

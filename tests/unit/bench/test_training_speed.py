@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,64 @@ def test_operations_are_counted_and_a_failing_setting_is_a_row(
     table = speed_table(report)
     assert "| gathered |" in table
     assert "no compiler" in table
+
+
+def speed_of(folder: Path, *options: str) -> tuple[int, dict[str, Any], str]:
+    from rekd_edge.cli.app import app
+
+    files = ["--json", str(folder / "speed.json"), "--markdown", str(folder / "speed.md")]
+    chosen = ["--quick", "--device", "cpu", "--random-weights", "--set", "data.limit.train=60"]
+    done = CliRunner().invoke(app, ["speed", "smoke/image", *chosen, *files, *options])
+    report = json.loads((folder / "speed.json").read_text())
+    return done.exit_code, report, (folder / "speed.md").read_text()
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up = training_speed._Contender.warm_up
+
+    def interrupted(self: training_speed._Contender, block_s: float) -> None:
+        if self.name == "device images":
+            raise KeyboardInterrupt
+        warm_up(self, block_s)
+
+    monkeypatch.setattr(training_speed._Contender, "warm_up", interrupted)
+    code, report, table = speed_of(tmp_path, "--settings", "official,device images")
+    assert code == 130
+    assert not report["complete"]
+    (row,) = report["settings"]
+    assert row["name"] == "official"
+    assert row["examples_per_s"]["p50"] > 0
+    assert [one["setting"] for one in report["teacher_pass"]] == ["official"]
+    assert report["teacher_pass"][0]["mfu"] > 0
+    assert "**Not complete**" in table
+
+
+def test_a_compilation_that_would_not_fit_into_the_limit_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training_speed, "no_compiler", lambda device: None)
+    recipe = shipped("smoke/image", "data.limit.train=60")
+    only = ("official", "compiled")
+    plan = replace(SpeedPlan.quick(), rounds=1, only=only, square=64, limit_s=1000.0)
+    monkeypatch.setattr(training_speed._Run, "_longest_compile_s", lambda self: 700.0)
+    report = measure_speed(with_random_weights(recipe), CPU, plan)
+    rows = {row["name"]: row for row in report["settings"]}
+    assert report["complete"]
+    assert rows["compiled"]["failed"] == "not started: no time was left"
+    assert "failed" not in rows["official"]
+
+
+def test_the_table_says_what_is_due_to_the_loader() -> None:
+    def row(name: str, rate: float, augment: bool = True) -> dict[str, Any]:
+        return {"name": name, "augment": augment, "examples_per_s": {"p50": rate}}
+
+    rows = [row("official", 10), row("device images", 20), row("compiled", 100)]
+    said = training_speed._gain([*rows, row("cached teacher", 500, augment=False)])
+    assert said is not None
+    assert said.startswith("The fastest is *compiled*: 10.00x the official setting, 5.00x *device")
+    assert training_speed._gain(rows[:1]) is None
 
 
 def test_the_command_writes_both_forms_and_refuses_what_cannot_be(tmp_path: Path) -> None:

@@ -6,11 +6,19 @@ processor takes minutes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from rekd_edge.distill import compiled
-from rekd_edge.distill.compiled import CompiledBackbones, compile_mode, use_channels_last, wanted
+from rekd_edge.distill.compiled import (
+    CompiledBackbones,
+    compile_mode,
+    use_channels_last,
+    wanted,
+    worth_compiling,
+)
 from rekd_edge.distill.loop import make_accelerator
 from rekd_edge.distill.objectives import JointObjective, Progress
 from rekd_edge.distill.teacher import Teacher
@@ -98,6 +106,42 @@ def test_auto_compiles_on_cuda_alone_and_a_missing_compiler_is_said_once(
     assert compile_mode(TrainSpec(compile="graphs"), CPU) == "default"
     assert compile_mode(TrainSpec(compile="graphs"), torch.device("cuda")) == "reduce-overhead"
     assert compile_mode(TrainSpec(), torch.device("cuda")) == "default"
+
+
+def test_auto_compiles_what_is_long_enough_to_pay_for_it() -> None:
+    assert not worth_compiling(TrainSpec(), 400)
+    assert worth_compiling(TrainSpec(), 20_000)
+    assert worth_compiling(TrainSpec(compile=True), 1)
+
+
+def test_cuda_graphs_are_not_captured_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[tuple[bool, bool]] = []
+
+    def compile_(method: Any, **_: object) -> Any:
+        def run(*given: Any, **named: Any) -> Any:
+            modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+            return method(*given, **named)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    student, frozen = rationalist(), rationalist()
+    teacher = Teacher(frozen, student)
+    batch = Batch(
+        {"pixel_values": torch.randn(2, 3, 64, 64)}, torch.tensor([0, 1]), torch.arange(2)
+    )
+    expected = teacher.targets(batch)
+    backbones = CompiledBackbones([frozen], mode="reduce-overhead", batch_size=2)
+    assert backbones.graphs
+    with backbones.active():
+        found = teacher.targets(batch)
+    assert modes
+    assert set(modes) == {(False, False)}
+    torch.testing.assert_close(found.logits, expected.logits)
+    modes.clear()
+    with CompiledBackbones([frozen], mode="default", batch_size=2).active():
+        teacher.targets(batch)
+    assert set(modes) == {(True, False)}
 
 
 def test_the_reason_is_that_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

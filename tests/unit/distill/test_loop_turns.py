@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rekd_edge.distill import loop
 from rekd_edge.distill.loop import DevResult, Phase, Rates, Turn, fit
 from rekd_edge.distill.objectives import LossTerms, Progress
 from rekd_edge.errors import IntegrityError
@@ -62,7 +64,12 @@ def batches(count: int) -> list[Batch]:
 
 
 def run(
-    folder: Path, count: int = 3, *, resume: bool = False, stop: int | None = None
+    folder: Path,
+    count: int = 3,
+    *,
+    resume: bool = False,
+    stop: int | None = None,
+    train: TrainSpec = TRAIN,
 ) -> tuple[Pair, list[str | None]]:
     model = Pair()
     beside = nn.Linear(3, 1)
@@ -95,7 +102,7 @@ def run(
     fit(
         model,
         [phase],
-        train=TRAIN,
+        train=train,
         epoch_loader=lambda _: batches(count),
         evaluate=lambda _: DevResult(0.0, 0.0),
         folder=folder,
@@ -105,6 +112,32 @@ def run(
         listener=Stop(),
     )
     return model, game.seen
+
+
+@pytest.mark.parametrize(
+    ("asked", "apart_s", "expected"), [(2, 1e9, 2), (None, 0, 1), (None, 1e9, 0)]
+)
+def test_checkpoints_are_apart_in_steps_and_unless_a_number_is_given_in_time(
+    asked: int | None,
+    apart_s: float,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
+    monkeypatch.setattr(loop, "CHECKPOINT_APART_S", apart_s)
+    written: list[int] = []
+    write = loop.save_training_state
+
+    def counted(path: Path, model: nn.Module, optimizer: Any, state: Any, beside: Any) -> None:
+        written.append(state["step"])
+        write(path, model, optimizer, state, beside)
+
+    monkeypatch.setattr(loop, "save_training_state", counted)
+    train = TRAIN.model_copy(update={"checkpoint_every_steps": asked})
+    run(tmp_path, count=5, train=train)
+    assert written[-1] == 0  # the end of the phase
+    assert len(written) - 1 == expected
 
 
 def test_a_turn_moves_its_own_parts_as_their_own_optimizer_would(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_answer_and_all_gradients_are_those_of_the_masked_form(kind: str, poolin
     labels = torch.randint(0, 3, (5,))
     slots = slot_count(len(model.selector(inputs).view.content[0]), *model.ratio_fraction)
 
-    def gradients(kept: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def gradients(kept: bool, filled: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model.zero_grad(set_to_none=True)
         scores = model.selector(inputs)
         weight, keep = select_top_k(
@@ -71,7 +71,7 @@ def test_answer_and_all_gradients_are_those_of_the_masked_form(kind: str, poolin
         )
         assert 0 < keep.sum() < scores.view.selectable.sum()
         if kept:
-            logits = classify_kept(model.predictor, scores.view, weight, slots)
+            logits = classify_kept(model.predictor, scores.view, weight, slots, filled=filled)
         else:
             logits = model.classify_masked(scores.view, weight)
         torch.nn.functional.cross_entropy(logits, labels).backward()
@@ -79,13 +79,30 @@ def test_answer_and_all_gradients_are_those_of_the_masked_form(kind: str, poolin
         return logits.detach(), named
 
     logits, expected = gradients(kept=False)
-    found_logits, found = gradients(kept=True)
-    torch.testing.assert_close(found_logits, logits, rtol=0, atol=1e-6)
-    assert found.keys() == expected.keys()
-    assert any(name.startswith("selector.encoder") for name in found)
-    for name, gradient in expected.items():
-        scale = float(gradient.abs().max()) + 1e-9
-        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=1e-6)
+    for filled in (False, True) if kind == "image" else (False,):
+        found_logits, found = gradients(True, filled)
+        torch.testing.assert_close(found_logits, logits, rtol=0, atol=1e-6)
+        assert found.keys() == expected.keys()
+        assert any(name.startswith("selector.encoder") for name in found)
+        for name, gradient in expected.items():
+            scale = float(gradient.abs().max()) + 1e-9
+            torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=1e-6)
+
+
+def test_scores_are_float32_and_kept_weights_are_one_in_bf16() -> None:
+    torch.manual_seed(0)
+    model = Rationalist(BlockSelector(vit()), Predictor(vit(), 3), 0.25)
+    torch.nn.init.normal_(model.selector.head.weight)
+    inputs = {"pixel_values": torch.randn(4, 3, 64, 64)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = model.selector(inputs)
+        weight, keep = select_top_k(
+            *("sigmoid", scores.score, scores.view.selectable, model.budget(scores.view)),
+            temperature=1.0,
+        )
+    assert scores.score.dtype == torch.float32
+    assert len(scores.score.unique()) == scores.score.numel()  # in bf16 some of 64 would be equal
+    assert torch.equal(weight, keep.float())
 
 
 def test_in_bf16_all_parameters_get_their_gradient() -> None:

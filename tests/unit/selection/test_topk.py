@@ -9,7 +9,10 @@ from rekd_edge.selection import (
     gather_slots,
     gather_tokens,
     gumbel_noise,
+    keep_constant,
     keep_top_k,
+    keep_with_margin,
+    kept_positions,
     rationale_budget,
     selection_margin,
     selection_threshold,
@@ -46,6 +49,49 @@ def test_padding_is_never_kept_even_with_the_best_score() -> None:
     score = torch.tensor([[0.0, 1.0, 9.0]])
     selectable = torch.tensor([[True, True, False]])
     assert keep_top_k(score, selectable, torch.tensor([2])).tolist() == [[True, True, False]]
+
+
+def test_deployed_models_keep_what_training_keeps() -> None:
+    torch.manual_seed(0)
+    score = torch.randint(0, 4, (200, 12)).float()  # many are equal
+    valid = torch.rand(200, 12) > 0.2
+    valid[:, 0] = True
+    budget = torch.minimum(torch.randint(1, 6, (200,)), valid.sum(dim=1))
+    keep, _ = keep_with_margin(score, valid, budget.unsqueeze(1), slots=5)
+    assert torch.equal(keep, keep_top_k(score, valid, budget))
+    everything = torch.ones_like(valid)
+    keep, _ = keep_constant(score, 5)
+    assert torch.equal(keep, keep_top_k(score, everything, torch.full((200,), 5)))
+
+
+def test_nothing_on_a_gpu_reads_a_size_that_onnx_runtime_keeps_on_the_processor() -> None:
+    class Positions(torch.nn.Module):
+        def forward(self, keep: torch.Tensor) -> torch.Tensor:
+            return kept_positions(keep, keep.shape[1])
+
+    keep = torch.rand(2, 7) > 0.5
+    dynamic = {"keep": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    program = torch.onnx.export(
+        Positions().eval(), (keep,), dynamo=True, dynamic_shapes=dynamic, verbose=False
+    )
+    assert program is not None
+    graph = program.model_proto.graph
+    made = {name: node for node in graph.node for name in node.output}
+    sizes = {"Shape", "Size"}
+    scalars = {"Cast", "Gather", "Slice", "Squeeze", "Unsqueeze", "Mul", "Add", "Sub", "Reshape"}
+
+    def is_size(name: str) -> bool:
+        node = made.get(name)
+        if node is None:
+            return False
+        return node.op_type in sizes or (
+            node.op_type in scalars and any(is_size(one) for one in node.input)
+        )
+
+    on_gpu = [node for node in graph.node if node.op_type in {"Sub", "Where"}]
+    assert on_gpu
+    for node in on_gpu:
+        assert is_size(node.output[0]) or not any(is_size(name) for name in node.input), node
 
 
 def test_slots_are_ascending_and_spare_ones_repeat_a_kept_position() -> None:
