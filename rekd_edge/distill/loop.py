@@ -703,7 +703,8 @@ def _precision(train: TrainSpec, *, on_cpu: bool) -> str:
         return train.precision
     if on_cpu:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bf16" if capabilities.get("amx_bf16") else "no"
+        native = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+        return "bf16" if native else "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 

@@ -389,8 +389,9 @@ class TrainSpec(Spec):
     gradient_accumulation: int = Field(default=1, ge=1)
     precision: Literal["no", "auto", "tf32", "bf16", "fp16"] = "no"
     """Mixed precision of matrix products; weights stay float32. `auto`: bf16 where the machine
-    multiplies it natively (CUDA from compute capability 8.0, CPUs with AMX), otherwise none. `no`
-    means float32 throughout; products of a CUDA device that round to TF32 are asked for by name."""
+    multiplies it natively (CUDA from compute capability 8.0, CPUs with AMX or AVX-512's bf16
+    products), otherwise none. `no` means float32 throughout; products of a CUDA device that round
+    to TF32 are asked for by name."""
     compile: bool | Literal["auto", "graphs"] = "auto"
     """torch.compile of the backbones in training steps (docs/training-speed.md); `graphs` replays
     them as CUDA graphs too where shapes are constant. `auto`: on CUDA devices with a compiler, in

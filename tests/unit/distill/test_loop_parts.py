@@ -10,12 +10,18 @@ from rekd_edge.recipe.schema import TrainSpec
 
 @pytest.mark.parametrize(
     ("native", "precision", "expected"),
-    [(True, "auto", "bf16"), (False, "auto", "no"), (True, "no", "no"), (False, "bf16", "bf16")],
+    [
+        ("amx_bf16", "auto", "bf16"),
+        ("avx512_bf16", "auto", "bf16"),
+        (None, "auto", "no"),
+        ("amx_bf16", "no", "no"),
+        (None, "bf16", "bf16"),
+    ],
 )
 def test_auto_takes_bf16_only_where_the_cpu_multiplies_it(
-    native: bool, precision: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    native: str | None, precision: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, native: True})
     train = TrainSpec.model_validate({"precision": precision})
     assert str(make_accelerator(train, "cpu").mixed_precision) == expected
 
