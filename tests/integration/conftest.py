@@ -1,16 +1,42 @@
-"""A board for tests: this machine, behind an OpenSSH server of its own."""
+"""Runs of the smoke recipes; a board: this machine, behind an OpenSSH server of its own."""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from rekd_edge.boards.address import BoardAddress
 from rekd_edge.boards.openssh import SshBoard
 from tests.sshd import Server, at_work, open_server, wait_until
+
+if TYPE_CHECKING:
+    from rekd_edge.run_folder import Run
+
+
+@pytest.fixture(scope="session")
+def smoke_run(
+    made_once: Callable[[str, Callable[[Path], object]], Path],
+) -> Callable[[str, Path], Run]:
+    """``smoke_run("text", folder)`` puts a finished run of recipe smoke/text there: a copy of one
+    that is trained once, without what only resuming reads."""
+    from rekd_edge.pipeline import train_run
+    from rekd_edge.recipe import find_recipe, load_recipe
+    from rekd_edge.run_folder import open_run
+
+    def copied(kind: str, folder: Path) -> Run:
+        def train(place: Path) -> None:
+            train_run(load_recipe(find_recipe(f"smoke/{kind}")), place / "run", device="cpu")
+
+        unread = shutil.ignore_patterns("last.safetensors", "tensorboard")
+        shutil.copytree(made_once(f"smoke-{kind}", train) / "run", folder, ignore=unread)
+        return open_run(folder)
+
+    return copied
 
 
 @pytest.fixture(scope="module")

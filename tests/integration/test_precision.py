@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -15,9 +16,7 @@ from rekd_edge.bundle import verify_bundle
 from rekd_edge.convert import load_target, matrix_products
 from rekd_edge.convert.targets import targets_dir
 from rekd_edge.export_pipeline import bench_bundle, check_bundle, export_bundle
-from rekd_edge.pipeline import train_run
 from rekd_edge.precision_pipeline import Variant, choose, export_fastest
-from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 
 QUICK = BenchSettings(min_duration_s=0.0, min_count=20, warmup_count=1, cold_starts=0, quick=True)
@@ -32,9 +31,8 @@ gates:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("text") / "run"
-    return train_run(load_recipe(find_recipe("smoke/text")), path, device="cpu")
+def run(smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return smoke_run("text", tmp_path_factory.mktemp("text") / "run")
 
 
 def test_the_fastest_precision_that_holds_its_gates_is_bundled(run: Run, tmp_path: Path) -> None:
