@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,6 +38,27 @@ def smoke_run(
         return open_run(folder)
 
     return copied
+
+
+@pytest.fixture(scope="module")
+def converted_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For modules that export one student again and again to see what comes after the conversion:
+    the same weights are converted for a target once, and are a copy of that file later."""
+    from rekd_edge import export_pipeline
+    from rekd_edge.convert import convert_to_onnx, weights_sha256
+
+    folder = tmp_path_factory.mktemp("converted")
+
+    def convert(model: Any, io_spec: Any, path: Path, *, target: Any, metadata: Any) -> None:
+        made_of = (type(model), weights_sha256(model), io_spec, target, sorted(metadata.items()))
+        kept = folder / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}.onnx"
+        if not kept.exists():
+            convert_to_onnx(model, io_spec, kept, target=target, metadata=metadata)
+        shutil.copyfile(kept, path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export_pipeline, "convert_to_onnx", convert)
+        yield
 
 
 @pytest.fixture(scope="module")

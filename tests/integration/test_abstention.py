@@ -27,6 +27,7 @@ from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("converted_once")
 runtime = load_runtime()
 DEV = 120
 

@@ -14,7 +14,6 @@ import pytest
 from rekd_edge.bench import BenchSettings
 from rekd_edge.bundle import verify_bundle
 from rekd_edge.convert import load_target, matrix_products
-from rekd_edge.convert.targets import targets_dir
 from rekd_edge.export_pipeline import bench_bundle, check_bundle, export_bundle
 from rekd_edge.precision_pipeline import Variant, choose, export_fastest
 from rekd_edge.run_folder import Run
@@ -78,12 +77,6 @@ def test_an_int8_bundle_is_checked_and_measured_like_any_other(run: Run, tmp_pat
     gates = tmp_path / "lenient.yaml"
     gates.write_text(LENIENT)
     output = run.path / "int8"
-    named = targets_dir() / "onnx.yaml"  # a target can be named by its file, too
-    _, search = export_fastest(
-        run, target=str(named), output=tmp_path / "b", gates=str(gates), threads=1, settings=QUICK
-    )
-    assert search.variants[0].target == "onnx"
-    assert search.chosen is not None
     result = export_bundle(
         run, target="onnx-int8-static", output=output, gates=str(gates), threads=1
     )
