@@ -17,6 +17,9 @@ OPTIMUM_INSTALLED := $(OPTIMUM)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# Containers like to set this, and uv installs no bytecode: every process would compile what it
+# imports anew, 8 s for `rekd-edge check`.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help
 help: ## list the targets

@@ -40,7 +40,7 @@ from rekd_edge.bundle import (
 from rekd_edge.bundle.card import is_pair
 from rekd_edge.bundle.manifest import WHY_NOT_FILE
 from rekd_edge.calibrate.answers import answers_of
-from rekd_edge.calibrate.fit import FEWEST_EXAMPLES, calibrate
+from rekd_edge.calibrate.fit import FEWEST_EXAMPLES, calibrate, require_enough
 from rekd_edge.calibrate.report import CalibrationReport, report_of
 from rekd_edge.calibrate.spec import AbstentionSpec, Calibration
 from rekd_edge.check import (
@@ -246,6 +246,7 @@ def export_bundle(
     gate_set.applicable(run.recipe.problem_type)
     require_calibratable(run.recipe.problem_type, abstention or spec.abstention)
     require_free(output, force=force)
+    require_enough_dev(run, abstention or spec.abstention)
     if tune:
         require_tunable(spec)
     recovery = recovery_of(spec, recover, run)
@@ -1095,6 +1096,13 @@ def text_edges(preprocessor: Preprocessor) -> TextEdges | None:
         return None
     special = preprocessor.special_ids
     return TextEdges(special["cls"], special["sep"], special["pad"], preprocessor.max_length)
+
+
+def require_enough_dev(run: Run, asked: AbstentionSpec | None) -> None:
+    """Raises :class:`UsageError` where answers are to be withheld and the development split is too
+    small to say which, before anything is converted."""
+    if asked is not None:
+        require_enough(len(run.data().dev))
 
 
 def measure_baselines(run: Run) -> dict[str, Accuracy]:

@@ -34,6 +34,7 @@ from rekd_edge.export_pipeline import (
     recovery_of,
     reject,
     require_calibratable,
+    require_enough_dev,
     require_free,
     require_target,
     require_tunable,
@@ -123,6 +124,7 @@ def export_fastest(
     for spec in found_targets:
         load_gates(gates or spec.gates).applicable(problem)
         require_calibratable(problem, abstention or spec.abstention)
+        require_enough_dev(run, abstention or spec.abstention)
     made = base.engine or base.package
     if made is not None:
         raise UsageError(

@@ -5,11 +5,14 @@ torch is imported inside the fixtures, so that collecting tests stays quick.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -31,6 +34,28 @@ data:
   source: csv
   path: /somewhere/private/reviews.csv
 """
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``made_once(name, make)`` is a folder that ``make(folder)`` has filled in whichever worker
+    came first; the others wait. What lies there is read and copied, never changed."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, finished = base / f"once-{name}", base / f"once-{name}.finished"
+        with FileLock(base / f"once-{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -180,17 +205,18 @@ def text_bundle(
     bundled_text_model: FusedRationalist,
     bundled_text_preprocessor: TextPreprocessor,
     make_bundle: Callable[..., BundleManifest],
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: Callable[[str, Callable[[Path], object]], Path],
 ) -> Path:
     """A text bundle as exported. Tests that change something copy it first."""
     from rekd_edge.convert import convert_to_onnx, load_target
 
-    folder = tmp_path_factory.mktemp("text-bundle")
-    model = bundled_text_model
-    target = load_target("onnx")
-    convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
-    make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_text_preprocessor)
-    return folder / "bundle"
+    def export(folder: Path) -> None:
+        model = bundled_text_model
+        target = load_target("onnx")
+        convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
+        make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_text_preprocessor)
+
+    return made_once("text-bundle", export) / "bundle"
 
 
 @pytest.fixture(scope="session")
@@ -198,17 +224,18 @@ def image_bundle(
     bundled_image_model: FusedRationalist,
     bundled_image_preprocessor: ImagePreprocessor,
     make_bundle: Callable[..., BundleManifest],
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: Callable[[str, Callable[[Path], object]], Path],
 ) -> Path:
     """An image bundle as exported. Tests that change something copy it first."""
     from rekd_edge.convert import convert_to_onnx, load_target
 
-    folder = tmp_path_factory.mktemp("image-bundle")
-    model = bundled_image_model
-    target = load_target("onnx")
-    convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
-    make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_image_preprocessor)
-    return folder / "bundle"
+    def export(folder: Path) -> None:
+        model = bundled_image_model
+        target = load_target("onnx")
+        convert_to_onnx(model, model.io_spec(), folder / "m.onnx", target=target, metadata={})
+        make_bundle(folder / "bundle", folder / "m.onnx", model, bundled_image_preprocessor)
+
+    return made_once("image-bundle", export) / "bundle"
 
 
 def _of_another_type(
@@ -273,21 +300,24 @@ def pair_bundles(
     bundled_text_preprocessor: TextPreprocessor,
     bundled_image_preprocessor: ImagePreprocessor,
     make_bundle: Callable[..., BundleManifest],
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: Callable[[str, Callable[[Path], object]], Path],
 ) -> dict[str, Path]:
     """Bundles of both students, with a partner of other weights: ``text`` and ``image``."""
     from rekd_edge.convert import convert_to_onnx, load_target
     from rekd_edge.fuse import fuse_pair
 
-    folder = tmp_path_factory.mktemp("pairs")
     made = {
         "text": (bundled_text_model, _text_model(seed=1), bundled_text_preprocessor),
         "image": (bundled_image_model, _image_model(seed=1), bundled_image_preprocessor),
     }
-    for name, (student, partner, preprocessor) in made.items():
-        pair, file = fuse_pair(student, partner), folder / f"{name}.onnx"
-        convert_to_onnx(pair, pair.io_spec(), file, target=load_target("onnx"), metadata={})
-        make_bundle(folder / name, file, pair, preprocessor)
+
+    def export(folder: Path) -> None:
+        for name, (student, partner, preprocessor) in made.items():
+            pair, file = fuse_pair(student, partner), folder / f"{name}.onnx"
+            convert_to_onnx(pair, pair.io_spec(), file, target=load_target("onnx"), metadata={})
+            make_bundle(folder / name, file, pair, preprocessor)
+
+    folder = made_once("pairs", export)
     return {name: folder / name for name in made}
 
 
@@ -296,7 +326,7 @@ def _with_why_not(
     answers: FusedRationalist,
     preprocessor: Preprocessor,
     make: Callable[..., BundleManifest],
-    folder: Path,
+    made_once: Callable[[str, Callable[[Path], object]], Path],
 ) -> tuple[Path, FusedClassWise]:
     """``bundle`` with a ``why_not.onnx`` beside, and the model in it: the bundled one's weights and
     a head of random ones."""
@@ -315,11 +345,14 @@ def _with_why_not(
     length = MAX_LENGTH if answers.modality == "text" else None
     labels = answers.label_names
     asked = frozen(FusedClassWise(student, head, label_names=labels, max_length=length))
-    file = folder / "why_not.onnx"
-    convert_to_onnx(asked, asked.io_spec(), file, target=load_target("onnx"), metadata={})
-    why_not = (file, asked.io_spec())
-    make(folder / "bundle", bundle / "model.onnx", answers, preprocessor, why_not=why_not)
-    return folder / "bundle", asked
+
+    def export(folder: Path) -> None:
+        file = folder / "why_not.onnx"
+        convert_to_onnx(asked, asked.io_spec(), file, target=load_target("onnx"), metadata={})
+        why_not = (file, asked.io_spec())
+        make(folder / "bundle", bundle / "model.onnx", answers, preprocessor, why_not=why_not)
+
+    return made_once(f"{answers.modality}-why-not", export) / "bundle", asked
 
 
 @pytest.fixture(scope="session")
@@ -328,7 +361,7 @@ def text_why_not(
     bundled_text_model: FusedRationalist,
     bundled_text_preprocessor: TextPreprocessor,
     make_bundle: Callable[..., BundleManifest],
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: Callable[[str, Callable[[Path], object]], Path],
 ) -> tuple[Path, FusedClassWise]:
     """As ``text_bundle``, with class-wise rationales, and the model of those."""
     return _with_why_not(
@@ -336,7 +369,7 @@ def text_why_not(
         bundled_text_model,
         bundled_text_preprocessor,
         make_bundle,
-        tmp_path_factory.mktemp("text-why-not"),
+        made_once,
     )
 
 
@@ -346,7 +379,7 @@ def image_why_not(
     bundled_image_model: FusedRationalist,
     bundled_image_preprocessor: ImagePreprocessor,
     make_bundle: Callable[..., BundleManifest],
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: Callable[[str, Callable[[Path], object]], Path],
 ) -> tuple[Path, FusedClassWise]:
     """As ``image_bundle``, with class-wise rationales, and the model of those."""
     return _with_why_not(
@@ -354,7 +387,7 @@ def image_why_not(
         bundled_image_model,
         bundled_image_preprocessor,
         make_bundle,
-        tmp_path_factory.mktemp("image-why-not"),
+        made_once,
     )
 
 

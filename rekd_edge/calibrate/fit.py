@@ -32,6 +32,16 @@ class Fitted:
     promises: dict[str, BoundedThreshold]
 
 
+def require_enough(count: int) -> None:
+    """Raises :class:`UsageError` for a development split of fewer than :data:`FEWEST_EXAMPLES`."""
+    if count < FEWEST_EXAMPLES:
+        raise UsageError(
+            f"calibration needs {FEWEST_EXAMPLES} examples in the development split, "
+            f"it has {count}",
+            hint="raise data.split.dev or data.limit.dev in the recipe and train again",
+        )
+
+
 def calibrate(
     dev: Answers, asked: AbstentionSpec | None = None, reference: Answers | None = None
 ) -> Fitted:
@@ -43,12 +53,7 @@ def calibrate(
     answer. Raises :class:`UsageError` for too few examples, and
     :class:`GateError` where what was asked cannot be had.
     """
-    if len(dev) < FEWEST_EXAMPLES:
-        raise UsageError(
-            f"calibration needs {FEWEST_EXAMPLES} examples in the development split, "
-            f"it has {len(dev)}",
-            hint="raise data.split.dev or data.limit.dev in the recipe and train again",
-        )
+    require_enough(len(dev))
     temperature = fit_temperature(dev.logits, dev.labels, dev.problem)
     confidence = confidence_of(dev.logits, dev.problem, temperature)
     promises: dict[str, BoundedThreshold] = {}

@@ -54,13 +54,15 @@ def compare(
     Interrupted, it goes on where it stopped; finished parts are not trained again.
     """
     started = time.monotonic()
+    wanted = parse_seeds(seeds)
+    from rekd_edge.recipe import find_recipe, load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), list(overrides or []))
     from rekd_edge.cli.progress import TrainingProgress
     from rekd_edge.compare import SUMMARY_FILE
     from rekd_edge.compare import compare as run_comparison
     from rekd_edge.distill.checkpoint import write_json
-    from rekd_edge.recipe import find_recipe, load_recipe
 
-    loaded = load_recipe(find_recipe(recipe), list(overrides or []))
     if export:
         from rekd_edge.convert import load_target
         from rekd_edge.export_pipeline import require_target
@@ -70,7 +72,7 @@ def compare(
         comparison = run_comparison(
             loaded,
             output,
-            seeds=parse_seeds(seeds),
+            seeds=wanted,
             device=device,
             listener=progress,
             simulability=simulability,

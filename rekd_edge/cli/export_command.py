@@ -100,20 +100,20 @@ def export_run(
 
     If a gate fails, no bundle is written: the file goes to rejected/ with reason.json, exit 3.
     """
+    abstention = _abstention(coverage, risk, rationale_risk)
+    if precision not in (None, AUTO):
+        raise UsageError(
+            f"--precision {precision!r}: only 'auto' is searched for",
+            hint="a precision of its own is a target, e.g. --target onnx-int8",
+        )
     from rekd_edge.cli.engine_command import show_engines
     from rekd_edge.cli.progress import ExportProgress
     from rekd_edge.export_pipeline import export_bundle
     from rekd_edge.problem import PRIMARY, SCORE_TITLES
     from rekd_edge.run_folder import open_run
 
-    abstention = _abstention(coverage, risk, rationale_risk)
     opened = open_run(run)
     if precision is not None:
-        if precision != AUTO:
-            raise UsageError(
-                f"--precision {precision!r}: only 'auto' is searched for",
-                hint="a precision of its own is a target, e.g. --target onnx-int8",
-            )
         _export_fastest(
             opened,
             output,

@@ -6,6 +6,7 @@ the fuse report can say what was folded, how exactly, and what it saved.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rekd_edge.fuse.fused import DeployModel
 
 
+VIT_ATTENTION = ("timm.layers.attention", "Attention")
+BERT_ATTENTION = ("transformers.models.bert.modeling_bert", "BertSelfAttention")
 TOLERANCE = 1e-4
 """Largest difference of logits, scores and margins that rounding explains (float32)."""
 
@@ -49,6 +52,13 @@ def nearly_tied(score: Tensor, margin: Tensor) -> Tensor:
     model)."""
     real = torch.where(score > LOWEST_SCORE, score.abs(), 0.0)
     return margin <= TOLERANCE * real.amax(dim=1).clamp(min=1.0)
+
+
+def _is_one(module: nn.Module, package: str, name: str) -> bool:
+    """Whether ``module`` is a ``package.name``, without importing what nothing here was made of:
+    an image model would wait seconds for BERT, a text model for timm."""
+    loaded = sys.modules.get(package)
+    return loaded is not None and isinstance(module, getattr(loaded, name))
 
 
 def fold_word_table(module: nn.Module) -> bool:
@@ -103,11 +113,10 @@ def fold_convolution(module: nn.Module) -> bool:
 
 def fold_layer_scale(module: nn.Module) -> bool:
     """A vision transformer's LayerScale is multiplied into the projections before it."""
-    from timm.layers.layer_scale import LayerScale
-    from timm.models.vision_transformer import Block
-
-    if not isinstance(module, Block):
+    if not _is_one(module, "timm.models.vision_transformer", "Block"):
         return False
+    from timm.layers.layer_scale import LayerScale
+
     block: Any = module
     folded = False
     for name, projection in (("ls1", block.attn.proj), ("ls2", block.mlp.fc2)):
@@ -123,10 +132,8 @@ def fold_layer_scale(module: nn.Module) -> bool:
 
 def fold_attention(module: nn.Module) -> bool:
     """Attention as :func:`~rekd_edge.models.encoder.deployed_attention` writes it."""
-    from timm.layers.attention import Attention
-    from transformers.models.bert.modeling_bert import BertSelfAttention
-
-    if not isinstance(module, Attention | BertSelfAttention) or hasattr(module, "deployed"):
+    kinds = (VIT_ATTENTION, BERT_ATTENTION)
+    if not any(_is_one(module, *kind) for kind in kinds) or hasattr(module, "deployed"):
         return False
     changed: Any = module
     changed.deployed = True
@@ -135,17 +142,15 @@ def fold_attention(module: nn.Module) -> bool:
 
 def fold_projections(module: nn.Module) -> bool:
     """BERT's products for query, key and value become one."""
-    from transformers.models.bert.modeling_bert import BertSelfAttention
-
-    if not isinstance(module, BertSelfAttention) or hasattr(module, "qkv"):
+    if not _is_one(module, *BERT_ATTENTION) or hasattr(module, "qkv"):
         return False
-    parts = [module.query, module.key, module.value]
+    attention: Any = module
+    parts = [attention.query, attention.key, attention.value]
     joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
     joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
     joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
-    changed: Any = module
-    changed.qkv = joined
-    del changed.query, changed.key, changed.value
+    attention.qkv = joined
+    del attention.query, attention.key, attention.value
     return True
 
 

@@ -8,12 +8,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rekd_edge import export_pipeline
 from rekd_edge.bundle import open_bundle
 from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.calibrate.probabilities import fit_temperature
@@ -21,9 +23,11 @@ from rekd_edge.calibrate.spec import AbstentionSpec
 from rekd_edge.errors import GateError, UsageError
 from rekd_edge.export_pipeline import ExportResult, check_bundle, export_bundle
 from rekd_edge.pipeline import train_run
+from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("converted_once")
 runtime = load_runtime()
 DEV = 120
 
@@ -155,16 +159,19 @@ def test_a_risk_that_cannot_be_promised_writes_no_bundle(run: Run) -> None:
     assert (found.path / "reason.json").is_file()
 
 
-def test_too_small_a_split_is_said(tmp_path: Path) -> None:
-    small = train_run(load_recipe(find_recipe("smoke/text")), tmp_path / "run", device="cpu")
-    with pytest.raises(UsageError, match="needs 100 examples in the development split, it has 32"):
-        export_bundle(
-            small,
-            output=tmp_path / "bundle",
-            threads=1,
-            twins=False,
-            abstention=AbstentionSpec(coverage=0.9),
-        )
+def test_too_small_a_split_is_said_before_anything_is_converted(
+    smoke_run: Callable[[str, Path], Run], tmp_path: Path
+) -> None:
+    small = smoke_run("text", tmp_path / "run")
+    wanted = AbstentionSpec(coverage=0.9)
+    message = "needs 100 examples in the development split, it has 32"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export_pipeline, "convert_to_onnx", None)
+        with pytest.raises(UsageError, match=message):
+            export_bundle(small, output=tmp_path / "bundle", abstention=wanted)
+        with pytest.raises(UsageError, match=message):
+            export_fastest(small, output=tmp_path / "bundle", abstention=wanted)
+    assert not (tmp_path / "bundle").exists()
     found = export_bundle(small, output=tmp_path / "bundle", threads=1, twins=False)
     assert found.passed
     assert found.calibration is None

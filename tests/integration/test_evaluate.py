@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -42,8 +43,8 @@ class InterruptAfter(Silent):
             raise KeyboardInterrupt
 
 
-def train(path: Path, *overrides: str, recipe: str = "smoke/text") -> Run:
-    return train_run(load_recipe(find_recipe(recipe), overrides), path, device="cpu")
+def train(path: Path, *overrides: str) -> Run:
+    return train_run(load_recipe(find_recipe("smoke/text"), overrides), path, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +187,9 @@ def test_other_splits_have_reports_of_their_own(planted: Run) -> None:
     assert any("which it has seen" in note for note in report.notes)
 
 
-def test_images_with_masks(tmp_path: Path) -> None:
+def test_images_with_masks(smoke_run: Callable[[str, Path], Run], tmp_path: Path) -> None:
     """The image path with the gold of a source: CIFAR-10 with a mask over its upper left."""
-    run = train(tmp_path / "image", recipe="smoke/image")
+    run = smoke_run("image", tmp_path / "image")
     test = run.data().test
     assert isinstance(test, ArraySplit)
     assert evaluate_run(run, device="cpu").gold == ()

@@ -22,21 +22,17 @@ from safetensors.numpy import load_file, save_file
 from rekd_edge import export_pipeline
 from rekd_edge.bench import BenchSettings
 from rekd_edge.bundle import verify_bundle
-from rekd_edge.convert import OnnxArtefact, convert_to_onnx
 from rekd_edge.errors import GateError, IntegrityError, UsageError
 from rekd_edge.export_pipeline import ExportResult, bench_bundle, check_bundle, export_bundle
 from rekd_edge.load_pipeline import load_examples, load_test
-from rekd_edge.pipeline import train_run
-from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run, open_run
 
 QUICK = BenchSettings(min_duration_s=0.0, min_count=5, warmup_count=1, cold_starts=1, quick=True)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("text") / "run"
-    return train_run(load_recipe(find_recipe("smoke/text")), path, device="cpu")
+def run(smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return smoke_run("text", tmp_path_factory.mktemp("text") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -185,21 +181,21 @@ def test_keep_leaves_a_failed_bundle_where_it_is(bundle: Path) -> None:
     assert not (bundle / "reason.json").exists()
 
 
-def damaged(change: Callable[[Path], None]) -> Callable[..., OnnxArtefact]:
-    """The real conversion, whose file is damaged before anything else sees it."""
+def damaged(exported: ExportResult, change: Callable[[Path], None]) -> Callable[..., None]:
+    """In place of the conversion: what it made of the same student, damaged before anything else
+    sees it."""
 
-    def convert(*values: Any, **named: Any) -> OnnxArtefact:
-        artefact = convert_to_onnx(*values, **named)
-        change(artefact.path)
-        return artefact
+    def convert(model: Any, io_spec: Any, path: Path, **_: Any) -> None:
+        shutil.copyfile(exported.path / "model.onnx", path)
+        change(path)
 
     return convert
 
 
 def test_a_wrong_export_is_rejected_and_never_gets_the_name(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: ExportResult, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert = damaged(lambda path: scale_weight(path, "predictor.head.weight", -1.0))
+    convert = damaged(exported, lambda path: scale_weight(path, "predictor.head.weight", -1.0))
     monkeypatch.setattr(export_pipeline, "convert_to_onnx", convert)
     result = export_bundle(run, output=tmp_path / "bundle", threads=1)
     assert not result.passed
@@ -245,11 +241,11 @@ def test_a_taken_output_is_refused_before_any_work(
 
 
 def test_force_replaces_a_bundle_only_by_one_that_passes(
-    bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, exported: ExportResult, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = verify_bundle(bundle)
     with monkeypatch.context() as patched:
-        convert = damaged(lambda path: scale_weight(path, "predictor.head.weight", 5.0))
+        convert = damaged(exported, lambda path: scale_weight(path, "predictor.head.weight", 5.0))
         patched.setattr(export_pipeline, "convert_to_onnx", convert)
         refused = export_bundle(run, output=bundle, force=True, twins=False, threads=1)
     assert not refused.passed
@@ -353,8 +349,8 @@ def test_unknown_targets_and_missing_runs_are_usage_errors(run: Run, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_end_to_end(tmp_path: Path) -> None:
-    run = train_run(load_recipe(find_recipe("smoke/image")), tmp_path / "run", device="cpu")
+def test_images_end_to_end(smoke_run: Callable[[str, Path], Run], tmp_path: Path) -> None:
+    run = smoke_run("image", tmp_path / "run")
     result = export_bundle(run, output=run.path / "bundle", threads=1)
     assert result.passed, result.reasons
     assert result.report is not None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,6 @@ from rekd_edge.bundle import open_bundle
 from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.errors import UsageError
 from rekd_edge.export_pipeline import ExportResult, bench_bundle, check_bundle, export_bundle
-from rekd_edge.pipeline import train_run
-from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 
 QUICK = BenchSettings(min_duration_s=0.0, min_count=5, warmup_count=1, cold_starts=1, quick=True)
@@ -24,9 +23,8 @@ TEXTS = ("A dull and lifeless film that wastes a wonderful cast.", "One of the b
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("text") / "run"
-    return train_run(load_recipe(find_recipe("smoke/text")), path, device="cpu")
+def run(smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return smoke_run("text", tmp_path_factory.mktemp("text") / "run")
 
 
 @pytest.fixture(scope="module")

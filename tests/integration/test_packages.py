@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -21,9 +21,7 @@ from rekd_edge.export_pipeline import bench_bundle, check_bundle, convert_run, e
 from rekd_edge.export_pipeline import test_batches as batches_of
 from rekd_edge.packages.backend import cxx, installed
 from rekd_edge.packages.store import packages_dir
-from rekd_edge.pipeline import train_run
 from rekd_edge.precision_pipeline import export_fastest
-from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 from rekd_edge.runners import OnnxRunner, TensorRtProviderRunner
 from rekd_edge.runtime_options import CUDA_PROVIDER, TENSORRT_PROVIDER
@@ -32,9 +30,12 @@ QUICK = BenchSettings(min_duration_s=0.0, min_count=5, warmup_count=1, cold_star
 
 
 @pytest.fixture(scope="module", params=["text", "image"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp(request.param) / "run"
-    return train_run(load_recipe(find_recipe(f"smoke/{request.param}")), path, device="cpu")
+def run(
+    request: pytest.FixtureRequest,
+    smoke_run: Callable[[str, Path], Run],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    return smoke_run(request.param, tmp_path_factory.mktemp(request.param) / "run")
 
 
 @pytest.fixture
@@ -81,12 +82,12 @@ def test_a_package_is_made_beside_the_bundle_and_measured_with_it(
 
 
 def test_what_is_missing_is_said_before_anything_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smoke_run: Callable[[str, Path], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a GPU each of these targets ends at once, and leaves nothing."""
     if torch.cuda.is_available():
         pytest.skip("here is a GPU")
-    run = train_run(load_recipe(find_recipe("smoke/text")), tmp_path / "run", device="cpu")
+    run = smoke_run("text", tmp_path / "run")
     output = tmp_path / "bundle"
     for target in ("ort-cuda", "ort-cuda-fp16", "ort-trt", "aoti-cuda", "torch-trt"):
         with pytest.raises(BackendError) as raised:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -13,11 +14,8 @@ import pytest
 from rekd_edge.bench import BenchSettings
 from rekd_edge.bundle import verify_bundle
 from rekd_edge.convert import load_target, matrix_products
-from rekd_edge.convert.targets import targets_dir
 from rekd_edge.export_pipeline import bench_bundle, check_bundle, export_bundle
-from rekd_edge.pipeline import train_run
 from rekd_edge.precision_pipeline import Variant, choose, export_fastest
-from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 
 QUICK = BenchSettings(min_duration_s=0.0, min_count=20, warmup_count=1, cold_starts=0, quick=True)
@@ -32,9 +30,8 @@ gates:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("text") / "run"
-    return train_run(load_recipe(find_recipe("smoke/text")), path, device="cpu")
+def run(smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return smoke_run("text", tmp_path_factory.mktemp("text") / "run")
 
 
 def test_the_fastest_precision_that_holds_its_gates_is_bundled(run: Run, tmp_path: Path) -> None:
@@ -80,12 +77,6 @@ def test_an_int8_bundle_is_checked_and_measured_like_any_other(run: Run, tmp_pat
     gates = tmp_path / "lenient.yaml"
     gates.write_text(LENIENT)
     output = run.path / "int8"
-    named = targets_dir() / "onnx.yaml"  # a target can be named by its file, too
-    _, search = export_fastest(
-        run, target=str(named), output=tmp_path / "b", gates=str(gates), threads=1, settings=QUICK
-    )
-    assert search.variants[0].target == "onnx"
-    assert search.chosen is not None
     result = export_bundle(
         run, target="onnx-int8-static", output=output, gates=str(gates), threads=1
     )

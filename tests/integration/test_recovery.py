@@ -22,6 +22,7 @@ from rekd_edge.precision_pipeline import export_fastest
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("converted_once")
 QUICK = BenchSettings(min_duration_s=0.0, min_count=20, warmup_count=1, cold_starts=0, quick=True)
 EXCLUSION = """  - {metric: io_valid, value: 1}
   - {metric: failed_shapes, value: 0}

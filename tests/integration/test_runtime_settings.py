@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from rekd_edge.bundle import open_bundle, verify_bundle
 from rekd_edge.bundle.runtime import load_runtime
 from rekd_edge.errors import IntegrityError
 from rekd_edge.export_pipeline import ExportResult, bench_bundle, check_bundle, export_bundle
-from rekd_edge.pipeline import train_run
-from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.run_folder import Run
 from rekd_edge.runners import RuntimeSettings, available_cores
 
@@ -28,9 +27,8 @@ TEXT = "A dull and lifeless film that wastes a wonderful cast."
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    path = tmp_path_factory.mktemp("text") / "run"
-    return train_run(load_recipe(find_recipe("smoke/text")), path, device="cpu")
+def run(smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return smoke_run("text", tmp_path_factory.mktemp("text") / "run")
 
 
 @pytest.fixture(scope="module")

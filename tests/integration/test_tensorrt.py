@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,19 +86,18 @@ class Made:
         return engine_recipe(self.fused, target, self.file(target))
 
 
-def made(kind: str, folder: Path) -> Made:
-    run = train_run(load_recipe(find_recipe(f"smoke/{kind}")), folder / "run", device="cpu")
-    return Made(run, run.fused(), folder)
+def made(run: Run) -> Made:
+    return Made(run, run.fused(), run.path.parent)
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return made("text", tmp_path_factory.mktemp("text"))
+def text(smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(smoke_run("text", tmp_path_factory.mktemp("text") / "run"))
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return made("image", tmp_path_factory.mktemp("image"))
+def image(smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(smoke_run("image", tmp_path_factory.mktemp("image") / "run"))
 
 
 @pytest.fixture(params=["text", "image"])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rekd_edge.models.kept import classify_kept
 from rekd_edge.pipeline import plan_run, train_run
 from rekd_edge.recipe import find_recipe, load_recipe
 from rekd_edge.recipe.schema import Recipe
-from rekd_edge.run_folder import open_run
+from rekd_edge.run_folder import Run, open_run
 
 
 def smoke(*overrides: str) -> Recipe:
@@ -55,10 +56,10 @@ def weights(run: Path, role: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "run"
-    train_run(smoke(), path, device="cpu")
-    return path
+def finished(
+    smoke_run: Callable[[str, Path], Run], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return smoke_run("text", tmp_path_factory.mktemp("runs") / "run").path
 
 
 # 3 stops in the teacher's first phase, 7 in its last, 14 and 19 in the student's.

@@ -22,6 +22,7 @@ from rekd_edge.convert import (
     variants_of,
 )
 from rekd_edge.convert.quantize import node_parts
+from rekd_edge.convert.targets import targets_dir
 from rekd_edge.convert.types import Lower, Part
 from rekd_edge.errors import UsageError
 from rekd_edge.fuse import FusedRationalist, fuse
@@ -222,3 +223,5 @@ def test_the_shipped_variants_of_a_target_differ_in_precision_alone() -> None:
     int8 = {f"onnx-int8{kind}" for kind in ("", "-predictor", "-static")}
     assert set(names) == {"onnx", "onnx-fp16", "onnx-fp16-predictor", *int8}
     assert variants_of("onnx-int8-static") == (load_target("onnx-int8-static"),)
+    by_file = variants_of(str(targets_dir() / "onnx.yaml"))
+    assert by_file == variants_of("onnx")
