@@ -67,7 +67,7 @@ def build_engines(
         raise IntegrityError(f"{file} is not the file of the build recipe")
     require_capabilities(tensorrt, recipe, device)
     model = onnx.load_from_string(content)
-    require_buildable(model, recipe)
+    require_buildable(model, recipe, tensorrt.version)
     requested = requested_precision(model)
     folder.mkdir(parents=True, exist_ok=True)
     capabilities: Sequence[int] = recipe.compute_capabilities
