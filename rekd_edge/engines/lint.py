@@ -204,8 +204,8 @@ def _running_sums(model: onnx.ModelProto, version: str) -> Iterator[Finding]:
             yield _finding(
                 node,
                 f"a running sum of {name}; TensorRT {version} has one of floats alone, as a loop",
-                f"export the run again with running sums in float32, or build with TensorRT {first} "
-                "or later",
+                "export the run again with running sums in float32, or build with TensorRT "
+                f"{first} or later",
             )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from rekd_edge.engines.backend import Device, load_backend, present_device
-from rekd_edge.engines.builder import log_of
+from rekd_edge.engines.builder import log_of, runtime_of
 from rekd_edge.engines.store import read_engine, runnable
 from rekd_edge.errors import BackendError, UsageError
 from rekd_edge.runners.file_runner import FileRunner
@@ -64,7 +64,7 @@ class TensorRtRunner(FileRunner):
         tensorrt = load_backend(record.recipe.backend)
         runnable([stored], record.recipe, tensorrt.version, device)
         module, log = tensorrt.module, log_of(tensorrt.module)
-        runtime = module.Runtime(log)
+        runtime = runtime_of(tensorrt, log)
         if record.recipe.version_compatible:
             runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(self.model.read_bytes())
