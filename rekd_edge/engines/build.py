@@ -73,6 +73,7 @@ def build_engines(
     capabilities: Sequence[int] = recipe.compute_capabilities
     if device is not None and not capabilities:
         capabilities = (device.compute_capability,)
+    bound_to = None if tensorrt.backend.builds_ahead else device
     made = []
     for capability in capabilities:
         if listener is not None:
@@ -89,7 +90,8 @@ def build_engines(
                 recipe=recipe,
                 backend_version=tensorrt.version,
                 compute_capability=capability,
-                driver=None if device is None or tensorrt.backend.builds_ahead else device.driver,
+                driver=None if bound_to is None else bound_to.driver,
+                device_name=None if bound_to is None else bound_to.name,
                 engine_sha256=sha256_of(plan),
                 size_bytes=plan.stat().st_size,
                 layers=len(layers),

@@ -136,7 +136,7 @@ class PrecisionComparison:
         if self.wrong:
             lines = [
                 f"{one.node} asks for {one.requested}, "
-                f"{one.layer or 'the engine'} has it in {one.actual or 'no precision known'}"
+                f"{one.layer or 'the engine'} has it in {one.declared or 'no precision known'}"
                 for one in self.wrong
             ]
             raise GateError(
@@ -155,6 +155,6 @@ def compare_precision(
         candidates = [layer for layer in naming if layer.computes] or naming
         other = [layer for layer in candidates if layer.computes_in != kind]
         told = next(iter(other or candidates), None)
-        actual, name = (None, None) if told is None else (told.computes_in, told.name)
-        products.append(Product(node, kind, actual, name))
+        declared, name = (None, None) if told is None else (told.computes_in, told.name)
+        products.append(Product(node, kind, declared, name))
     return PrecisionComparison(tuple(products))
