@@ -96,8 +96,8 @@ def _kinds(tensors: str) -> tuple[frozenset[Kind], frozenset[Kind]]:
         name, _, rest = tensor.partition("Dimensions: ")
         found = _TENSOR.match(rest)
         if found is not None and set(found[1].split(",")) - {"1", ""}:
-            kinds = (kind for kind, known in _ENGINE_KINDS.items() if known.search(found[2]))
-            (stored if _CONSTANT.search(name) else made).update(kinds)
+            into = stored if _CONSTANT.search(name) else made
+            into.update(kind for kind, known in _ENGINE_KINDS.items() if known.search(found[2]))
     return frozenset(made), frozenset(stored)
 
 

@@ -198,7 +198,7 @@ def _running_sums(model: onnx.ModelProto, version: str) -> Iterator[Finding]:
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     first = ".".join(map(str, CUMULATIVE))
     for node in graph.node:
-        kind = kinds.get(node.input[0]) if node.op_type == "CumSum" else None
+        kind = kinds.get(node.input[0], 0) if node.op_type == "CumSum" else 0
         if kind in (TensorProto.INT32, TensorProto.INT64):
             name = TensorProto.DataType.Name(kind).lower()
             yield _finding(
