@@ -209,7 +209,9 @@ class OnnxResident(Resident):
 
 
 class EngineResident(Resident):
-    """An open TensorRT engine on torch's current stream. Not run yet: it needs a GPU."""
+    """An open TensorRT engine on its runner's stream, which waits for torch's current one and is
+    waited for by it: events on the current stream lie around the work. Not run yet: it needs a
+    GPU."""
 
     def __init__(self, runner: TensorRtRunner, *, cuda_graph: bool = False) -> None:
         super().__init__("cuda")
@@ -233,10 +235,14 @@ class EngineResident(Resident):
         self._runner.enqueue(torch.cuda.current_stream())
 
     def launch(self) -> None:
-        if self._captured is None:
-            self._work()
-        else:
+        if self._captured is not None:
             self._captured.graph.replay()
+            return
+        here, own = torch.cuda.current_stream(), self._runner.stream
+        own.wait_stream(here)
+        with torch.cuda.stream(own):
+            self._work()
+        here.wait_stream(own)
 
     def fetch(self) -> dict[str, np.ndarray]:
         return {name: value.cpu().numpy() for name, value in self._answers.items()}

@@ -129,6 +129,13 @@ class TensorRtRunner(FileRunner):
         self._opened()
         return list(self._outputs)
 
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """The runner's own. On CUDA's default stream TensorRT would synchronise more than it has
+        to, and say so in its log."""
+        self._opened()
+        return self._stream
+
     def bind(self, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Points the context at inputs on the GPU; the outputs that it will write, by name.
 
