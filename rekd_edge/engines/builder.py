@@ -68,7 +68,7 @@ class EngineBuilder:
             raise self._failed("the shapes are refused")
         keeps_timings = timings is not None and self.tensorrt.backend.caches_timings
         if timings is not None and keeps_timings:
-            self._keep_timings = self._use_timings(config, timings)  # until the engine is built
+            self._use_timings(config, timings)
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
             raise self._failed("the build failed")
@@ -125,13 +125,11 @@ class EngineBuilder:
         return config
 
     @staticmethod
-    def _use_timings(config: Any, stored: bytes) -> Any:
+    def _use_timings(config: Any, stored: bytes) -> None:
         cache = config.create_timing_cache(stored)  # None where the bytes are broken
         if cache is None or not config.set_timing_cache(cache, False):
             # They are of another GPU or version: begin anew.
-            cache = config.create_timing_cache(b"")
-            config.set_timing_cache(cache, False)
-        return cache
+            config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def _layers(self, plan: bytes) -> str:
         if self._log.layers is not None:
