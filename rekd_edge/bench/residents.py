@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rekd_edge.errors import BackendError
+from rekd_edge.packages.exact import exact_fp32 as exact_fp32
 from rekd_edge.runners.file_runner import first_line
 
 if TYPE_CHECKING:
@@ -246,19 +247,3 @@ class EngineResident(Resident):
 
     def fetch(self) -> dict[str, np.ndarray]:
         return {name: value.cpu().numpy() for name, value in self._answers.items()}
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """fp32 products and convolutions of torch keep all their bits (no TF32)."""
-    products, convolutions = (
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.allow_tf32,
-    )
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from rekd_edge.data.storage import sha256_of
 from rekd_edge.engines.spec import Profile
 from rekd_edge.errors import BackendError, IntegrityError
 from rekd_edge.packages.backend import Host, find_host, instruction_set, load_torch_tensorrt
+from rekd_edge.packages.exact import exact_fp32
 from rekd_edge.packages.spec import MadeOf, PackageInput, PackageRecord, PackageSpec
 from rekd_edge.packages.store import (
     PACKAGE_FILE,
@@ -156,12 +157,13 @@ def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
 
     held = copy.deepcopy(model).to(wanted.device).eval()
     inputs = tuple(tensor.to(wanted.device) for tensor in held.example_inputs(batch=2))
-    with quiet_compilers():
+    with quiet_compilers(), exact_fp32():
         try:
-            program = export_program(held, inputs)
             if wanted.backend == "torch-trt":
-                _compile_with_tensorrt(program, wanted, file)
+                program = export_program(held, inputs, floats_first=True)
+                _compile_with_tensorrt(program, inputs, wanted, file)
             else:
+                program = export_program(held, inputs)
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(file), inductor_configs=dict(OPTIONS)
                 )
@@ -169,18 +171,54 @@ def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
             raise _refused(wanted, error) from error
 
 
-def export_program(model: DeployModel, inputs: tuple[torch.Tensor, ...]) -> Any:
-    """``model`` as torch's exported program, for every size of the axes that have no fixed one."""
+def export_program(
+    model: DeployModel, inputs: tuple[torch.Tensor, ...], *, floats_first: bool = False
+) -> Any:
+    """``model`` as torch's exported program, for every size of the axes that have no fixed one.
+
+    With ``floats_first`` 8-bit inputs are turned into floats before anything else, which TensorRT
+    asks for; the answers stay the same to the last bit (:mod:`rekd_edge.convert.pixels`).
+    """
     import torch
 
     from rekd_edge.convert.to_onnx import dynamic_shapes
 
+    class FloatsFirst(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            floats = (one.float() if one.dtype == torch.uint8 else one for one in inputs)
+            return self.model(*floats)
+
     shapes = dynamic_shapes(model, model.io_spec())
+    exported = FloatsFirst().eval() if floats_first else model
     with torch.no_grad():
-        return torch.export.export(model, inputs, dynamic_shapes=shapes)
+        return torch.export.export(exported, inputs, dynamic_shapes=shapes)
 
 
-def _compile_with_tensorrt(program: Any, wanted: MadeOf, file: Path) -> None:
+def free_axes(compiled: Any, inputs: Sequence[PackageInput]) -> dict[str, dict[int, Any]]:
+    """The axes that have no fixed size, by the names that ``compiled.forward`` has for ``inputs``,
+    as torch.export takes them. No axis is given bounds: two inputs share theirs, and what is
+    computed from a bounded one, as the number of slots is, would be a guard that fails.
+
+    Raises ValueError where ``forward`` takes another number of inputs.
+    """
+    import torch
+
+    names = inspect.signature(compiled.forward).parameters
+    return {
+        name: {
+            axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(one.sizes) if size is None
+        }
+        for name, one in zip(names, inputs, strict=True)
+    }
+
+
+def _compile_with_tensorrt(
+    program: Any, inputs: tuple[torch.Tensor, ...], wanted: MadeOf, file: Path
+) -> None:
     """torch-tensorrt's engines inside one of AOTInductor's packages: of its formats, that one holds
     no pickle (an ExportedProgram does). Strongly typed, without TF32. Not run yet: written after
     torch-tensorrt 2.14."""
@@ -205,7 +243,13 @@ def _compile_with_tensorrt(program: Any, wanted: MadeOf, file: Path) -> None:
         options["use_explicit_typing"] = True  # with TensorRT 11 there is nothing else
     compiled = tensorrt.dynamo.compile(program, arg_inputs=served, **options)
     tensorrt.save(
-        compiled, str(file), output_format="aot_inductor", retrace=True, arg_inputs=served
+        compiled,
+        str(file),
+        output_format="aot_inductor",
+        retrace=True,
+        arg_inputs=inputs,
+        dynamic_shapes=free_axes(compiled, wanted.inputs),
+        inductor_configs=dict(OPTIONS),
     )
 
 

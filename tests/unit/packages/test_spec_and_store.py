@@ -269,11 +269,14 @@ def test_a_failed_compilation_leaves_nothing(
     tiny_text: FusedRationalist, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: Any, **__: Any) -> None:
+        assert not torch.backends.cudnn.allow_tf32
         raise RuntimeError("cc1plus: out of memory allocating 65536 bytes")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuses)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with pytest.raises(BackendError, match="ran out of memory while compiling for cpu"):
         package_for(tiny_text, facts(tiny_text))
+    assert torch.backends.cudnn.allow_tf32
     assert list((own_cache / "packages").iterdir()) == []
 
 
