@@ -220,8 +220,9 @@ def _compile_with_tensorrt(
     program: Any, inputs: tuple[torch.Tensor, ...], wanted: MadeOf, file: Path
 ) -> None:
     """torch-tensorrt's engines inside one of AOTInductor's packages: of its formats, that one holds
-    no pickle (an ExportedProgram does). Strongly typed, without TF32. Not run yet: written after
-    torch-tensorrt 2.14."""
+    no pickle that Python reads (an ExportedProgram does; of the engines see
+    :func:`~rekd_edge.packages.store.require_no_pickle`). Strongly typed, without TF32. Not run yet:
+    written after torch-tensorrt 2.14."""
     import torch
 
     tensorrt = load_torch_tensorrt()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import shutil
 import sys
 import zipfile
@@ -146,6 +148,54 @@ def test_changed_bytes_a_foreign_side_car_and_pickles_are_integrity_errors(
     pickled = stored(facts(tiny_text, torch="2.1"), {"model/data/weights/w.pkl": b"cos\nsystem"})
     with pytest.raises(IntegrityError, match=r"holds a pickle, model/data/weights/w\.pkl"):
         read_package(pickled)
+
+
+def engine_object(pickled: bytes | None = None) -> bytes:
+    """An engine as torch-tensorrt stores it: its class, and its state, a list of texts."""
+    texts = torch._C._pickle_save(["9", "name", "an engine in base64"])
+    (place,) = [n for n in zipfile.ZipFile(io.BytesIO(texts)).namelist() if n.endswith("data.pkl")]
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(texts)) as source, zipfile.ZipFile(content, "w") as made:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == place:
+                state = data[2:-1]  # without protocol and end
+                head = b"\x80\x02c__torch__.torch.classes.tensorrt\nEngine\n)\x81"
+                data = head + state + b"b." if pickled is None else pickled
+            made.writestr(name, data)
+    return content.getvalue()
+
+
+FOLDER = "model/data/aotinductor/model"
+
+
+def test_of_torch_tensorrt_its_engines_are_data_and_nothing_else_is(
+    tiny_text: FusedRationalist,
+) -> None:
+    made = facts(tiny_text, backend="torch-trt", device="cuda")
+    listed = json.dumps({"engine": "custom_obj_0"}).encode()
+    mine = {f"{FOLDER}/custom_obj_0": engine_object(), f"{FOLDER}/custom_objs_config.json": listed}
+    assert read_package(stored(made, mine)).record.made_of == made
+    with pytest.raises(IntegrityError, match=r"holds a pickle, .*custom_obj_0"):
+        read_package(stored(facts(tiny_text), mine))  # AOTInductor alone has none
+
+    also = b"\x80\x02c__torch__.torch.classes.tensorrt\nEngine\ncos\nsystem\n\x86."
+    others = [
+        engine_object(also),
+        engine_object(also.replace(b"os\nsystem", b"__torch__.torch.classes.quantized\nAny")),
+        torch._C._pickle_save(["texts", "of no engine"]),
+        engine_object(pickle.dumps(print)),
+        engine_object(b"\x80\x02cos\nsystem\n."),
+        engine_object(b"\x80\x02X"),
+        b"no archive",
+    ]
+    for index, content in enumerate(others):
+        one = {**mine, f"{FOLDER}/custom_obj_0": content}
+        with pytest.raises(IntegrityError, match=r"holds a pickle, .*custom_obj_0"):
+            read_package(stored(made.model_copy(update={"torch": f"2.{index}"}), one))
+    hidden = {**mine, f"{FOLDER}/custom_objs_config.json": b'{"engine": "constants.bin"}'}
+    with pytest.raises(IntegrityError, match=r"holds a pickle, constants\.bin"):
+        read_package(stored(made.model_copy(update={"torch": "1.0"}), hidden))
 
 
 def test_a_package_of_another_torch_is_refused_before_it_is_loaded(
