@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -20,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from rekd_edge.data.storage import sha256_of
 from rekd_edge.engines.spec import Profile
 from rekd_edge.errors import BackendError, IntegrityError
-from rekd_edge.packages.backend import Host, find_host, instruction_set, load_torch_tensorrt
+from rekd_edge.packages.backend import (
+    Host,
+    cxx,
+    find_host,
+    instruction_set,
+    load_torch_tensorrt,
+    prepare_setuptools,
+)
 from rekd_edge.packages.exact import exact_fp32
 from rekd_edge.packages.spec import MadeOf, PackageInput, PackageRecord, PackageSpec
 from rekd_edge.packages.store import (
@@ -39,8 +45,13 @@ if TYPE_CHECKING:
     from rekd_edge.types import IoSpec
 
 NOISY = ("torch", "torch._inductor", "torch._dynamo", "torch.utils.cpp_extension", "torch_tensorrt")
-OPTIONS = {"cpp.dynamic_threads": True}
-"""The number of threads is the caller's, not that of the machine's first compilation."""
+
+
+def compiler_options() -> dict[str, Any]:
+    """For AOTInductor. The number of threads is the caller's, not that of the machine's first
+    compilation; the compiler is the one that was found, where torch by itself looks for g++."""
+    found = cxx()
+    return {"cpp.dynamic_threads": True, **({} if found is None else {"cpp.cxx": (None, found)})}
 
 
 def made_of(
@@ -62,9 +73,11 @@ def made_of(
         weights_sha256=weights_sha256,
         torch=host.torch,
         torch_tensorrt=host.torch_tensorrt,
+        tensorrt=host.tensorrt,
         machine=platform.machine(),
         instruction_set="" if on_gpu else instruction_set(),
         compute_capability=host.device.compute_capability if host.device else None,
+        device_name=host.device.name if host.device and by_tensorrt else None,
         driver=host.device.driver if host.device and by_tensorrt else None,
         profiles=dict(profiles) if by_tensorrt else {},
         inputs=tuple(
@@ -89,12 +102,15 @@ def require_runnable(package: StoredPackage) -> None:
     needed: list[tuple[str, str | int | None, str | int | None]] = [
         ("torch", mine.torch, host.torch),
         ("torch-tensorrt", mine.torch_tensorrt, host.torch_tensorrt),
+        ("TensorRT", mine.tensorrt, host.tensorrt),
         ("processors of kind", mine.machine, platform.machine()),
     ]
     if host.device is None:
         needed.append(("the processor", mine.instruction_set, instruction_set()))
     else:
         needed.append(("SM", mine.compute_capability, host.device.compute_capability))
+        if mine.backend == "torch-trt":
+            needed.append(("the GPU", mine.device_name, host.device.name))
         if mine.driver is not None:
             needed.append(("driver", mine.driver, host.device.driver))
     differing = [
@@ -151,10 +167,7 @@ def package_for(model: DeployModel, wanted: MadeOf) -> StoredPackage:
 def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
     import torch
 
-    # torch's compiler imports setuptools, which fails where Python's own distutils came before it.
-    if "distutils" in sys.modules and "setuptools" not in sys.modules:
-        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
-
+    prepare_setuptools()
     held = copy.deepcopy(model).to(wanted.device).eval()
     inputs = tuple(tensor.to(wanted.device) for tensor in held.example_inputs(batch=2))
     with quiet_compilers(), exact_fp32():
@@ -165,7 +178,7 @@ def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
             else:
                 program = export_program(held, inputs)
                 torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(file), inductor_configs=dict(OPTIONS)
+                    program, package_path=str(file), inductor_configs=compiler_options()
                 )
         except Exception as error:  # compilers raise whatever they like
             raise _refused(wanted, error) from error
@@ -250,7 +263,7 @@ def _compile_with_tensorrt(
         retrace=True,
         arg_inputs=inputs,
         dynamic_shapes=free_axes(compiled, wanted.inputs),
-        inductor_configs=dict(OPTIONS),
+        inductor_configs=compiler_options(),
     )
 
 
