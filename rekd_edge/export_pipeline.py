@@ -260,7 +260,8 @@ def export_bundle(
             path = reject(work, output, (error.message,), None)
             return ExportResult(path, False, (error.message,), None, None, {})
         if spec.engine is not None:
-            require_buildable(onnx.load(str(file)), engine_recipe(fused, spec, file))
+            version = load_backend(spec.engine.backend).version
+            require_buildable(onnx.load(str(file)), engine_recipe(fused, spec, file), version)
         known = measure_baselines(run)
         report = check_file(
             run, file, fused=fused, gates=gate_set, target=spec, threads=threads, baselines=known

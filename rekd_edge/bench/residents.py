@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rekd_edge.errors import BackendError
+from rekd_edge.packages.exact import exact_fp32 as exact_fp32
 from rekd_edge.runners.file_runner import first_line
 
 if TYPE_CHECKING:
@@ -209,7 +210,9 @@ class OnnxResident(Resident):
 
 
 class EngineResident(Resident):
-    """An open TensorRT engine on torch's current stream. Not run yet: it needs a GPU."""
+    """An open TensorRT engine on its runner's stream, which waits for torch's current one and is
+    waited for by it: events on the current stream lie around the work. Not run yet: it needs a
+    GPU."""
 
     def __init__(self, runner: TensorRtRunner, *, cuda_graph: bool = False) -> None:
         super().__init__("cuda")
@@ -233,26 +236,14 @@ class EngineResident(Resident):
         self._runner.enqueue(torch.cuda.current_stream())
 
     def launch(self) -> None:
-        if self._captured is None:
-            self._work()
-        else:
+        if self._captured is not None:
             self._captured.graph.replay()
+            return
+        here, own = torch.cuda.current_stream(), self._runner.stream
+        own.wait_stream(here)
+        with torch.cuda.stream(own):
+            self._work()
+        here.wait_stream(own)
 
     def fetch(self) -> dict[str, np.ndarray]:
         return {name: value.cpu().numpy() for name, value in self._answers.items()}
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """fp32 products and convolutions of torch keep all their bits (no TF32)."""
-    products, convolutions = (
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.allow_tf32,
-    )
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions

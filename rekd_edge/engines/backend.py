@@ -82,11 +82,13 @@ class TensorRt:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A CUDA GPU that is present. ``driver`` is NVIDIA's version, None where it is not told."""
+    """A CUDA GPU. ``driver`` is NVIDIA's version, None where it is not told; ``present`` is False
+    for one that is only asked about, whose model nobody knows."""
 
     name: str
     compute_capability: int
     driver: str | None
+    present: bool = True
 
 
 def load_backend(name: EngineBackend) -> TensorRt:

@@ -67,12 +67,13 @@ def build_engines(
         raise IntegrityError(f"{file} is not the file of the build recipe")
     require_capabilities(tensorrt, recipe, device)
     model = onnx.load_from_string(content)
-    require_buildable(model, recipe)
+    require_buildable(model, recipe, tensorrt.version)
     requested = requested_precision(model)
     folder.mkdir(parents=True, exist_ok=True)
     capabilities: Sequence[int] = recipe.compute_capabilities
     if device is not None and not capabilities:
         capabilities = (device.compute_capability,)
+    bound_to = None if tensorrt.backend.builds_ahead else device
     made = []
     for capability in capabilities:
         if listener is not None:
@@ -89,7 +90,8 @@ def build_engines(
                 recipe=recipe,
                 backend_version=tensorrt.version,
                 compute_capability=capability,
-                driver=None if device is None or tensorrt.backend.builds_ahead else device.driver,
+                driver=None if bound_to is None else bound_to.driver,
+                device_name=None if bound_to is None else bound_to.name,
                 engine_sha256=sha256_of(plan),
                 size_bytes=plan.stat().st_size,
                 layers=len(layers),

@@ -72,7 +72,8 @@ class EngineBuilder:
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
             raise self._failed("the build failed")
-        measured = config.get_timing_cache().serialize() if keeps_timings else None
+        cache = config.get_timing_cache() if keeps_timings else None
+        measured = None if cache is None else cache.serialize()
         content = bytes(memoryview(plan))
         return Built(
             content,
@@ -125,7 +126,8 @@ class EngineBuilder:
 
     @staticmethod
     def _use_timings(config: Any, stored: bytes) -> None:
-        if not config.set_timing_cache(config.create_timing_cache(stored), False):
+        cache = config.create_timing_cache(stored)  # None where the bytes are broken
+        if cache is None or not config.set_timing_cache(cache, False):
             # They are of another GPU or version: begin anew.
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
@@ -133,7 +135,7 @@ class EngineBuilder:
         if self._log.layers is not None:
             return self._log.layers
         module = self._module
-        runtime = module.Runtime(self._log)
+        runtime = runtime_of(self.tensorrt, self._log)
         runtime.engine_host_code_allowed = True  # of a version-compatible plan; it was built here
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -169,6 +171,18 @@ def _hint(text: str) -> str | None:
     if "Turing" in text:
         return "SM 75 takes products in fp16 alone: leave it out, or take a target in fp16"
     return None
+
+
+def runtime_of(tensorrt: TensorRt, log: Any) -> Any:
+    """What loads engines. Raises :class:`BackendError` where it cannot be made."""
+    try:
+        return tensorrt.module.Runtime(log)
+    except Exception as error:  # without a driver: "factory function returned nullptr"
+        reasons = "; ".join(dict.fromkeys(map(_readable, log.errors)))
+        raise BackendError(
+            f"{tensorrt.backend.name} {tensorrt.version} has no runtime here: {reasons or error}",
+            hint="it needs an NVIDIA GPU and a driver that this version supports",
+        ) from error
 
 
 def log_of(module: Any) -> Any:

@@ -71,7 +71,7 @@ def engine_for(
     device = present
     if present is None or compute_capability not in (None, present.compute_capability):
         assert compute_capability is not None
-        device = Device("the GPU named", compute_capability, None)
+        device = Device("the GPU named", compute_capability, None, present=False)
     assert device is not None
     wanted = recipe
     if tensorrt.backend.builds_ahead:
@@ -109,8 +109,9 @@ def engine_for(
 
 def _place(recipe: BuildRecipe, tensorrt: TensorRt, device: Device) -> Path:
     """Where the user's cache keeps such an engine: another one for all that may differ."""
-    driver = None if tensorrt.backend.builds_ahead else device.driver
-    named = (recipe.model_dump_json(), tensorrt.version, str(driver))
+    ahead = tensorrt.backend.builds_ahead
+    bound_to = () if ahead else (str(device.driver), device.name)
+    named = (recipe.model_dump_json(), tensorrt.version, *bound_to)
     digest = hashlib.sha256("\n".join(named).encode()).hexdigest()
     return cache_dir() / ENGINES_FOLDER / f"sm{device.compute_capability}-{digest[:24]}"
 

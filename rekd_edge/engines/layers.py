@@ -32,7 +32,9 @@ _ENGINE_KINDS: dict[Kind, re.Pattern[str]] = {
 """TensorRT's names, the narrowest first: `Half`, or `Row major linear FP16` in TensorRT 10."""
 _SECTIONS = ("LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
 _SECTION = re.compile(rf", ({'|'.join(_SECTIONS)}): ")
-_TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\][^{}]*?Datatype: ([^,{}]+)")
+_TENSOR = re.compile(r"\[([-\d,]*)\][^{}]*?Datatype: ([^,{}]+)")
+_CONSTANT = re.compile(r"_(dconst|constant)")
+"""In the names of weights, which full TensorRT lists among a layer's inputs: `w_constantInt8`."""
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _COMPUTES = re.compile(r"gemm|mha|conv|matmul|matrixmultiply|fusion|fully", re.IGNORECASE)
 
@@ -40,7 +42,8 @@ _COMPUTES = re.compile(r"gemm|mha|conv|matmul|matrixmultiply|fusion|fully", re.I
 @dataclass(frozen=True, slots=True)
 class EngineLayer:
     """One layer: its name and type, the types of what it reads (``inputs`` made by other layers,
-    ``constants`` such as weights; single values left out) and the ONNX nodes it stands for."""
+    ``constants`` such as weights, wherever they are listed; single values left out) and the ONNX
+    nodes it stands for."""
 
     name: str
     kind: str
@@ -71,25 +74,31 @@ def parse_layers(text: str) -> tuple[EngineLayer, ...]:
             continue
         name, *rest = _SECTION.split(line)
         sections = dict(zip(rest[::2], rest[1::2], strict=True))
+        inputs, stored = _kinds(sections.get("Inputs", ""))
+        constants = stored.union(*_kinds(sections.get("Constants", "")))
         found.append(
             EngineLayer(
                 name=name.removeprefix("Name: "),
                 kind=sections["LayerType"],
-                inputs=_kinds(sections.get("Inputs", "")),
-                constants=_kinds(sections.get("Constants", "")),
+                inputs=inputs,
+                constants=constants,
                 nodes=frozenset(_NODE.findall(sections.get("Metadata", ""))),
             )
         )
     return tuple(found)
 
 
-def _kinds(tensors: str) -> frozenset[Kind]:
-    return frozenset(
-        kind
-        for sizes, words in _TENSOR.findall(tensors)
-        for kind, name in _ENGINE_KINDS.items()
-        if name.search(words) and set(sizes.split(",")) - {"1", ""}
-    )
+def _kinds(tensors: str) -> tuple[frozenset[Kind], frozenset[Kind]]:
+    """The types of what other layers make, and of constants as their names tell."""
+    made: set[Kind] = set()
+    stored: set[Kind] = set()
+    for tensor in tensors.split("{ Name: ")[1:]:
+        name, _, rest = tensor.partition("Dimensions: ")
+        found = _TENSOR.match(rest)
+        if found is not None and set(found[1].split(",")) - {"1", ""}:
+            into = stored if _CONSTANT.search(name) else made
+            into.update(kind for kind, known in _ENGINE_KINDS.items() if known.search(found[2]))
+    return frozenset(made), frozenset(stored)
 
 
 def requested_precision(model: onnx.ModelProto) -> dict[str, Kind]:
@@ -127,7 +136,7 @@ class PrecisionComparison:
         if self.wrong:
             lines = [
                 f"{one.node} asks for {one.requested}, "
-                f"{one.layer or 'the engine'} has it in {one.actual or 'no precision known'}"
+                f"{one.layer or 'the engine'} has it in {one.declared or 'no precision known'}"
                 for one in self.wrong
             ]
             raise GateError(
@@ -146,6 +155,6 @@ def compare_precision(
         candidates = [layer for layer in naming if layer.computes] or naming
         other = [layer for layer in candidates if layer.computes_in != kind]
         told = next(iter(other or candidates), None)
-        actual, name = (None, None) if told is None else (told.computes_in, told.name)
-        products.append(Product(node, kind, actual, name))
+        declared, name = (None, None) if told is None else (told.computes_in, told.name)
+        products.append(Product(node, kind, declared, name))
     return PrecisionComparison(tuple(products))

@@ -19,6 +19,9 @@ from rekd_edge.convert.io_spec import data_inputs
 from rekd_edge.engines.spec import BuildRecipe, Profile
 from rekd_edge.errors import BackendError
 
+CUMULATIVE = (10, 8)
+"""From here on TensorRT has a layer for running sums; before, its ONNX parser writes a loop, whose
+table of types is FP32, FP16 and BF16."""
 MAX_K = 3840
 """TensorRT's TopK ends here (operator reference, "TopK: K <= 3840")."""
 INSTEAD = {
@@ -65,9 +68,11 @@ class Finding:
         return f"{self.node} ({self.operator}): {self.reason}; {self.change}"
 
 
-def require_buildable(model: onnx.ModelProto, recipe: BuildRecipe) -> None:
-    """Raises :class:`BackendError` with every finding."""
-    findings = lint(model, recipe)
+def require_buildable(
+    model: onnx.ModelProto, recipe: BuildRecipe, version: str | None = None
+) -> None:
+    """Raises :class:`BackendError` with every finding; ``version`` as in :func:`lint`."""
+    findings = lint(model, recipe, version)
     if findings:
         lines = "\n  ".join(map(str, findings))
         raise BackendError(
@@ -76,10 +81,15 @@ def require_buildable(model: onnx.ModelProto, recipe: BuildRecipe) -> None:
         )
 
 
-def lint(model: onnx.ModelProto, recipe: BuildRecipe) -> tuple[Finding, ...]:
-    """Every finding, in the order of the graph."""
+def lint(
+    model: onnx.ModelProto, recipe: BuildRecipe, version: str | None = None
+) -> tuple[Finding, ...]:
+    """Every finding, in the order of the graph. ``version`` is that of the recipe's backend; None
+    leaves out what only some versions refuse."""
     model = flat(model)
     found = [finding for check in _CHECKS for finding in check(model, recipe)]
+    if recipe.backend == "tensorrt" and version is not None and _before(version, CUMULATIVE):
+        found += _running_sums(model, version)
     order = {node.name: index for index, node in enumerate(model.graph.node)}
     return tuple(sorted(found, key=lambda one: order.get(one.node, -1)))
 
@@ -180,6 +190,27 @@ def _top_k(model: onnx.ModelProto, recipe: BuildRecipe) -> Iterator[Finding]:
                 f"K is up to {largest}, TensorRT's ends at {MAX_K}",
                 "lower engine.tokens.max of the target, or the rationale ratio",
             )
+
+
+def _running_sums(model: onnx.ModelProto, version: str) -> Iterator[Finding]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info)}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    first = ".".join(map(str, CUMULATIVE))
+    for node in graph.node:
+        kind = kinds.get(node.input[0], 0) if node.op_type == "CumSum" else 0
+        if kind in (TensorProto.INT32, TensorProto.INT64):
+            name = TensorProto.DataType.Name(kind).lower()
+            yield _finding(
+                node,
+                f"a running sum of {name}; TensorRT {version} has one of floats alone, as a loop",
+                "export the run again with running sums in float32, or build with TensorRT "
+                f"{first} or later",
+            )
+
+
+def _before(version: str, first: tuple[int, int]) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < first
 
 
 _CHECKS: tuple[Callable[[onnx.ModelProto, BuildRecipe], Iterator[Finding]], ...] = (

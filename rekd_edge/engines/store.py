@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from rekd_edge.data.storage import sha256_of
 from rekd_edge.engines.backend import BACKENDS, Device
@@ -31,21 +31,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product of the graph in an engine. ``actual`` is None where no layer stands for it."""
+    """A product of the graph in an engine. ``declared`` is the precision of the layer that stands
+    for it, None where none does. Of an engine built ahead that is all there is to know: its kernels
+    are compiled on the GPU."""
 
     node: str
     requested: Kind
-    actual: Kind | None
+    declared: Kind | None
     layer: str | None
 
     @property
     def as_requested(self) -> bool:
-        return self.actual == self.requested
+        return self.declared == self.requested
 
 
 def counted(products: Iterable[Product]) -> str:
     """Products by precision, in words: ``4 fp32, 10 int8``."""
-    counts = Counter(one.actual or "missing" for one in products)
+    counts = Counter(one.declared or "missing" for one in products)
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
@@ -72,13 +74,29 @@ class EngineRecord(Spec):
     driver: str | None
     """NVIDIA's driver where it was built, which it then needs; null where it was built ahead of
     time (`tensorrt-rtx`), whichever GPU was there."""
+    device_name: str | None = None
+    """The GPU model that it was built on, and runs on; null where it was built ahead of time. An
+    engine of `tensorrt` without it is of an earlier version, and is built again."""
     engine_sha256: Sha256
     size_bytes: int = Field(ge=1)
     layers: int = Field(ge=1)
     products: tuple[Product, ...]
-    """Matrix products and convolutions of the graph, each with the precision that the engine
-    computes it in."""
+    """Matrix products and convolutions of the graph, each with the precision that its layer
+    declares."""
     checks: EngineChecks = EngineChecks()
+
+    @field_validator("products", mode="before")
+    @classmethod
+    def _products_before(cls, products: Any) -> Any:
+        """Side-cars used to say `actual` for what a layer declares."""
+        if not isinstance(products, list):
+            return products
+        return [
+            {"declared" if key == "actual" else key: value for key, value in one.items()}
+            if isinstance(one, dict)
+            else one
+            for one in products
+        ]
 
     @property
     def stem(self) -> str:
@@ -104,6 +122,10 @@ class EngineRecord(Spec):
                 f"it is for SM {self.compute_capability}, {device.name} is "
                 f"SM {device.compute_capability}"
             )
+        ahead = BACKENDS[self.recipe.backend].builds_ahead
+        if not ahead and device.present and self.device_name != device.name:
+            built_on = self.device_name or "a GPU that its side-car does not name"
+            found.append(f"it was built on {built_on}, {device.name} is present")
         if not self._loads_in(version):
             found.append(
                 f"it is of {self.recipe.backend} {self.backend_version}, {version} is installed"

@@ -6,7 +6,9 @@ import hashlib
 import importlib
 import os
 import platform
+import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ class Host:
     torch_tensorrt: str | None
     device: Device | None
     """None on a CPU."""
+    tensorrt: str | None = None
+    """Of `torch-trt` alone."""
 
 
 def find_host(spec: PackageSpec) -> Host:
@@ -42,29 +46,66 @@ def find_host(spec: PackageSpec) -> Host:
                 "there is none here",
                 hint="on a CPU, --target aoti; ahead of time for a GPU, --target trt-rtx",
             )
-    tensorrt = None
-    if spec.backend == "torch-trt":
-        tensorrt = str(load_torch_tensorrt().__version__)
-    return Host(torch.__version__, tensorrt, device)
+    if spec.backend != "torch-trt":
+        return Host(torch.__version__, None, device)
+    torch_tensorrt = str(load_torch_tensorrt().__version__)
+    return Host(torch.__version__, torch_tensorrt, device, load_backend("tensorrt").version)
 
 
 def find_compiler(spec: PackageSpec) -> Host:
     """Raises :class:`BackendError` where such a package cannot be made here: as :func:`find_host`,
-    and without a C++ compiler."""
+    without a C++ compiler, and for a GPU without the headers of CUDA."""
     host = find_host(spec)
     if cxx() is None:
-        raise BackendError(
-            f"{spec.backend} compiles C++, and there is no compiler", hint=COMPILER_HINT
-        )
+        named = os.environ.get("CXX")
+        why = f"there is no {named}, which CXX names" if named else "there is no compiler"
+        raise BackendError(f"{spec.backend} compiles C++, and {why}", hint=COMPILER_HINT)
+    if spec.device == "cuda":
+        require_cuda_headers(spec)
     return host
 
 
 def cxx() -> str | None:
-    """The C++ compiler that torch would take; None where there is none."""
+    """The C++ compiler to take, the one that CXX names with its options; None where there is
+    none."""
     named = os.environ.get("CXX")
-    return next(
-        filter(None, map(shutil.which, [named] if named else ["g++", "c++", "clang++"])), None
+    words = shlex.split(named or "")
+    if words:
+        return named if shutil.which(words[0]) else None
+    return next(filter(None, map(shutil.which, ["g++", "c++", "clang++"])), None)
+
+
+def require_cuda_headers(spec: PackageSpec) -> None:
+    """Raises :class:`BackendError` where torch would not find the CUDA toolkit, or where that has
+    no ``cuda.h``: code for a GPU includes it. pip's packages of torch bring the libraries alone."""
+    import torch
+
+    home = cuda_home()
+    if home is not None and (home / "include" / "cuda.h").is_file():
+        return
+    where = "there is none" if home is None else f"{home} has no include/cuda.h"
+    raise BackendError(
+        f"{spec.backend} for cuda compiles against the CUDA toolkit, and {where}",
+        hint=f"install the CUDA toolkit {torch.version.cuda or ''} (on Debian and Ubuntu "
+        "cuda-toolkit from NVIDIA's repository), and name its folder in CUDA_HOME where it is not "
+        "/usr/local/cuda",
     )
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit as torch's compiler finds it: CUDA_HOME, the folder of nvcc, or
+    /usr/local/cuda."""
+    prepare_setuptools()
+    from torch.utils import cpp_extension
+
+    found = cpp_extension.CUDA_HOME
+    return Path(found) if found else None
+
+
+def prepare_setuptools() -> None:
+    """torch's compiler imports setuptools, which fails where Python's own distutils came before."""
+    if "distutils" in sys.modules and "setuptools" not in sys.modules:
+        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
 def load_torch_tensorrt() -> Any:

@@ -8,11 +8,10 @@ import logging
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 from rekd_edge.data.storage import sha256_of
 from rekd_edge.engines.spec import Profile
 from rekd_edge.errors import BackendError, IntegrityError
-from rekd_edge.packages.backend import Host, find_host, instruction_set, load_torch_tensorrt
+from rekd_edge.packages.backend import (
+    Host,
+    cxx,
+    find_host,
+    instruction_set,
+    load_torch_tensorrt,
+    prepare_setuptools,
+)
+from rekd_edge.packages.exact import exact_fp32
 from rekd_edge.packages.spec import MadeOf, PackageInput, PackageRecord, PackageSpec
 from rekd_edge.packages.store import (
     PACKAGE_FILE,
@@ -38,8 +45,13 @@ if TYPE_CHECKING:
     from rekd_edge.types import IoSpec
 
 NOISY = ("torch", "torch._inductor", "torch._dynamo", "torch.utils.cpp_extension", "torch_tensorrt")
-OPTIONS = {"cpp.dynamic_threads": True}
-"""The number of threads is the caller's, not that of the machine's first compilation."""
+
+
+def compiler_options() -> dict[str, Any]:
+    """For AOTInductor. The number of threads is the caller's, not that of the machine's first
+    compilation; the compiler is the one that was found, where torch by itself looks for g++."""
+    found = cxx()
+    return {"cpp.dynamic_threads": True, **({} if found is None else {"cpp.cxx": (None, found)})}
 
 
 def made_of(
@@ -61,9 +73,11 @@ def made_of(
         weights_sha256=weights_sha256,
         torch=host.torch,
         torch_tensorrt=host.torch_tensorrt,
+        tensorrt=host.tensorrt,
         machine=platform.machine(),
         instruction_set="" if on_gpu else instruction_set(),
         compute_capability=host.device.compute_capability if host.device else None,
+        device_name=host.device.name if host.device and by_tensorrt else None,
         driver=host.device.driver if host.device and by_tensorrt else None,
         profiles=dict(profiles) if by_tensorrt else {},
         inputs=tuple(
@@ -88,12 +102,15 @@ def require_runnable(package: StoredPackage) -> None:
     needed: list[tuple[str, str | int | None, str | int | None]] = [
         ("torch", mine.torch, host.torch),
         ("torch-tensorrt", mine.torch_tensorrt, host.torch_tensorrt),
+        ("TensorRT", mine.tensorrt, host.tensorrt),
         ("processors of kind", mine.machine, platform.machine()),
     ]
     if host.device is None:
         needed.append(("the processor", mine.instruction_set, instruction_set()))
     else:
         needed.append(("SM", mine.compute_capability, host.device.compute_capability))
+        if mine.backend == "torch-trt":
+            needed.append(("the GPU", mine.device_name, host.device.name))
         if mine.driver is not None:
             needed.append(("driver", mine.driver, host.device.driver))
     differing = [
@@ -150,40 +167,75 @@ def package_for(model: DeployModel, wanted: MadeOf) -> StoredPackage:
 def _compile(model: DeployModel, wanted: MadeOf, file: Path) -> None:
     import torch
 
-    # torch's compiler imports setuptools, which fails where Python's own distutils came before it.
-    if "distutils" in sys.modules and "setuptools" not in sys.modules:
-        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
-
+    prepare_setuptools()
     held = copy.deepcopy(model).to(wanted.device).eval()
     inputs = tuple(tensor.to(wanted.device) for tensor in held.example_inputs(batch=2))
-    with quiet_compilers():
+    with quiet_compilers(), exact_fp32():
         try:
-            program = export_program(held, inputs)
             if wanted.backend == "torch-trt":
-                _compile_with_tensorrt(program, wanted, file)
+                program = export_program(held, inputs, floats_first=True)
+                _compile_with_tensorrt(program, inputs, wanted, file)
             else:
+                program = export_program(held, inputs)
                 torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(file), inductor_configs=dict(OPTIONS)
+                    program, package_path=str(file), inductor_configs=compiler_options()
                 )
         except Exception as error:  # compilers raise whatever they like
             raise _refused(wanted, error) from error
 
 
-def export_program(model: DeployModel, inputs: tuple[torch.Tensor, ...]) -> Any:
-    """``model`` as torch's exported program, for every size of the axes that have no fixed one."""
+def export_program(
+    model: DeployModel, inputs: tuple[torch.Tensor, ...], *, floats_first: bool = False
+) -> Any:
+    """``model`` as torch's exported program, for every size of the axes that have no fixed one.
+
+    With ``floats_first`` 8-bit inputs are turned into floats before anything else, which TensorRT
+    asks for; the answers stay the same to the last bit (:mod:`rekd_edge.convert.pixels`).
+    """
     import torch
 
     from rekd_edge.convert.to_onnx import dynamic_shapes
 
+    class FloatsFirst(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            floats = (one.float() if one.dtype == torch.uint8 else one for one in inputs)
+            return self.model(*floats)
+
     shapes = dynamic_shapes(model, model.io_spec())
+    exported = FloatsFirst().eval() if floats_first else model
     with torch.no_grad():
-        return torch.export.export(model, inputs, dynamic_shapes=shapes)
+        return torch.export.export(exported, inputs, dynamic_shapes=shapes)
 
 
-def _compile_with_tensorrt(program: Any, wanted: MadeOf, file: Path) -> None:
+def free_axes(compiled: Any, inputs: Sequence[PackageInput]) -> dict[str, dict[int, Any]]:
+    """The axes that have no fixed size, by the names that ``compiled.forward`` has for ``inputs``,
+    as torch.export takes them. No axis is given bounds: two inputs share theirs, and what is
+    computed from a bounded one, as the number of slots is, would be a guard that fails.
+
+    Raises ValueError where ``forward`` takes another number of inputs.
+    """
+    import torch
+
+    names = inspect.signature(compiled.forward).parameters
+    return {
+        name: {
+            axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(one.sizes) if size is None
+        }
+        for name, one in zip(names, inputs, strict=True)
+    }
+
+
+def _compile_with_tensorrt(
+    program: Any, inputs: tuple[torch.Tensor, ...], wanted: MadeOf, file: Path
+) -> None:
     """torch-tensorrt's engines inside one of AOTInductor's packages: of its formats, that one holds
-    no pickle (an ExportedProgram does). Strongly typed, without TF32. Not run yet: written after
-    torch-tensorrt 2.14."""
+    no pickle that Python reads (an ExportedProgram does; of the engines see
+    :func:`~rekd_edge.packages.store.require_no_pickle`). Strongly typed, without TF32. Not run yet:
+    written after torch-tensorrt 2.14."""
     import torch
 
     tensorrt = load_torch_tensorrt()
@@ -205,7 +257,13 @@ def _compile_with_tensorrt(program: Any, wanted: MadeOf, file: Path) -> None:
         options["use_explicit_typing"] = True  # with TensorRT 11 there is nothing else
     compiled = tensorrt.dynamo.compile(program, arg_inputs=served, **options)
     tensorrt.save(
-        compiled, str(file), output_format="aot_inductor", retrace=True, arg_inputs=served
+        compiled,
+        str(file),
+        output_format="aot_inductor",
+        retrace=True,
+        arg_inputs=inputs,
+        dynamic_shapes=free_axes(compiled, wanted.inputs),
+        inductor_configs=compiler_options(),
     )
 
 

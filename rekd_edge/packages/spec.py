@@ -48,12 +48,16 @@ class MadeOf(Spec):
     weights_sha256: Sha256
     torch: str
     torch_tensorrt: str | None = None
+    tensorrt: str | None = None
+    """Version; `torch-trt` alone."""
     machine: str
     """Architecture of the processor, such as x86_64."""
     instruction_set: str
     """Of the CPU, whose vector instructions the code uses; empty for a GPU."""
     compute_capability: int | None = None
     """Of the GPU: 86 is SM 8.6."""
+    device_name: str | None = None
+    """The GPU model, whose kernels TensorRT chose; `torch-trt` alone."""
     driver: str | None = None
     """NVIDIA's; `torch-trt` alone."""
     profiles: dict[str, Profile] = Field(default_factory=dict)

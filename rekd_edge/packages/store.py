@@ -7,10 +7,13 @@ CACHE/packages/aoti-cpu-DIGEST/package.json     PackageRecord
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
+import pickletools
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +26,19 @@ PACKAGES_FOLDER = "packages"
 PACKAGE_FILE = "model.pt2"
 RECORD_FILE = "package.json"
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin.pickle")
+_OBJECT = "custom_obj_"
+_OBJECTS = "custom_objs_config.json"
+"""An object of C++ beside the code, and the list of those to be made."""
+_ENGINE = ("__torch__.torch.classes.tensorrt Engine", "torch.jit._pickle restore_type_tag")
+"""All that an object of torch-tensorrt names: its class, and the type of its list of texts."""
+_DATA = frozenset(
+    [
+        *("PROTO", "STOP", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINUNICODE", "MARK"),
+        *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+        *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2"),
+    ]
+)
+"""Operations of a pickle that make objects of what was named, texts, lists and tuples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +72,8 @@ def read_package(path: Path) -> StoredPackage:
     Raises:
         BackendError: it lies outside the user's own cache, or others may write to it: it could be
             anyone's code.
-        IntegrityError: side-car and package do not belong together, or there is a pickle inside.
+        IntegrityError: side-car and package do not belong together, or there is a pickle inside
+            other than torch-tensorrt's engines (:func:`require_no_pickle`).
     """
     require_own(path)
     try:
@@ -68,7 +85,7 @@ def read_package(path: Path) -> StoredPackage:
         raise IntegrityError(f"{path.with_name(RECORD_FILE)} is broken", hint=_AGAIN) from error
     if not whole or path.resolve() != (place_of(record.made_of) / PACKAGE_FILE).resolve():
         raise IntegrityError(f"{path} is not the package that its side-car describes", hint=_AGAIN)
-    require_no_pickle(path)
+    require_no_pickle(path, engines=record.made_of.backend == "torch-trt")
     return StoredPackage(path, record)
 
 
@@ -99,16 +116,53 @@ def require_own(path: Path) -> None:
             )
 
 
-def require_no_pickle(path: Path) -> None:
-    """Raises :class:`IntegrityError` for a package that torch would have to unpickle."""
+def require_no_pickle(path: Path, *, engines: bool = False) -> None:
+    """Raises :class:`IntegrityError` for a package with a pickle that may be more than data.
+
+    Python's unpickler is used on none. torch-tensorrt keeps each engine as an object in torch's own
+    form, which is a pickle that torch's C++ reads: with ``engines`` it is allowed where it names
+    that one class and holds texts alone. Nothing is unpickled to see that.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
+            objects = [name for name in names if PurePosixPath(name).name.startswith(_OBJECT)]
+            listed = [
+                value
+                for name in names
+                if PurePosixPath(name).name == _OBJECTS
+                for value in json.loads(archive.read(name)).values()
+            ]
+            refused = [name for name in names if name.lower().endswith(_PICKLES)]
+            refused += [
+                name for name in objects if not engines or not _is_engine(archive.read(name))
+            ]
+            known = {PurePosixPath(name).name for name in objects}
+            refused += [str(value) for value in listed if value not in known]
+    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise IntegrityError(f"{path} is no package", hint=_AGAIN) from error
-    pickles = [name for name in names if name.lower().endswith(_PICKLES)]
-    if pickles:
-        raise IntegrityError(f"{path} holds a pickle, {pickles[0]}: it is not loaded")
+    if refused:
+        raise IntegrityError(f"{path} holds a pickle, {refused[0]}: it is not loaded")
+
+
+def _is_engine(content: bytes) -> bool:
+    """Whether an object in torch's form is an engine of torch-tensorrt, and nothing else."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+            pickles = [name for name in names if name.endswith("/data.pkl")]
+            tensors = [name for name in names if PurePosixPath(name).parent.name == "data"]
+            if len(pickles) != 1 or tensors:
+                return False
+            named = set()
+            for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
+                if operation.name not in _DATA:
+                    return False
+                if operation.name == "GLOBAL":
+                    named.add(argument)
+    except (ValueError, zipfile.BadZipFile):
+        return False
+    return _ENGINE[0] in named and named <= set(_ENGINE)
 
 
 def find_packages(onnx_sha256: str) -> tuple[StoredPackage, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from rekd_edge.errors import BackendError, UsageError
 from rekd_edge.packages.build import require_runnable
+from rekd_edge.packages.exact import exact_fp32
 from rekd_edge.packages.spec import MadeOf
 from rekd_edge.packages.store import read_package
 from rekd_edge.runners.file_runner import FileRunner, first_line
@@ -82,7 +83,7 @@ class PackageRunner(FileRunner):
     @property
     def call(self) -> Any:
         """The package as a function of tensors on its device, for what holds them itself; they are
-        not looked at."""
+        not looked at. Whoever calls it does so in :func:`~rekd_edge.packages.exact.exact_fp32`."""
         return self._opened()
 
     @property
@@ -109,7 +110,7 @@ class PackageRunner(FileRunner):
             torch.from_numpy(np.ascontiguousarray(feeds[one.name])).to(facts.device)
             for one in facts.inputs
         ]
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_fp32():
             answers = package(*held)
         found = dict(zip(facts.outputs, answers, strict=False))
         return [found[name].cpu().numpy() for name in outputs]

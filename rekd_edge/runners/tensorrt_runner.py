@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from rekd_edge.engines.backend import Device, load_backend, present_device
-from rekd_edge.engines.builder import log_of
+from rekd_edge.engines.builder import log_of, runtime_of
+from rekd_edge.engines.kernels import keep_kernels, kernels_path, runtime_config
 from rekd_edge.engines.store import read_engine, runnable
 from rekd_edge.errors import BackendError, UsageError
 from rekd_edge.runners.file_runner import FileRunner
@@ -29,7 +30,9 @@ class TensorRtRunner(FileRunner):
     ``model`` is an engine with its side-car beside it. Raises :class:`IntegrityError` where the two
     do not belong together, :class:`BackendError` without a GPU or TensorRT, and where the engine is
     of another GPU, TensorRT or driver: it is never loaded then. ``threads``, ``provider`` and
-    ``settings`` are those of other runtimes and mean nothing here.
+    ``settings`` are those of other runtimes and mean nothing here. With TensorRT-RTX the first run
+    at a shape waits for its kernels, which are kept when the runner is closed
+    (:mod:`rekd_edge.engines.kernels`).
     """
 
     runtime = "tensorrt"
@@ -44,6 +47,7 @@ class TensorRtRunner(FileRunner):
     ) -> None:
         super().__init__(model, 1)
         self._kept: tuple[Any, ...] = ()
+        self._kernels: tuple[Any, Path] | None = None
         self._log: Any = None
         self._stream: Any = None
         self._device: Device | None = None
@@ -64,21 +68,28 @@ class TensorRtRunner(FileRunner):
         tensorrt = load_backend(record.recipe.backend)
         runnable([stored], record.recipe, tensorrt.version, device)
         module, log = tensorrt.module, log_of(tensorrt.module)
-        runtime = module.Runtime(log)
+        runtime = runtime_of(tensorrt, log)
         if record.recipe.version_compatible:
             runtime.engine_host_code_allowed = True
+        import torch
+
+        self._stream = torch.cuda.Stream()  # and with it a CUDA context
         engine = runtime.deserialize_cuda_engine(self.model.read_bytes())
-        context = engine.create_execution_context() if engine is not None else None
+        context, config, cache = None, None, None
+        if engine is not None and tensorrt.backend.builds_ahead:
+            place = kernels_path(record.engine_sha256, device)
+            config, cache = runtime_config(module, engine, place)
+            context = engine.create_execution_context(config)
+            self._kernels = None if cache is None else (cache, place)
+        elif engine is not None:
+            context = engine.create_execution_context()
         if engine is None or context is None:
             raise BackendError(
                 f"{record.recipe.backend} {tensorrt.version} cannot load {self.model}: "
                 + ("; ".join(log.errors) or "it gives no reason")
             )
-        import torch
-
-        self._kept = (runtime, engine)  # TensorRT does not keep them alive itself
+        self._kept = (runtime, engine, config)  # TensorRT does not keep them alive itself
         self._log, self._session, self._device = log, context, device
-        self._stream = torch.cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
         self._inputs = [name for name in names if is_input[name]]
@@ -93,9 +104,14 @@ class TensorRtRunner(FileRunner):
         return self
 
     def __exit__(self, *problem: Any) -> None:
-        super().__exit__(*problem)
-        self._stream = None
-        self._kept = ()
+        try:
+            if self._kernels is not None:
+                keep_kernels(*self._kernels)
+        finally:
+            super().__exit__(*problem)
+            self._stream = None
+            self._kernels = None
+            self._kept = ()
 
     @property
     def providers(self) -> list[str]:
@@ -112,6 +128,13 @@ class TensorRtRunner(FileRunner):
     def output_names(self) -> list[str]:
         self._opened()
         return list(self._outputs)
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """The runner's own. On CUDA's default stream TensorRT would synchronise more than it has
+        to, and say so in its log."""
+        self._opened()
+        return self._stream
 
     def bind(self, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Points the context at inputs on the GPU; the outputs that it will write, by name.

@@ -142,8 +142,8 @@ def test_engines_are_built_for_two_gpus(either: Made, name: str, tmp_path: Path)
         record = one.record
         assert one.path.stat().st_size == record.size_bytes > 1_000_000
         assert record.driver is None
-        assert {product.node: product.actual for product in record.products} == asked
-        kinds = [product.actual for product in record.products]
+        assert {product.node: product.declared for product in record.products} == asked
+        kinds = [product.declared for product in record.products]
         if name == "trt-rtx-int8":
             assert kinds.count("int8") == sum(part["int8"] for part in counted.values()) >= 10
         else:

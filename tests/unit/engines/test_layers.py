@@ -28,6 +28,13 @@ WEIGHTS_ALONE = (
     "Constants: [ { Name: w, Dimensions: [16,2], Datatype: Int8 }], Outputs: [], Metadata: [ONNX "
     "Layer: b]"
 )
+WEIGHTS_AS_INPUTS = (
+    "Name: h, LayerType: gemm, Inputs: [ { Name: x, Location: Device, Dimensions: [8,16], "
+    "Format/Datatype: Half }, { Name: w_constantInt8, Location: Device, Dimensions: [16,2], "
+    "Format/Datatype: Int8 }, { Name: __mye12_dconst, Location: Device, Dimensions: [8,2], "
+    "Format/Datatype: Int8 }], Outputs: [ { Name: y, Dimensions: [8,2], Format/Datatype: Half }], "
+    "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: d]"
+)
 MOVES = (
     "Name: __myl_Move_myl0_6, LayerType: kgen, Inputs: [ { Name: y, Dimensions: [8,2], Datatype: "
     "Float }], Constants: [], Outputs: [], Metadata: [ONNX Layer: a]"
@@ -42,6 +49,14 @@ def test_layers_are_read_from_the_words_of_both() -> None:
     assert ten.name == "/head/MatMul + /head/Add"
     assert ten.nodes == {"/head/MatMul", "/head/Add"}
     assert [rtx.computes, ten.computes, moves.computes] == [True, True, False]
+
+
+def test_weights_listed_among_the_inputs_are_constants() -> None:
+    """Full TensorRT has no section of constants: int8 weights alone are no product in int8."""
+    (layer,) = parse_layers(WEIGHTS_AS_INPUTS)
+    assert (layer.inputs, layer.constants, layer.computes_in) == ({"fp16"}, {"int8"}, "fp16")
+    with pytest.raises(GateError, match="d asks for int8, h has it in fp16"):
+        compare_precision({"d": "int8"}, [layer]).require("the engine")
 
 
 def test_a_product_is_looked_up_in_the_layer_that_computes_it() -> None:

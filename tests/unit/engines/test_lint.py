@@ -142,3 +142,25 @@ def test_casts_of_two_types_are_kept_behind_one_of_floats() -> None:
     assert cast_pixels_first(model)
     assert [node.op_type for node in model.graph.node] == ["Cast", "Identity", "Cast", "Identity"]
     assert lint(model, recipe(x=(4,))) == ()
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("int64", True), ("int32", True), ("float", False)])
+def test_a_running_sum_of_integers_is_refused_by_early_versions_of_full_tensorrt(
+    kind: str, refused: bool
+) -> None:
+    model = graph(
+        f"""g ({kind}[b, n] x) => ({kind}[b, n] y) <int64 axis = {{1}}> {{
+        same = Identity (x)
+        y = CumSum (same, axis) }}"""
+    )
+    rtx = recipe(x=(4, 8))
+    full = rtx.model_copy(update={"backend": "tensorrt", "compute_capabilities": ()})
+    found = lint(model, full, "10.3.0.30")
+    assert [one.node for one in found] == ["node_y"] * refused
+    if refused:
+        assert f"a running sum of {kind}; TensorRT 10.3.0.30" in found[0].reason
+        assert "TensorRT 10.8 or later" in found[0].change
+        with pytest.raises(BackendError, match=r"node_y \(CumSum\): a running sum"):
+            require_buildable(model, full, "10.7.0")
+    for made, version in ((full, "10.8.0.43"), (full, "11.1.0"), (full, None), (rtx, "1.7.1.116")):
+        assert lint(model, made, version) == ()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rekd_edge.engines.backend import Device
+from rekd_edge.engines.backend import BACKENDS, Device, TensorRt
+from rekd_edge.engines.find import _place
 from rekd_edge.engines.spec import BuildRecipe, Profile
 from rekd_edge.engines.store import (
     EngineRecord,
@@ -101,6 +103,56 @@ def test_a_driver_that_was_not_there_is_no_difference() -> None:
     assert ahead.differences(RECIPE, "1.7.1", GPU) == ()
     with pytest.raises(BackendError, match="there is none"):
         runnable([], RECIPE, "1.7.1", GPU)
+
+
+FULL = RECIPE.model_copy(update={"backend": "tensorrt", "compute_capabilities": ()})
+AGX = Device("Orin AGX", 87, "540.4.0")
+
+
+def full_record(device_name: str | None) -> EngineRecord:
+    return RECORD.model_copy(
+        update={
+            "recipe": FULL,
+            "backend_version": "10.3.0",
+            "compute_capability": 87,
+            "driver": AGX.driver,
+            "device_name": device_name,
+        }
+    )
+
+
+def test_an_engine_of_full_tensorrt_is_bound_to_the_model_of_its_gpu() -> None:
+    """Two models may share an SM: Orin AGX and Orin Nano, H100 and H200."""
+    mine = full_record(AGX.name)
+    assert mine.differences(FULL, "10.3.0", AGX) == ()
+    (why,) = mine.differences(FULL, "10.3.0", replace(AGX, name="Orin Nano"))
+    assert why == "it was built on Orin AGX, Orin Nano is present"
+    named = Device("the GPU named", 87, None, present=False)
+    assert mine.differences(FULL, "10.3.0", named) == ()
+    (why,) = full_record(None).differences(FULL, "10.3.0", AGX)
+    assert why.startswith("it was built on a GPU that its side-car does not name")
+    ahead = RECORD.model_copy(update={"driver": None})
+    assert ahead.differences(RECIPE, "1.7.1", Device("another", 86, None)) == ()
+
+
+def test_a_side_car_of_an_earlier_version_is_read(folder: Path) -> None:
+    """Without the model of the GPU, and with another word for a declared precision."""
+    path = folder / f"{RECORD.stem}.json"
+    old = json.loads(path.read_text())
+    del old["device_name"]
+    for product in old["products"]:
+        product["actual"] = product.pop("declared")
+    path.write_text(json.dumps(old))
+    assert read_engines(folder)[0].record == RECORD
+
+
+def test_the_cache_keeps_engines_of_two_gpu_models_apart() -> None:
+    full, ahead = BACKENDS["tensorrt"], BACKENDS["tensorrt-rtx"]
+    nano = replace(AGX, name="Orin Nano")
+    places = [_place(FULL, TensorRt(full, None, "10.3.0", ()), one) for one in (AGX, nano, AGX)]
+    assert places[0] == places[2] != places[1]
+    rtx = TensorRt(ahead, None, "1.7.1", (86,))
+    assert _place(RECIPE, rtx, GPU) == _place(RECIPE, rtx, Device("another", 86, None))
 
 
 @pytest.mark.parametrize(

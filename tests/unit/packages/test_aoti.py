@@ -77,6 +77,30 @@ def test_it_answers_at_every_size_as_the_torch_model_does(
     assert torch.get_num_threads() == threads
 
 
+def test_it_runs_without_tf32_whatever_the_process_has(
+    package: StoredPackage, text_batches: list[LabelledBatch]
+) -> None:
+    seen = []
+
+    def spied(*tensors: torch.Tensor) -> Any:
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return compiled(*tensors)
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with PackageRunner(package.path, threads=1) as runner:
+            compiled, runner._session = runner._session, spied
+            runner.run(text_batches[0].inputs)
+        assert seen == [("highest", False)]
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def test_it_runs_where_there_is_no_compiler(
     package: StoredPackage,
     text_batches: list[LabelledBatch],

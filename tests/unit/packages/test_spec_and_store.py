@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import shutil
 import sys
 import zipfile
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from rekd_edge.engines.backend import Device
 from rekd_edge.engines.spec import Profile
 from rekd_edge.errors import BackendError, IntegrityError
 from rekd_edge.fuse import FusedRationalist
-from rekd_edge.packages import backend
+from rekd_edge.packages import backend, build
 from rekd_edge.packages.backend import Host, find_compiler, find_host, instruction_set
 from rekd_edge.packages.build import _refused, made_of, package_for, require_runnable
 from rekd_edge.packages.spec import MadeOf, PackageRecord, PackageSpec
@@ -78,6 +81,8 @@ def test_another_torch_cpu_gpu_weights_or_sizes_is_another_package(
         facts(tiny_text, instruction_set="AVX2 0"),
         facts(tiny_text, compute_capability=90),
         facts(tiny_text, device="cuda"),
+        facts(tiny_text, tensorrt="11.1.0"),
+        facts(tiny_text, device_name="some GPU"),
         facts(tiny_text, onnx_sha256="1" * 64),
         facts(tiny_text, weights_sha256="1" * 64),
         facts(tiny_text, profiles={"input_ids": Profile(min=(1, 3), opt=(1, 3), max=(1, 3))}),
@@ -146,6 +151,54 @@ def test_changed_bytes_a_foreign_side_car_and_pickles_are_integrity_errors(
     pickled = stored(facts(tiny_text, torch="2.1"), {"model/data/weights/w.pkl": b"cos\nsystem"})
     with pytest.raises(IntegrityError, match=r"holds a pickle, model/data/weights/w\.pkl"):
         read_package(pickled)
+
+
+def engine_object(pickled: bytes | None = None) -> bytes:
+    """An engine as torch-tensorrt stores it: its class, and its state, a list of texts."""
+    texts = torch._C._pickle_save(["9", "name", "an engine in base64"])
+    (place,) = [n for n in zipfile.ZipFile(io.BytesIO(texts)).namelist() if n.endswith("data.pkl")]
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(texts)) as source, zipfile.ZipFile(content, "w") as made:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == place:
+                state = data[2:-1]  # without protocol and end
+                head = b"\x80\x02c__torch__.torch.classes.tensorrt\nEngine\n)\x81"
+                data = head + state + b"b." if pickled is None else pickled
+            made.writestr(name, data)
+    return content.getvalue()
+
+
+FOLDER = "model/data/aotinductor/model"
+
+
+def test_of_torch_tensorrt_its_engines_are_data_and_nothing_else_is(
+    tiny_text: FusedRationalist,
+) -> None:
+    made = facts(tiny_text, backend="torch-trt", device="cuda")
+    listed = json.dumps({"engine": "custom_obj_0"}).encode()
+    mine = {f"{FOLDER}/custom_obj_0": engine_object(), f"{FOLDER}/custom_objs_config.json": listed}
+    assert read_package(stored(made, mine)).record.made_of == made
+    with pytest.raises(IntegrityError, match=r"holds a pickle, .*custom_obj_0"):
+        read_package(stored(facts(tiny_text), mine))  # AOTInductor alone has none
+
+    also = b"\x80\x02c__torch__.torch.classes.tensorrt\nEngine\ncos\nsystem\n\x86."
+    others = [
+        engine_object(also),
+        engine_object(also.replace(b"os\nsystem", b"__torch__.torch.classes.quantized\nAny")),
+        torch._C._pickle_save(["texts", "of no engine"]),
+        engine_object(pickle.dumps(print)),
+        engine_object(b"\x80\x02cos\nsystem\n."),
+        engine_object(b"\x80\x02X"),
+        b"no archive",
+    ]
+    for index, content in enumerate(others):
+        one = {**mine, f"{FOLDER}/custom_obj_0": content}
+        with pytest.raises(IntegrityError, match=r"holds a pickle, .*custom_obj_0"):
+            read_package(stored(made.model_copy(update={"torch": f"2.{index}"}), one))
+    hidden = {**mine, f"{FOLDER}/custom_objs_config.json": b'{"engine": "constants.bin"}'}
+    with pytest.raises(IntegrityError, match=r"holds a pickle, constants\.bin"):
+        read_package(stored(made.model_copy(update={"torch": "1.0"}), hidden))
 
 
 def test_a_package_of_another_torch_is_refused_before_it_is_loaded(
@@ -220,7 +273,7 @@ def test_without_a_gpu_a_compiler_or_the_right_torch_tensorrt_there_is_one_messa
     found = find_compiler(AOTI)
     assert (found.torch, found.device) == (torch.__version__, None)
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(BackendError, match="there is no compiler") as raised:
+    with pytest.raises(BackendError, match="there is no /nowhere/g") as raised:
         find_compiler(AOTI)
     assert "apt-get install g++" in str(raised.value.hint)
     assert find_host(AOTI) == found  # what is compiled already runs without
@@ -269,32 +322,99 @@ def test_a_failed_compilation_leaves_nothing(
     tiny_text: FusedRationalist, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: Any, **__: Any) -> None:
+        assert not torch.backends.cudnn.allow_tf32
         raise RuntimeError("cc1plus: out of memory allocating 65536 bytes")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuses)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with pytest.raises(BackendError, match="ran out of memory while compiling for cpu"):
         package_for(tiny_text, facts(tiny_text))
+    assert torch.backends.cudnn.allow_tf32
     assert list((own_cache / "packages").iterdir()) == []
 
 
 def test_the_compiler_for_a_gpu_is_keyed_by_it(tiny_text: FusedRationalist) -> None:
-    from rekd_edge.engines.backend import Device
-
     gpu = Device("some GPU", 90, "580.1")
-    kinds: dict[Any, tuple[str, int | None, str | None]] = {
-        "aoti": ("", 90, None),
-        "torch-trt": ("", 90, "580.1"),
+    kinds: dict[Any, tuple[Any, ...]] = {
+        "aoti": ("", 90, None, None, None),
+        "torch-trt": ("", 90, "580.1", "11.1.0", "some GPU"),
     }
     for kind, expected in kinds.items():
         made = made_of(
             PackageSpec(backend=kind, device="cuda"),
-            Host("2.15.0", "2.15.0" if kind == "torch-trt" else None, gpu),
+            Host("2.15.0", "2.15.0", gpu, "11.1.0")
+            if kind == "torch-trt"
+            else Host("2.15.0", None, gpu),
             tiny_text.io_spec(),
             onnx_sha256=SHA,
             weights_sha256=SHA,
             profiles={"input_ids": Profile(min=(1, 3), opt=(1, 8), max=(1, 8))},
             max_length=48,
         )
-        assert (made.instruction_set, made.compute_capability, made.driver) == expected
+        bound_to = (made.driver, made.tensorrt, made.device_name)
+        assert (made.instruction_set, made.compute_capability, *bound_to) == expected
         assert bool(made.profiles) == (kind == "torch-trt")
         assert json.loads(made.model_dump_json())["inputs"][0]["axes"] == ["batch", "token"]
+
+
+def test_an_engine_of_another_tensorrt_or_gpu_model_is_not_run(
+    tiny_text: FusedRationalist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Host("2.15.0", "2.15.0", Device("H100", 90, "580.1"), "11.1.0")
+    made = made_of(
+        PackageSpec(backend="torch-trt", device="cuda"),
+        here,
+        tiny_text.io_spec(),
+        onnx_sha256=SHA,
+        weights_sha256=SHA,
+        profiles={},
+        max_length=48,
+    )
+    monkeypatch.setattr(build, "find_host", lambda spec: here)
+    require_runnable(read_package(stored(made)))
+    for changes, why in (
+        ({"tensorrt": "10.15.0"}, r"for TensorRT 10\.15\.0 \(here: 11\.1\.0\)"),
+        ({"device_name": "H200"}, r"for the GPU H200 \(here: H100\)"),
+        ({"device_name": None}, r"for the GPU None \(here: H100\)"),
+    ):
+        other = read_package(stored(made.model_copy(update=changes)))
+        with pytest.raises(BackendError, match=why):
+            require_runnable(other)
+
+
+def test_code_for_a_gpu_needs_the_headers_of_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.utils import cpp_extension
+
+    monkeypatch.setattr(backend, "present_device", lambda: Device("H100", 90, "580.1"))
+    monkeypatch.setattr(backend, "cxx", lambda: "g++")
+    spec = PackageSpec(backend="aoti", device="cuda")
+    for home, why in ((None, "there is none"), (str(tmp_path), r"has no include/cuda\.h")):
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
+        with pytest.raises(BackendError, match=why) as raised:
+            find_compiler(spec)
+        assert raised.value.exit_code == 4
+        assert "CUDA_HOME" in str(raised.value.hint)
+        assert find_host(spec).device is not None  # what is compiled already runs without
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda.h").touch()
+    assert find_compiler(spec) == find_host(spec)
+    assert find_compiler(AOTI).device is None  # a CPU needs none
+
+
+def test_the_compiler_that_was_found_is_the_one_that_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch by itself takes g++ alone, and knows CXX as it was when torch was imported."""
+    other = tmp_path / "clang++"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.compiler_options()["cpp.cxx"] == (None, str(other))
+    monkeypatch.setenv("CXX", f"{other} -m64")
+    assert build.compiler_options()["cpp.cxx"] == (None, f"{other} -m64")
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(BackendError, match="there is no /nowhere/g\\+\\+, which CXX names"):
+        find_compiler(AOTI)
