@@ -59,7 +59,7 @@ from rekd_edge.fuse import fuse
 from rekd_edge.fuse.fused import DeployModel, masked_form, plain_form
 from rekd_edge.machine import hardware, package_versions
 from rekd_edge.models.build import build_classifier, build_rationalist
-from rekd_edge.models.rationalist import Classifier, Rationalist
+from rekd_edge.models.rationalist import Classifier, Rationalist, Selector
 from rekd_edge.packages.backend import find_compiler
 from rekd_edge.packages.build import made_of, package_for, quiet_compilers
 from rekd_edge.packages.spec import PackageSpec
@@ -588,8 +588,12 @@ _LIMITS = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
 
 
 def halve(model: DeployModel) -> None:
-    """Weights of products in fp16, so that autocast need not cast them for each query."""
+    """Weights of products in fp16, so that autocast need not cast them for each query; scores of
+    tokens are computed in fp32 (:meth:`Selector.score_hidden`)."""
+    heads = {part.head for part in model.modules() if isinstance(part, Selector)}
     for module in model.modules():
+        if module in heads:
+            continue
         if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
             module.half()
 
