@@ -123,6 +123,34 @@ def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
     assert "error: no step magic; there are smoke speed" in refused.stderr
 
 
+def test_curand_is_packed_with_the_provider_that_needs_it(tmp_path: Path) -> None:
+    """pack.sh with a stand-in for Python that notes what it is asked and downloads nothing."""
+    gpu = tmp_path / "benchmarks" / "gpu"
+    gpu.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "gpu" / "pack.sh", gpu)
+    (tmp_path / "constraints.txt").write_text("onnxruntime==9.8.7 ; python_version > '3'\n")
+    stand_in = """#!/usr/bin/env bash
+    [ "$1" = -m ] || exit 0
+    echo "$*" >>calls
+    while [ "$1" != --dest ]; do shift; done
+    mkdir -p "$2"
+    touch "$2/a.whl"
+    """
+    (tmp_path / "python").write_text(stand_in)
+    (tmp_path / "python").chmod(0o755)
+    subprocess.run(
+        ["bash", str(gpu / "pack.sh"), "onnxruntime-gpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python")},
+        check=True,
+    )
+    asked = (tmp_path / "calls").read_text().split()
+    assert "onnxruntime-gpu==9.8.7" in asked
+    assert any(word.startswith("nvidia-curand==10.4.0") for word in asked)
+    assert (tmp_path / "build" / "gpu" / "pieces" / "onnxruntime-gpu.00").is_file()
+
+
 def smoke_module() -> Any:
     place = ROOT / "benchmarks" / "gpu" / "smoke.py"
     found = importlib.util.spec_from_file_location("gpu_smoke", place)
