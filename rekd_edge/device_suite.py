@@ -89,7 +89,7 @@ NEAR = 0.02
 """Of the largest logit: two labels that lie nearer are a tie that rounding decides."""
 COMPARED = 128
 """Examples whose labels are compared."""
-RESERVE_S = 10.0
+RESERVE_S = 5.0
 """Kept for timing what is open, where there is a limit."""
 LONGEST_REASON = 500
 """Letters of a reason why something was not run."""
