@@ -761,7 +761,7 @@ def _too_short(
     for transfers, timings in scopes.items():
         count = min(one.samples_ns.size for one in timings.values())
         if count < settings.min_count:
-            reasons.append(f"transfers {transfers}: {count} queries, not {settings.min_count}")
+            reasons.append(f"transfers {transfers}: fewer than {settings.min_count} queries")
         if min(one.samples_ns.sum() for one in timings.values()) < settings.min_duration_s * 1e9:
             reasons.append(f"transfers {transfers}: less than {settings.min_duration_s:g} s")
     return reasons

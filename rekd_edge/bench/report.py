@@ -26,7 +26,7 @@ class BenchSettings:
     ``max_duration_s`` are seconds of the clock for each candidate, all that lies between its
     queries included, after which no further round begins once each has answered
     :data:`~rekd_edge.bench.measure.FEWEST` queries. A minimum that is not met then makes the result
-    INVALID."""
+    INVALID. On a device warming up ends after a quarter of it, too."""
 
     min_duration_s: float = 10.0
     min_count: int = 200

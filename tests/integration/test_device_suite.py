@@ -14,10 +14,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from rekd_edge import device_suite
 from rekd_edge.bench import BenchSettings
 from rekd_edge.bench.residents import TorchResident
+from rekd_edge.cli.app import app
 from rekd_edge.convert import load_target
 from rekd_edge.device_suite import _DeviceTable, _Way, device_table
 from rekd_edge.errors import BackendError, RecipeError, UsageError
@@ -194,6 +196,17 @@ def test_a_limit_leaves_the_rest_to_another_call(
     assert len(again["rows"]) == len([row for row in result["rows"] if row["batch"] == 1])
     shutil.copytree(output, tmp_path / "whole")
     assert not run_it(path, tmp_path / "whole", limit_s=60.0)["unfinished"]
+    # By the command: the limit counts from the start of the process, and it says that it stopped.
+    words = ["bench", "--suite", path, "--output", tmp_path / "asked", "--device", "cpu"]
+    limits = ["--min-count", 3, "--min-duration-s", 0, "--max-duration-s", 0.1, "--limit-s", 1]
+    done = CliRunner().invoke(app, [str(word) for word in (*words, *limits)])
+    assert done.exit_code == 0, done.output
+    assert "\nstopped after 1 s; run it again to go on\n" in done.output
+    asked = json.loads((tmp_path / "asked" / "device-cpu.json").read_text())
+    assert asked["settings"]["max_duration_s"] == 0.1
+    assert asked["unfinished"]
+    done = CliRunner().invoke(app, ["bench", str(tmp_path), "--limit-s", "1"])
+    assert str(done.exception) == "--limit-s: only for --suite"
     plain = tmp_path / "plain.yaml"
     plain.write_text(SUITE.replace(SUITE.splitlines()[-1], ""))
     with pytest.raises(UsageError, match="for suites with on_device, and trial has none"):
@@ -282,9 +295,11 @@ def test_a_model_that_breaks_while_it_is_timed_costs_itself_alone(
     short = BenchSettings(min_duration_s=9.0, min_count=99, max_duration_s=0.0, warmup_count=1)
     timing = table.timing("onnx", _Way("onnxruntime", False), 1, short)
     assert timing["validity"] == (
-        "INVALID: transfers excluded: 21 queries, not 99; transfers excluded: less than 9 s; "
-        "transfers included: 21 queries, not 99; transfers included: less than 9 s"
+        "INVALID: transfers excluded: fewer than 99 queries; transfers excluded: less than 9 s; "
+        "transfers included: fewer than 99 queries; transfers included: less than 9 s"
     )
+    counts = [row["transfers"]["excluded"]["result_query_count"] for row in timing["rows"]]
+    assert set(counts) == {21}
 
 
 def test_what_cannot_be_is_refused_in_words(tmp_path: Path) -> None:

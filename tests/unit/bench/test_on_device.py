@@ -14,6 +14,7 @@ from rekd_edge.bench import BenchSettings
 from rekd_edge.bench.on_device import (
     EVENT_PASSES,
     SCOPES,
+    WARM_UPS,
     describe_device,
     parse_gpu_state,
     time_residents,
@@ -122,6 +123,13 @@ def test_transfers_are_inside_or_outside_as_the_scope_says() -> None:
         counts[transfers] = one.done.count("fetch")
         assert one.done.count("place") == one.done.count("launch")
     assert counts == {"excluded": 0, "included": 9}
+
+
+def test_warming_up_ends_with_its_share_of_the_time() -> None:
+    settings = BenchSettings(min_duration_s=0.0, min_count=3, warmup_count=50, max_duration_s=0.0)
+    one = Recording()
+    time_residents({"one": one}, [{}], settings, "excluded")
+    assert one.done.count("launch") == WARM_UPS + 1 + 3
 
 
 class Event:
