@@ -47,7 +47,12 @@ from rekd_edge.fuse import FusedRationalist
 from rekd_edge.fuse.folds import apply_folds
 from rekd_edge.fuse.fused import DeployModel
 from rekd_edge.fuse.report import mean_tokens, model_flops
-from rekd_edge.machine import hardware, package_versions
+from rekd_edge.machine import (
+    hardware,
+    imported_onnxruntime,
+    onnxruntime_of,
+    package_versions,
+)
 from rekd_edge.models.build import same_tokens
 from rekd_edge.models.rationalist import Classifier, Rationalist
 from rekd_edge.problem import PRIMARY, SCORE_TITLES, penalised, scores
@@ -102,19 +107,31 @@ def run_latency(
     batch: Sequence[int] | None = None,
     settings: BenchSettings = SETTINGS,
     device: str = "auto",
+    limit_s: float | None = None,
     listener: TitledListener | None = None,
 ) -> dict[str, Any]:
     """Trains the rows, makes and measures the files, times them, and writes the table. A suite with
-    ``on_device`` is timed on ``device`` instead (:mod:`rekd_edge.device_suite`).
+    ``on_device`` is timed on ``device`` instead (:mod:`rekd_edge.device_suite`), for about
+    ``limit_s``.
 
     Raises:
-        UsageError: candidates that cannot be compared or made, or peers outside a checkout.
+        UsageError: candidates that cannot be compared or made, peers outside a checkout, or a limit
+            for a suite without ``on_device``.
         GateError: a file cannot be exported, or is not in the precision asked for.
     """
     if spec.on_device is not None:
         return run_on_device(
-            spec, recipes, output, batch=batch, settings=settings, device=device, listener=listener
+            spec,
+            recipes,
+            output,
+            batch=batch,
+            settings=settings,
+            device=device,
+            limit_s=limit_s,
+            listener=listener,
         )
+    if limit_s is not None:
+        raise UsageError(f"a limit of time is for suites with on_device, and {spec.name} has none")
     table = _Table(spec, recipes, output, device, listener)
     table.require_sense()
     files = [
@@ -151,6 +168,7 @@ def run_latency(
         "validity": validity,
         "timed": max(dates),
         "versions": package_versions(),
+        "onnxruntime": imported_onnxruntime(),
         "hardware": hardware(),
     }
     write_json(output / RESULT_FILE, result)
@@ -606,7 +624,7 @@ def latency_table(result: Mapping[str, Any]) -> str:
         f"run for each column; ratio to {result['reference']} there ({'; '.join(marks)})",
         f"{score[0].upper()}{score[1:]} is that of the very file on the whole test split, in "
         f"batches of {result['settings']['accuracy_batch']}",
-        f"{machine['processor']}, {machine['cores']} cores, onnxruntime "
-        f"{versions.get('onnxruntime', '-')}, torch {versions['torch']}, timed {result['timed']}",
+        f"{machine['processor']}, {machine['cores']} cores, {onnxruntime_of(result)}, "
+        f"torch {versions['torch']}, timed {result['timed']}",
     ]
     return "\n".join(lines) + "\n\n" + ".\n".join(facts) + ".\n"

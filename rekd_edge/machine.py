@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,34 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def imported_onnxruntime() -> dict[str, str] | None:
+    """The onnxruntime that ``import`` gives: its ``version``, and its ``distribution`` where that
+    is clear. ``onnxruntime`` and ``onnxruntime-gpu`` are the same module: of two that are
+    installed, the first on the module path runs."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    found = {"version": str(onnxruntime.__version__)}
+    place = Path(str(onnxruntime.__file__)).resolve().parent
+    owners = {
+        name
+        for name in PACKAGES
+        if name.startswith("onnxruntime")
+        for one in distributions(name=name)
+        if one.version == found["version"]
+        and Path(str(one.locate_file("onnxruntime"))).resolve() == place
+    }
+    return found if len(owners) != 1 else found | {"distribution": owners.pop()}
+
+
+def onnxruntime_of(result: Mapping[str, Any]) -> str:
+    """What a result says of the onnxruntime that ran, with its version; older ones have the
+    installed package's alone."""
+    found = result.get("onnxruntime") or {"version": result["versions"].get("onnxruntime", "-")}
+    return f"{found.get('distribution', 'onnxruntime')} {found['version']}"
 
 
 def hardware() -> dict[str, Any]:

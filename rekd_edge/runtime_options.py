@@ -65,11 +65,12 @@ CUDA_OPTIONS = {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HE
 """fp32 products keep all their bits, and the algorithm of a convolution is no matter of timing."""
 TENSORRT_OPTIONS = {
     "device_id": "0",
-    "trt_fp16_enable": "0",
-    "trt_bf16_enable": "0",
-    "trt_int8_enable": "0",
+    "trt_fp16_enable": "False",
+    "trt_bf16_enable": "False",
+    "trt_int8_enable": "False",
 }
-"""Precision is in the graph, never in a flag."""
+"""Precision is in the graph, never in a flag. This provider reads True and False, and refuses the 1
+and 0 of CUDA's."""
 
 
 def provider_chain(
@@ -87,19 +88,23 @@ def provider_chain(
 
 
 def preload_libraries(ort: Any, provider: str) -> str:
-    """Loads the CUDA libraries that came with torch, so that onnxruntime finds them, also where it
-    was installed elsewhere; what it had to say about those that it did not find."""
+    """Loads the CUDA libraries that came with torch or lie elsewhere on the module path, so that
+    onnxruntime finds them, also where it was installed apart from them; what it had to say about
+    those that it did not find."""
     if provider not in GPU_PROVIDERS or not hasattr(ort, "preload_dlls"):
         return ""
     said = _preloaded(ort)
     if said:
         import importlib.util
+        import sys
         from pathlib import Path
 
         torch = importlib.util.find_spec("torch")
+        places = [Path(place) for place in sys.path if place]
         if torch is not None and torch.origin is not None:
-            beside = Path(torch.origin).parents[1] / "nvidia"
-            for folder in sorted(beside.glob("*/lib")):
+            places.insert(0, Path(torch.origin).parents[1])
+        for place in dict.fromkeys(places):
+            for folder in sorted(place.glob("nvidia/*/lib")):
                 _preloaded(ort, str(folder))
         said = _preloaded(ort)
     return said

@@ -2,7 +2,8 @@
 # What to ask a CUDA machine that is there for ten minutes: one unattended call, in the order of worth.
 #
 #   smoke           facts of the machine; whether the GPU computes what the CPU computes (smoke.py)
-#   speed           training, setting by setting from the published ones, and MFU; not compiled
+#   speed-large     training at the published size, from the published settings to CUDA graphs, and MFU
+#   speed           training of the recipe's models, setting by setting, and MFU; not compiled
 #   throughput      plain, masked, gathered and shipped forms at batch 64, images and texts
 #   speed-compiled  published settings, ours, ours compiled, and with CUDA graphs, in one run
 #   compiled        the forms by torch.compile
@@ -16,11 +17,11 @@
 # without a network needs two small contents of pack.sh in build/gpu/pieces: packages and tokenizer.
 #
 #   LIMIT_S=540 DEVICE=cuda OUTPUT=runs/gpu/all REPORTS=$OUTPUT/reports QUICK= \
-#     STEPS="smoke speed ..." RECIPE=vision/cifar10 benchmarks/gpu/all.sh
+#     STEPS="smoke speed ..." RECIPE=vision/cifar10 LARGE=paper/cifar10 benchmarks/gpu/all.sh
 #
-# What is worth bringing back is in REPORTS: at most seven files, without folders. QUICK=1 is a look at
+# What is worth bringing back is in REPORTS: at most six files, without folders. QUICK=1 is a look at
 # tiny models, whose figures mean nothing. IMAGES, TEXTS and COMPILED name the latency suites; an empty
-# one is left out.
+# one is left out, and so is LARGE.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 LIMIT_S="${LIMIT_S:-540}"
@@ -28,13 +29,14 @@ source benchmarks/gpu/prepare.sh
 device="${DEVICE:-cuda}"
 output="${OUTPUT:-runs/gpu/all}"
 reports="${REPORTS:-$output/reports}"
-known=(smoke speed throughput speed-compiled compiled latency accuracy)
+known=(smoke speed-large speed throughput speed-compiled compiled latency accuracy)
 read -ra wanted <<<"${STEPS:-${known[*]}}"
-export SECONDS_EACH="${SECONDS_EACH:-0.01}" QUERIES="${QUERIES:-100}"
+export SECONDS_EACH="${SECONDS_EACH:-0.01}" QUERIES="${QUERIES:-100}" MOST_SECONDS="${MOST_SECONDS:-0.5}"
 if [ -n "${QUICK:-}" ]; then
   quick=(--quick)
   small=(--small)
   recipe="${RECIPE:-smoke/image}"
+  large="${LARGE-}"
   images="${IMAGES-latency-gpu-random-small}"
   texts="${TEXTS-}"
   compiled="${COMPILED-}"
@@ -45,12 +47,13 @@ else
   quick=()
   small=()
   recipe="${RECIPE:-vision/cifar10}"
+  large="${LARGE-paper/cifar10}"
   images="${IMAGES-latency-gpu-random-images}"
   texts="${TEXTS-latency-gpu-random-text}"
   compiled="${COMPILED-latency-gpu-random-compiled}"
   settings="official,device images,bf16,fused,batch,objective,gathered"
   [ "$device" = cpu ] || settings="${settings/bf16/tf32,bf16}"
-  batches=64,1,256,8,32,2,16,128,4
+  batches=64,1,8,256,32,2,16,128,4
   one_batch=64
 fi
 for name in "${wanted[@]}"; do
@@ -63,10 +66,11 @@ for name in "${wanted[@]}"; do
   esac
 done
 mkdir -p "$output"/{state,done,logs,speed} "$reports"
+keep_compiled "$output"
 
-# collect: writes the reports from what there is by now.
+# collect: writes the reports from what there is by now; 1 where one of them could not be written.
 collect() {
-  local name file found=()
+  local name file found=() status=0
   {
     echo "# What was asked of the machine"
     echo
@@ -88,20 +92,24 @@ collect() {
         cat "$file"
       }
     done
-  } >"$reports/summary.md"
-  for file in smoke.json speed/speed.json speed/speed-compiled.json; do
-    [ ! -f "$output/$file" ] || cp "$output/$file" "$reports/"
+  } >"$reports/summary.md" || status=1
+  [ ! -f "$output/smoke.json" ] || cp "$output/smoke.json" "$reports/" || status=1
+  for file in "$output"/speed/*.json; do
+    [ ! -f "$file" ] || found+=("${file#"$output/"}")
   done
-  tar -C "$output" -czf "$reports/logs.tar.gz" logs
+  [ "${#found[@]}" -eq 0 ] || tar -C "$output" -czf "$reports/speed.tar.gz" "${found[@]}" || status=1
+  found=()
+  tar -C "$output" -czf "$reports/logs.tar.gz" logs || status=1
   for file in "$output"/latency/*/device-*.json "$output"/latency/*/device/timing-*.json; do
     [ ! -f "$file" ] || found+=("${file#"$output/"}")
   done
-  [ "${#found[@]}" -eq 0 ] || tar -C "$output" -czf "$reports/latency.tar.gz" "${found[@]}"
+  [ "${#found[@]}" -eq 0 ] || tar -C "$output" -czf "$reports/latency.tar.gz" "${found[@]}" || status=1
   found=()
   for name in recipe.resolved.yaml run.json labels.json reports {teacher,student}/log.jsonl; do
     [ ! -e "$output/accuracy/$name" ] || found+=("accuracy/$name")
   done
-  [ "${#found[@]}" -eq 0 ] || tar -C "$output" -czf "$reports/accuracy.tar.gz" "${found[@]}"
+  [ "${#found[@]}" -eq 0 ] || tar -C "$output" -czf "$reports/accuracy.tar.gz" "${found[@]}" || status=1
+  return "$status"
 }
 
 # state NAME STATE SECONDS: what the reports say of a step, with the end of what it printed where it
@@ -149,7 +157,7 @@ step() {
       *) state "$name" "failed ($status)" "$((SECONDS - began))" ;;
     esac
   fi
-  collect
+  collect || echo "reports incomplete" >&2
 }
 
 # within COMMAND...: ends it when the time of its step is over.
@@ -158,18 +166,30 @@ within() {
 }
 
 smoke() {
-  PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" within "$python" benchmarks/gpu/smoke.py --device "$device" --output "$output/smoke.json" \
-    ${small[@]+"${small[@]}"} --limit-s "$left"
+  PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" within "$python" benchmarks/gpu/smoke.py \
+    --device "$device" --output "$output/smoke.json" ${small[@]+"${small[@]}"} --limit-s "$((left > 25 ? left - 15 : left))"
 }
 
-# speed NAME SETTINGS OPTION...
+# speed NAME RECIPE SETTINGS OPTION...: within its own limit it begins a setting, and what it has begun it
+# ends. What was measured by then is in its files, whatever ends it.
 speed() {
-  local name="$1" of="$2"
-  shift 2
-  within "$python" -m rekd_edge speed "$recipe" --device "$device" --random-weights \
+  local name="$1" model="$2" of="$3"
+  shift 3
+  within "$python" -m rekd_edge speed "$model" --device "$device" --random-weights \
     --set data.source=random --settings "$of" ${quick[@]+"${quick[@]}"} "$@" \
-    --limit-s "$((left > 20 ? left - 10 : left))" \
+    --limit-s "$((left > 55 ? left - 40 : 15))" \
     --markdown "$output/speed/$name.md" --json "$output/speed/$name.json"
+}
+
+# The published models under the shipped objective, as in training.sh.
+speed_large() {
+  if [ "$device" = cpu ] || [ -z "$large" ]; then
+    echo "left out: models of the published size need a GPU"
+    return 0
+  fi
+  speed speed-large "$large" "official,device images,gathered,compiled,graphs" --rounds 2 --block-s 0.7 \
+    --set objective.name=deploy --set objective.lambda_select=0 --set teacher.objective.name=deploy \
+    --set teacher.objective.lambda_select=0 --set student.train.batch_size=128
 }
 
 speed_compiled() {
@@ -177,17 +197,23 @@ speed_compiled() {
     echo "left out: code for a processor takes minutes to make"
     return 0
   fi
-  speed speed-compiled "official,gathered,compiled,graphs" --rounds 3
+  speed speed-compiled "$recipe" "official,gathered,compiled,graphs" --rounds 3
 }
 
-# forms BATCHES FOLDER=SUITE...: the tables of latency.sh, one after the other.
+# forms BATCHES FOLDER=SUITE...: the tables of latency.sh, one after the other, each in its share of what is
+# left.
 forms() {
-  local batch="$1" end="$((SECONDS + left))" pair status=0
+  local batch="$1" end="$((SECONDS + left))" pair pairs=() status=0 rest
   shift
   for pair in "$@"; do
-    [ -n "${pair#*=}" ] || continue
-    LIMIT_S="$((end - SECONDS))" DEVICE="$device" OUTPUT="$output/latency/${pair%%=*}" \
+    [ -z "${pair#*=}" ] || pairs+=("$pair")
+  done
+  rest="${#pairs[@]}"
+  [ "$rest" -gt 0 ] || echo "left out: no suite was named"
+  for pair in ${pairs[@]+"${pairs[@]}"}; do
+    LIMIT_S="$(((end - SECONDS) / rest))" DEVICE="$device" OUTPUT="$output/latency/${pair%%=*}" \
       SUITE="${pair#*=}" BATCH="$batch" benchmarks/gpu/latency.sh || status=$?
+    rest="$((rest - 1))"
   done
   return "$status"
 }
@@ -200,15 +226,17 @@ accuracy() {
   fi
   [ ! -f "$run/recipe.resolved.yaml" ] || resume=(--resume)
   within "$python" -m rekd_edge distill vision/cifar10 --output "$run" --device "$device" \
-    --set teacher.train.epochs=2 --set student.train.epochs=3 ${resume[@]+"${resume[@]}"}
+    --set teacher.train.epochs=2 --set student.train.epochs=3 \
+    --set student.train.compile=false --set teacher.train.compile=false ${resume[@]+"${resume[@]}"}
 }
 
 unpack
-step smoke 13 10 smoke
-step speed 32 20 speed speed "$settings" --rounds 3 --block-s 0.7
-step throughput 44 15 forms "$one_batch" "images=$images" "texts=$texts"
-step speed-compiled 72 40 speed_compiled
-step compiled 86 30 forms "$one_batch" "compiled=$compiled"
+step smoke 12 10 smoke
+step speed-large 36 60 speed_large
+step speed 50 45 speed speed "$recipe" "$settings" --rounds 3 --block-s 0.7
+step throughput 62 15 forms "$one_batch" "images=$images" "texts=$texts"
+step speed-compiled 79 60 speed_compiled
+step compiled 90 30 forms "$one_batch" "compiled=$compiled"
 step latency 100 15 forms "$batches" "images=$images" "texts=$texts"
 step accuracy 100 60 accuracy
 echo "reports: $reports"

@@ -6,7 +6,8 @@
 #   cifar10          CIFAR-10 and the weights of its recipes
 #   text             film-review sentences and the weights of their recipes
 #   composited       the cut-outs of methods.sh, as they were prepared (besides cifar10 and text)
-#   onnxruntime-gpu  ONNX Runtime with its CUDA provider (in place of an onnxruntime there)
+#   onnxruntime-gpu  ONNX Runtime with its CUDA provider (in place of an onnxruntime there), and cuRAND, which
+#                    that provider needs and not every torch brings
 #
 # Each is cut into pieces that can travel one at a time:
 #
@@ -21,6 +22,7 @@ piece_mib="${MIB:-56}"
 python_there="${PYTHON_THERE:-3.12}"
 python="${PYTHON:-python3}"
 known=(packages tokenizer cifar10 text composited onnxruntime-gpu)
+curand=10.4.0.35 # of CUDA 13.0, which that onnxruntime-gpu is built for
 packages=(annotated-types platformdirs pydantic pydantic-core ruamel-yaml typing-inspection)
 
 contents=("$@")
@@ -103,7 +105,7 @@ print(tokenizer_file().parent)')"
       ;;
     onnxruntime-gpu)
       version="$(pinned onnxruntime)"
-      wheels onnxruntime-gpu "onnxruntime-gpu==${version#*==}"
+      wheels onnxruntime-gpu "onnxruntime-gpu==${version#*==}" "nvidia-curand==$curand"
       ;;
   esac
   tar --sort=name --mtime=@0 --owner=0 --group=0 -C "build/gpu/content/$content" -cf - . |

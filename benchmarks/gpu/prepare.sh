@@ -47,6 +47,14 @@ unpack() {
   export REKD_EDGE_OFFLINE="${REKD_EDGE_OFFLINE:-1}"
 }
 
+# keep_compiled FOLDER: what torch compiles is kept there, for another call.
+keep_compiled() {
+  [ -z "${TORCHINDUCTOR_CACHE_DIR:-}" ] || return 0
+  mkdir -p "$1/inductor"
+  TORCHINDUCTOR_CACHE_DIR="$(cd "$1/inductor" && pwd)"
+  export TORCHINDUCTOR_CACHE_DIR
+}
+
 # in_time COMMAND...: ends it when LIMIT_S seconds (default 570) have passed since the script began;
 # 0 then, and after its own success.
 in_time() {

@@ -28,13 +28,18 @@ if [ "$limit_s" -lt 90 ]; then
   exit 2
 fi
 
+# has_table NAME: whether it is whole; one that is stopped has what was measured by then.
+has_table() {
+  [ -f "$reports/speed-$1.json" ] && ! grep -q '"complete": false' "$reports/speed-$1.json"
+}
+
 # speed NAME RECIPE OPTION...: the table, unless an earlier call has it.
 speed() {
   local name="$1" of="$2"
   shift 2
-  [ ! -f "$reports/speed-$name.json" ] || return 0
+  ! has_table "$name" || return 0
   # Where less than a third of the time is left, the next call has more of it.
-  local left="$((limit_s - (SECONDS - started) - 30))"
+  local left="$((limit_s - (SECONDS - started) - 40))"
   if [ "$left" -lt "$((limit_s / 3))" ]; then
     echo "too little time for the table of $of; run it again to go on"
     exit 0
@@ -42,7 +47,7 @@ speed() {
   in_time "$python" -m rekd_edge speed "$of" --device "$device" "${quick[@]}" "$@" \
     --limit-s "$left" --markdown "$reports/speed-$name.md" --json "$reports/speed-$name.json"
   # Without the table the time is up: what comes later waits for the next call.
-  [ -f "$reports/speed-$name.json" ] || exit 0
+  has_table "$name" || exit 0
 }
 
 collect() {
@@ -55,6 +60,7 @@ collect() {
 
 unpack
 mkdir -p "$reports"
+keep_compiled "$output"
 speed recipe "$recipe" "${changes[@]}"
 if [ -n "$large" ]; then
   # The published models under the shipped objective; the published one is the first setting.
@@ -62,7 +68,7 @@ if [ -n "$large" ]; then
     --set objective.lambda_select=0 --set teacher.objective.name=deploy \
     --set teacher.objective.lambda_select=0 --set student.train.batch_size=128 "${changes[@]}"
 fi
-trap collect EXIT
+trap 'collect || echo "reports incomplete" >&2' EXIT
 if grep -qs '"status": "finished"' "$output/run/run.json"; then
   echo "finished: $reports"
   exit 0

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Inputs = Mapping[str, np.ndarray]
 COLD_START_TIMEOUT_S = 120
+FEWEST = 20
+"""Queries that each candidate answers, however long they take."""
 
 
 def bench_files(
@@ -181,25 +183,48 @@ def measure_in_turn(
 
 
 def in_turn(
-    names: Sequence[str], settings: BenchSettings, answer: Callable[[str, int, bool], int]
+    names: Sequence[str],
+    settings: BenchSettings,
+    answer: Callable[[str, int, bool], int],
+    *,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Calls ``answer(name, query, counted)``, which answers nanoseconds, for all ``names`` in turns
-    that rotate from round to round; those of the counted queries."""
+    that rotate from round to round; those of the counted queries.
+
+    With ``on_failure`` one that raises costs itself alone: that is told, and the others go on."""
     samples: dict[str, list[int]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0)
     need_ns = settings.min_duration_s * 1e9
     turn = settings.turn_count
     round_number = 0
-    while round_number * turn < settings.min_count or min(spent.values()) < need_ns:
+    began = time.monotonic()
+
+    def wanted() -> bool:
+        answered = round_number * turn
+        met = answered >= settings.min_count and min(spent[name] for name in samples) >= need_ns
+        if met or settings.max_duration_s is None or answered < min(FEWEST, settings.min_count):
+            return not met
+        return time.monotonic() - began < settings.max_duration_s * len(samples)
+
+    while samples and wanted():
         shift = round_number % len(names)
+        queries = range(round_number * turn, (round_number + 1) * turn)
         for name in (*names[shift:], *names[:shift]):
-            queries = range(round_number * turn, (round_number + 1) * turn)
-            if turn > 1:
-                answer(name, queries[-1], False)
-            for query in queries:
-                elapsed = answer(name, query, True)
-                samples[name].append(elapsed)
-                spent[name] += elapsed
+            if name not in samples:
+                continue
+            try:
+                if turn > 1:
+                    answer(name, queries[-1], False)
+                found = [answer(name, query, True) for query in queries]
+            except Exception as error:
+                if on_failure is None:
+                    raise
+                del samples[name]
+                on_failure(name, error)
+            else:
+                samples[name] += found
+                spent[name] += sum(found)
         round_number += 1
     return {name: np.asarray(values, dtype=np.int64) for name, values in samples.items()}
 

@@ -1,7 +1,8 @@
 """Times models on a device in one interleaved run, with transfers and without.
 
 The clock is the host's, between two synchronisations: what a caller waits for. Where the work is on
-torch's stream of a GPU, CUDA events tell beside it how long the GPU itself was at it.
+torch's stream of a GPU, CUDA events tell how long it took there, in passes of their own: recording
+them takes the host's time, too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,10 @@ SCOPES: dict[Transfers, str] = {
     "excluded": "from launch to the end of the work, inputs and outputs on the device",
     "included": "inputs from the host to the device, the work, outputs to the host",
 }
+WARM_UPS = 3
+"""Launches of each model before those that count, however long they take."""
+EVENT_PASSES = 10
+"""Launches of each model that are timed by CUDA events."""
 GPU_QUERY = (
     *("name", "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),
     *("power.draw", "temperature.gpu", "utilization.gpu"),
@@ -34,11 +39,13 @@ GPU_QUERY = (
 
 @dataclass(frozen=True, slots=True)
 class DeviceTiming:
-    """One model in one scope. ``gpu_ns`` are CUDA events around the same launches, empty where
+    """One model in one scope. ``gpu_ns`` are CUDA events around other launches of it, without
+    transfers, and ``gpu_span`` what lies between them (:attr:`Resident.gpu_span`); empty where
     there are none."""
 
     samples_ns: np.ndarray
     gpu_ns: np.ndarray
+    gpu_span: str = ""
 
     def to_json(self, batch: int) -> dict[str, Any]:
         found = {
@@ -52,6 +59,7 @@ class DeviceTiming:
             **found,
             "examples_per_s": batch * 1e9 / median,
             "gpu_50_percentile_ns": int(np.median(self.gpu_ns)) if self.gpu_ns.size else None,
+            "gpu_span": self.gpu_span if self.gpu_ns.size else None,
             "samples_ns": [int(value) for value in self.samples_ns],
         }
 
@@ -61,44 +69,75 @@ def time_residents(
     inputs: Sequence[Inputs],
     settings: BenchSettings,
     transfers: Transfers,
+    *,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, DeviceTiming]:
     """Every resident on the same queries of one shape, in turns as :func:`~rekd_edge.bench.measure
-    .measure_in_turn`; sample i of all is the same query."""
-    gpu: dict[str, list[int]] = {name: [] for name in residents}
+    .measure_in_turn`; sample i of all is the same query. ``on_failure`` as of
+    :func:`~rekd_edge.bench.measure.in_turn`: what failed has no timing."""
+    alive = dict(residents)
+
+    def lose(name: str, error: Exception) -> None:
+        if on_failure is None:
+            raise error
+        del alive[name]
+        on_failure(name, error)
 
     def answer(name: str, query: int, counted: bool) -> int:
         resident, given = residents[name], inputs[query % len(inputs)]
-        with_events = resident.device.type == "cuda" and resident.on_stream
-        begin = end = None
-        if with_events:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         if transfers == "excluded":
             resident.place(given)
         resident.synchronise()
         start = time.perf_counter_ns()
         if transfers == "included":
             resident.place(given)
-        if begin is not None:
-            begin.record()
         resident.launch()
-        if end is not None:
-            end.record()
         if transfers == "included":
             resident.fetch()
         resident.synchronise()
-        elapsed = time.perf_counter_ns() - start
-        if begin is not None and end is not None and counted:
-            gpu[name].append(int(begin.elapsed_time(end) * 1e6))
-        return elapsed
+        return time.perf_counter_ns() - start
 
+    began = time.monotonic()
     for query in range(settings.warmup_count):
-        for name in residents:
-            answer(name, query, False)
-    samples = in_turn(list(residents), settings, answer)
+        spent_s = time.monotonic() - began
+        most_s = settings.max_duration_s
+        if most_s is not None and query >= WARM_UPS and spent_s > most_s / 4 * len(alive):
+            break
+        for name in list(alive):
+            try:
+                answer(name, query, False)
+            except Exception as error:
+                lose(name, error)
+    samples = in_turn(list(alive), settings, answer, on_failure=lose)
+    passes = min(EVENT_PASSES, settings.min_count) if transfers == "excluded" else 0
+    gpu: dict[str, list[int]] = {}
+    for name, resident in list(alive.items()):
+        try:
+            gpu[name] = _by_events(resident, inputs, passes)
+        except Exception as error:
+            lose(name, error)
     return {
-        name: DeviceTiming(samples[name], np.asarray(gpu[name], dtype=np.int64))
-        for name in residents
+        name: DeviceTiming(samples[name], np.asarray(gpu[name], dtype=np.int64), resident.gpu_span)
+        for name, resident in alive.items()
     }
+
+
+def _by_events(resident: Resident, inputs: Sequence[Inputs], passes: int) -> list[int]:
+    """Nanoseconds of the GPU's clock for each of so many launches; none where it has no events."""
+    pair = resident.events() if passes else None
+    if pair is None:
+        return []
+    begin, end = pair
+    found = []
+    for query in range(passes):
+        resident.place(inputs[query % len(inputs)])
+        resident.synchronise()
+        begin.record()
+        resident.launch()
+        end.record()
+        resident.synchronise()
+        found.append(int(begin.elapsed_time(end) * 1e6))
+    return found
 
 
 def gpu_state() -> dict[str, Any] | None:

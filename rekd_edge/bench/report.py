@@ -21,10 +21,16 @@ class BenchSettings:
 
     In each turn a candidate answers ``turn_count`` queries in a row. Where that is more than one,
     one goes before them that is not counted: it finds the caches full of the other candidates'
-    weights, and how many others there are must not decide a ratio."""
+    weights, and how many others there are must not decide a ratio.
+
+    ``max_duration_s`` are seconds of the clock for each candidate, all that lies between its
+    queries included, after which no further round begins once each has answered
+    :data:`~rekd_edge.bench.measure.FEWEST` queries. A minimum that is not met then makes the result
+    INVALID. On a device warming up ends after a quarter of it, too."""
 
     min_duration_s: float = 10.0
     min_count: int = 200
+    max_duration_s: float | None = None
     turn_count: int = 3
     warmup_count: int = 20
     cold_starts: int = 3

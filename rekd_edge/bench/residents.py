@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Inputs = Mapping[str, np.ndarray]
 _WARM_UPS = 3
 """Before a graph is captured: kernels are chosen and memory is taken in the first runs."""
+_ONE_LAUNCH = "one launch of a CUDA graph"
 
 
 class Resident(ABC):
@@ -46,6 +47,17 @@ class Resident(ABC):
     @abstractmethod
     def fetch(self) -> dict[str, np.ndarray]:
         """The outputs on the host."""
+
+    @property
+    def gpu_span(self) -> str:
+        """What lies between two events around :meth:`launch`."""
+        return "from the first launch to the last, the gaps between them included"
+
+    def events(self) -> tuple[Any, Any] | None:
+        """Two CUDA events for torch's current stream; None where they would not see the work."""
+        if self.device.type != "cuda" or not self.on_stream:
+            return None
+        return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -125,6 +137,10 @@ class TorchResident(Resident):
             except RuntimeError as error:
                 raise BackendError(f"no CUDA graph: {first_line(error)}") from error
 
+    @property
+    def gpu_span(self) -> str:
+        return super().gpu_span if self._captured is None else _ONE_LAUNCH
+
     def _work(self) -> Any:
         kind = self.device.type
         with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=self._half):
@@ -155,7 +171,10 @@ def _said_by_runtime() -> Iterator[None]:
 
 class OnnxResident(Resident):
     """An open session with bound inputs and outputs. Its work is on a stream of its own, and done
-    when ``launch`` returns."""
+    when ``launch`` returns.
+
+    A session that captures CUDA graphs keeps one for each ``gpu_graph_id``, with the addresses that
+    were bound then: whatever is bound anew has an id of its own (0 is onnxruntime's)."""
 
     on_stream = False
 
@@ -166,6 +185,8 @@ class OnnxResident(Resident):
         self._held: dict[str, Any] = {}
         self._answers: list[Any] = []
         self._binding: Any = None
+        self._options: Any = None
+        self._bound = 0
 
     def place(self, inputs: Inputs) -> None:
         with _said_by_runtime():
@@ -199,10 +220,13 @@ class OnnxResident(Resident):
             self._binding.bind_ortvalue_input(name, value)
         for name, value in zip(self._outputs, self._answers, strict=True):
             self._binding.bind_ortvalue_output(name, value)
+        self._bound += 1
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(self._bound))
 
     def launch(self) -> None:
         with _said_by_runtime():
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._options)
 
     def fetch(self) -> dict[str, np.ndarray]:
         found = zip(self._outputs, self._answers, strict=True)
@@ -231,6 +255,10 @@ class EngineResident(Resident):
                 self._captured = _Captured(self._work)
             except RuntimeError as error:
                 raise BackendError(f"no CUDA graph: {first_line(error)}") from error
+
+    @property
+    def gpu_span(self) -> str:
+        return super().gpu_span if self._captured is None else _ONE_LAUNCH
 
     def _work(self) -> None:
         self._runner.enqueue(torch.cuda.current_stream())

@@ -110,6 +110,24 @@ def bench(
         int | None,
         typer.Option("--min-count", min=1, help="Queries measured of each file. [200]"),
     ] = None,
+    max_duration_s: Annotated[
+        float | None,
+        typer.Option(
+            "--max-duration-s",
+            min=0.0,
+            help="Suite: seconds by the clock for each file, after which a timing ends at 20 "
+            "queries; what is then missing makes it INVALID.",
+        ),
+    ] = None,
+    limit_s: Annotated[
+        float | None,
+        typer.Option(
+            "--limit-s",
+            min=0.0,
+            help="Suite with on_device: seconds from the start of this process after which nothing "
+            "more is begun; another call goes on.",
+        ),
+    ] = None,
     cold_starts: Annotated[
         int | None,
         typer.Option("--cold-starts", min=0, help="Fresh processes started of each file. [3]"),
@@ -215,13 +233,14 @@ def bench(
         _bench_suite(
             suite,
             output,
-            {"threads": counts, "batch": sizes, "device": device or "auto"},
-            (_or(min_duration_s, 10.0), _or(min_count, 200), quick),
+            {"threads": counts, "batch": sizes, "device": device or "auto", "limit_s": limit_s},
+            (_or(min_duration_s, 10.0), _or(min_count, 200), max_duration_s, quick),
             json_path,
         )
         return
     assert bundle is not None
-    _refuse({"--output": output, "--device": None if place.board else device}, "--suite")
+    limits = {"--max-duration-s": max_duration_s, "--limit-s": limit_s}
+    _refuse({"--output": output, "--device": None if place.board else device} | limits, "--suite")
     if counts is not None and len(counts) > 1:
         raise UsageError("a bundle is measured at one number of threads", hint="--threads 1")
     if not fail_on:
@@ -373,10 +392,13 @@ def _bench_suite(
     name: str,
     output: Path,
     options: dict[str, Any],
-    length: tuple[float, int, bool],
+    length: tuple[float, int, float | None, bool],
     json_path: str | None,
 ) -> None:
+    import time
     from dataclasses import replace
+
+    import psutil
 
     from rekd_edge.recipe.latency_file import load_latency
     from rekd_edge.recipe.suite_file import row_recipes
@@ -387,13 +409,22 @@ def _bench_suite(
     from rekd_edge.cli.progress import TrainingProgress
     from rekd_edge.latency_suite import run_latency, table_of
 
-    min_duration_s, min_count, quick = length
-    settings = BenchSettings(min_duration_s=min_duration_s, min_count=min_count, cold_starts=0)
+    min_duration_s, min_count, max_duration_s, quick = length
+    settings = BenchSettings(
+        min_duration_s=min_duration_s,
+        min_count=min_count,
+        max_duration_s=max_duration_s,
+        cold_starts=0,
+    )
     if quick:
         settings = replace(BenchSettings.quick_look(), cold_starts=0)
     results, tables = [], []
+    limit_s = options.pop("limit_s")
+    began = psutil.Process().create_time()
     with TrainingProgress() as progress:
-        for folder, (spec, _) in parts.items():
+        for number, (folder, (spec, _)) in enumerate(parts.items()):
+            if limit_s is not None:  # what a part leaves goes to those after it
+                options["limit_s"] = (limit_s - (time.time() - began)) / (len(parts) - number)
             results.append(
                 run_latency(
                     spec,
@@ -405,6 +436,8 @@ def _bench_suite(
                 )
             )
             tables.append(table_of(results[-1]))
+    if any(result.get("unfinished") for result in results):
+        tables.append(f"stopped after {limit_s:g} s; run it again to go on")
     found = results[0] if len(results) == 1 else {"name": name, "tables": results}
     text = "\n".join(tables)
     emit(found, json_path=json_path, render=lambda out: out.print(text, markup=False))

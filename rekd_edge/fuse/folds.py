@@ -140,6 +140,14 @@ def fold_attention(module: nn.Module) -> bool:
     return True
 
 
+def unfold_attention(model: nn.Module) -> None:
+    """Undoes :func:`fold_attention` in ``model``, in place: attention is PyTorch's own function, as
+    anyone would run it where nothing is exported."""
+    for module in model.modules():
+        if hasattr(module, "deployed"):
+            del module.deployed
+
+
 def fold_projections(module: nn.Module) -> bool:
     """BERT's products for query, key and value become one."""
     if not _is_one(module, *BERT_ATTENTION) or hasattr(module, "qkv"):

@@ -168,11 +168,11 @@ class TensorRtProviderRunner(CudaRunner):
         }
         place = cache_place(made_of)
         options = {
-            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(place),
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(place),
-            **({"trt_cuda_graph_enable": "1"} if self.cuda_graph else {}),
+            **({"trt_cuda_graph_enable": "True"} if self.cuda_graph else {}),
             **profiles,
         }
         return provider_chain(TENSORRT_PROVIDER, tensorrt=options)

@@ -10,14 +10,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from rekd_edge import device_suite
 from rekd_edge.bench import BenchSettings
+from rekd_edge.bench.residents import TorchResident
+from rekd_edge.cli.app import app
 from rekd_edge.convert import load_target
 from rekd_edge.device_suite import _DeviceTable, _Way, device_table
 from rekd_edge.errors import BackendError, RecipeError, UsageError
+from rekd_edge.export_pipeline import convert_run
+from rekd_edge.fuse import FusedRationalist
 from rekd_edge.latency_suite import run_latency
 from rekd_edge.recipe.latency_file import load_latency
 from rekd_edge.recipe.suite_file import row_recipes
@@ -81,9 +88,51 @@ def test_every_form_is_timed_in_every_runtime_that_is_there(
     reasons = {(one["way"], one["reason"]) for one in result["not_run"]}
     assert ("torch, CUDA graph", "CUDA graphs need a CUDA GPU") in reasons
     assert ("tensorrt", "TensorRT needs a CUDA GPU") in reasons
-    assert set(result["validity"].values()) == {"INVALID: quick"}
+    ran = {f"{r['target']}, batch {r['batch']}, {r['runtime']}" for r in result["rows"]}
+    assert {run for run, said in result["validity"].items() if said == "INVALID: quick"} == ran
+    assert {said for run, said in result["validity"].items() if run not in ran} == {
+        "INVALID: quick; nothing ran"
+    }
     assert result["gpu"][0]["before"] is None
-    assert "not run: tensorrt, onnx: TensorRT needs a CUDA GPU" in device_table(result)
+    assert result["unfinished"] is False
+    assert result["onnxruntime"]["version"] == onnxruntime.__version__
+    table = device_table(result)
+    assert "not run: tensorrt, onnx: TensorRT needs a CUDA GPU" in table
+    assert "in one interleaved run (INVALID: quick)" in table
+    kept = {path.name for path in (output / "device").glob("timing-*.json")}
+    assert kept == {
+        f"timing-cpu-{target}-{size}-{way}.json"
+        for target, way in (
+            ("onnx", "torch"),
+            ("onnx", "onnxruntime"),
+            ("onnx-fp16", "onnxruntime"),
+        )
+        for size in (1, 4)
+    }  # and none of what did not run
+
+
+def test_a_lower_precision_is_made_from_the_fp32_file(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[tuple[str, Path | None]] = []
+
+    def noted(*given: Any, fp32: Path | None = None) -> None:
+        exported.append((given[3].name, fp32))
+        convert_run(*given, fp32=fp32)
+
+    monkeypatch.setattr(device_suite, "convert_run", noted)
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE.replace("targets: [onnx, onnx-fp16]", "targets: [onnx-fp16, onnx]"))
+    result = run_it(path, tmp_path / "out", batch=(1,))
+    whole = tmp_path / "out" / "device" / "ours.fp32-opset20.onnx"
+    assert [one for one in exported if one[0].startswith("ours")] == [
+        ("ours.fp32-opset20.onnx", None),
+        ("ours.onnx-fp16.onnx", whole),
+    ]
+    halves = [row for row in result["rows"] if row["target"] == "onnx-fp16"]
+    assert [row["label_agreement"] for row in halves] in ([1.0], [None])
+    fp16 = tmp_path / "out" / "device" / "ours.onnx-fp16.onnx"
+    assert fp16.stat().st_size < 0.7 * whole.stat().st_size
 
 
 def test_a_timing_that_is_there_is_kept_and_another_one_is_made(
@@ -97,7 +146,7 @@ def test_a_timing_that_is_there_is_kept_and_another_one_is_made(
     assert after == stamps
     found = run_it(path, tmp_path / "out", batch=(2,))
     assert {row["batch"] for row in found["rows"]} == {2}
-    assert (tmp_path / "out" / "device" / "timing-cpu-onnx-2.json").is_file()
+    assert (tmp_path / "out" / "device" / "timing-cpu-onnx-2-torch.json").is_file()
 
 
 class Interrupting:
@@ -117,11 +166,51 @@ def test_what_was_timed_is_in_the_table_of_a_run_that_was_ended(
     path, output, result = made
     shutil.copytree(output, tmp_path / "out")
     (tmp_path / "out" / "device-cpu.json").unlink()
-    (tmp_path / "out" / "device" / "timing-cpu-onnx-4.json").unlink()
+    (tmp_path / "out" / "device" / "timing-cpu-onnx-4-onnxruntime.json").unlink()
     with pytest.raises(KeyboardInterrupt):
-        run_it(path, tmp_path / "out", listener=Interrupting("onnx, batch 4"))
+        run_it(path, tmp_path / "out", listener=Interrupting("onnx, batch 4: ours in onnxruntime"))
     found = json.loads((tmp_path / "out" / "device-cpu.json").read_text())
-    assert found["rows"] == [row for row in result["rows"] if row["batch"] == 1]
+    assert found["rows"] == [
+        row
+        for row in result["rows"]
+        if row["batch"] == 1 or (row["runtime"], row["target"]) == ("torch", "onnx")
+    ]
+
+
+def test_a_limit_leaves_the_rest_to_another_call(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """What is open when there is no time for more is timed, and made again with the others."""
+    path, output, result = made
+    found = run_it(path, tmp_path / "out", limit_s=0.0)
+    assert [(row["name"], row["runtime"], row["batch"]) for row in found["rows"]] == [
+        ("plain", "torch", 1)
+    ]
+    assert found["unfinished"]
+    assert json.loads((tmp_path / "out" / "device-cpu.json").read_text()) == found
+    left_out = [one for one in found["not_run"] if one["reason"] == "no time was left"]
+    assert [one["model"] for one in left_out] == ["ours", "masked"]
+    said = "- not run: torch, onnx, ours, masked at batch 1: no time was left"
+    assert said in device_table(found)
+    again = run_it(path, tmp_path / "out", batch=(1,))
+    assert len(again["rows"]) == len([row for row in result["rows"] if row["batch"] == 1])
+    shutil.copytree(output, tmp_path / "whole")
+    assert not run_it(path, tmp_path / "whole", limit_s=60.0)["unfinished"]
+    # By the command: the limit counts from the start of the process, and it says that it stopped.
+    words = ["bench", "--suite", path, "--output", tmp_path / "asked", "--device", "cpu"]
+    limits = ["--min-count", 3, "--min-duration-s", 0, "--max-duration-s", 0.1, "--limit-s", 1]
+    done = CliRunner().invoke(app, [str(word) for word in (*words, *limits)])
+    assert done.exit_code == 0, done.output
+    assert "\nstopped after 1 s; run it again to go on\n" in done.output
+    asked = json.loads((tmp_path / "asked" / "device-cpu.json").read_text())
+    assert asked["settings"]["max_duration_s"] == 0.1
+    assert asked["unfinished"]
+    done = CliRunner().invoke(app, ["bench", str(tmp_path), "--limit-s", "1"])
+    assert str(done.exception) == "--limit-s: only for --suite"
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(SUITE.replace(SUITE.splitlines()[-1], ""))
+    with pytest.raises(UsageError, match="for suites with on_device, and trial has none"):
+        run_it(plain, tmp_path / "files", limit_s=1.0)
 
 
 def table_of(path: Path, output: Path, device: str) -> _DeviceTable:
@@ -149,19 +238,68 @@ def test_the_cpu_answers_once_for_all_ways_and_a_way_that_breaks_is_listed(
 ) -> None:
     table = table_of(made[0], tmp_path, "cpu")
     candidate = table.spec.candidates[0]
-    inputs = table.queries(4)
-    answers = table._answers(candidate, inputs)
-    assert table._answers(candidate, inputs) is answers
+    four = table._answers(candidate, table.queries(4))
+    model = table.model(candidate).model
 
-    def broken(*_: object) -> Any:
+    def broken(*_: object, **__: object) -> Any:
         raise ValueError("no such type\nmore")
 
-    # Nothing at all runs: the timing says why, and there is a table.
+    # The examples of a batch are known from another one, and for both precisions.
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward", broken)
+        again = table._answers(candidate, table.queries(4))
+        ones = table._answers(candidate, table.queries(1))
+    assert all(map(np.array_equal, four, again))
+    assert len(ones) == 2  # the queries asked for
+    assert np.array_equal(np.concatenate(ones), four[0][:2])
+    # A large batch is compared in part.
+    monkeypatch.setattr(device_suite, "COMPARED", 5)
+    assert [len(one) for one in table._answers(candidate, table.queries(4))] == [4, 1]
+
+    # Nothing at all runs: the timing says why, and is not kept.
     monkeypatch.setattr(table, "_resident", broken)
-    timing = table.timing("onnx", 1, QUICK)
+    timing = table.timing("onnx", _Way("torch", False), 1, QUICK)
     assert timing["rows"] == []
     assert {one["reason"] for one in timing["not_run"]} == {"no such type"}
-    assert not table._wanted
+    assert timing["validity"] == "INVALID: quick; nothing ran"
+    assert not list(tmp_path.rglob("timing-*.json"))
+    monkeypatch.setattr(_DeviceTable, "_resident", broken)
+    with pytest.raises(BackendError, match="nothing ran on cpu") as raised:
+        run_it(made[0], tmp_path / "none")
+    assert raised.value.hint == "no such type"
+    assert (tmp_path / "none" / "device-cpu.md").is_file()
+
+
+def test_a_model_that_breaks_while_it_is_timed_costs_itself_alone(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reason has what is to be done, and the others are timed."""
+    table = table_of(made[0], tmp_path, "cpu")
+    launch = TorchResident.launch
+    launches: list[TorchResident] = []
+
+    def breaking(self: TorchResident) -> None:
+        launches.append(self)
+        if launches.count(self) > 3 and isinstance(self._model, FusedRationalist):
+            raise BackendError("it broke\noff", hint="Failed to load " + "lib " * 200)
+        launch(self)
+
+    monkeypatch.setattr(TorchResident, "launch", breaking)
+    timing = table.timing("onnx", _Way("torch", False), 1, QUICK)
+    assert [row["name"] for row in timing["rows"]] == ["plain", "masked"]
+    (one,) = timing["not_run"]
+    assert (one["model"], one["batch"]) == ("ours", 1)
+    assert one["reason"].startswith("it broke off (Failed to load lib")
+    assert len(one["reason"]) == 500
+    assert all(row["transfers"].keys() == {"excluded", "included"} for row in timing["rows"])
+    short = BenchSettings(min_duration_s=9.0, min_count=99, max_duration_s=0.0, warmup_count=1)
+    timing = table.timing("onnx", _Way("onnxruntime", False), 1, short)
+    assert timing["validity"] == (
+        "INVALID: transfers excluded: fewer than 99 queries; transfers excluded: less than 9 s; "
+        "transfers included: fewer than 99 queries; transfers included: less than 9 s"
+    )
+    counts = [row["transfers"]["excluded"]["result_query_count"] for row in timing["rows"]]
+    assert set(counts) == {21}
 
 
 def test_what_cannot_be_is_refused_in_words(tmp_path: Path) -> None:

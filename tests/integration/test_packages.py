@@ -112,7 +112,8 @@ def _sizes_are_in_the_file(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
     (tensorrt, options), (cuda, _) = runner._chain(onnx.load(str(file)), "1.31.1", gpu)
     assert (tensorrt, cuda) == (TENSORRT_PROVIDER, CUDA_PROVIDER)
     assert options["trt_profile_max_shapes"] == "attention_mask:64x32,input_ids:64x32"
-    assert options["trt_cuda_graph_enable"] == "1"
+    wanted = ("trt_cuda_graph_enable", "trt_engine_cache_enable", "trt_timing_cache_enable")
+    assert {name: options[name] for name in wanted} == dict.fromkeys(wanted, "True")
     place = Path(options["trt_engine_cache_path"])
     made_of = json.loads((place / "made-of.json").read_text())
     assert (made_of["driver"], made_of["compute_capability"]) == ("580.1", 90)

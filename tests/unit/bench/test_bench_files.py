@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rekd_edge.bench import BenchSettings, bench_files
-from rekd_edge.bench.measure import measure_in_turn
+from rekd_edge.bench.measure import FEWEST, in_turn, measure_in_turn
 from rekd_edge.check import LabelledBatch
 from rekd_edge.check.inputs import examples_of
 from rekd_edge.convert import OnnxArtefact, convert_to_onnx, load_target
@@ -41,6 +42,31 @@ def files(
 @pytest.fixture
 def examples(text_batches: list[LabelledBatch]) -> list[dict[str, np.ndarray]]:
     return examples_of(text_batches, 5)
+
+
+def test_time_is_limited_and_what_is_missing_is_said(
+    files: dict[str, Path], examples: list[dict[str, np.ndarray]]
+) -> None:
+    calls: list[str] = []
+
+    def answer(name: str, query: int, counted: bool) -> int:
+        calls.append(name)
+        time.sleep(0.002)
+        return 2_000_000
+
+    settings = BenchSettings(min_duration_s=0.0, min_count=10_000, max_duration_s=0.2)
+    found = in_turn(["a", "b"], settings, answer)
+    assert found["a"].size == found["b"].size
+    assert FEWEST <= found["a"].size <= 100
+    # Each answers a few in any case, and no more than asked for.
+    for most, asked, count in ((0.0, 10_000, 21), (0.0, 6, 6), (60.0, 6, 6)):
+        settings = BenchSettings(min_duration_s=0.0, min_count=asked, max_duration_s=most)
+        assert in_turn(["a", "b"], settings, answer)["b"].size == count
+    settings = BenchSettings(
+        min_duration_s=60.0, min_count=50, max_duration_s=0.0, warmup_count=1, cold_starts=0
+    )
+    report = bench_files({"plain": files["plain"]}, examples, settings=settings, threads=1)
+    assert report.invalid_reasons == ("plain: fewer than 50 queries", "plain: less than 60 s")
 
 
 def test_three_files_in_one_run_as_ratios(

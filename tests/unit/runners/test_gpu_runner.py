@@ -62,7 +62,8 @@ def test_precision_is_never_a_flag_and_tensorrt_falls_back_on_cuda_alone() -> No
     assert (first, second) == (TENSORRT_PROVIDER, CUDA_PROVIDER)
     assert cuda["use_tf32"] == "0"
     flags = {name: value for name, value in tensorrt.items() if name.endswith("_enable")}
-    assert flags == dict.fromkeys(("trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable"), "0")
+    off = dict.fromkeys(("trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable"), "False")
+    assert flags == off  # "0" is refused
     assert tensorrt["trt_x"] == "1"
 
 
@@ -179,7 +180,9 @@ def test_engines_of_another_gpu_driver_version_or_file_lie_elsewhere(
         assert json.loads((place / "made-of.json").read_text())["compute_capability"] in {86, 87}
 
 
-def test_libraries_are_looked_for_where_torch_has_them() -> None:
+def test_libraries_are_looked_for_where_torch_and_the_module_path_have_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert preload_libraries(ort, CPU) == ""
 
     class Fussy:
@@ -198,6 +201,15 @@ def test_libraries_are_looked_for_where_torch_has_them() -> None:
     said = preload_libraries(fussy, CUDA_PROVIDER)
     assert all(Path(folder).name == "lib" for folder in fussy.folders)
     assert bool(said) == (not fussy.folders)
+    # As packed wheels are unpacked: neither beside torch nor beside onnxruntime.
+    packed = tmp_path / "site" / "nvidia" / "cu13" / "lib"
+    packed.mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert preload_libraries(fussy, CUDA_PROVIDER) == ""
+    assert str(packed) not in fussy.folders  # nothing is missed any more
+    fussy.folders.clear()
+    assert preload_libraries(fussy, CUDA_PROVIDER) == ""
+    assert str(packed) in fussy.folders
 
 
 def test_a_provider_of_another_cuda_says_which_it_needs() -> None:
