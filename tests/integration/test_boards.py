@@ -419,6 +419,9 @@ def copied():
     begin()
     while stream.readline() != b"go\\n":
         pass
+    left = sum(size for _, size in request["files"])
+    while left and (chunk := stream.read(left)):
+        left -= len(chunk)
     say(dict(event="copied"))
 {body}
 """

@@ -223,9 +223,9 @@ def test_training_through_kept_tokens_alone_ends_where_the_other_does(
     ends = {}
     gathered: list[int] = []
 
-    def counted(predictor: Any, view: Any, keep: Any, slots: int) -> Any:
+    def counted(predictor: Any, view: Any, keep: Any, slots: int, *, filled: bool) -> Any:
         gathered.append(slots)
-        return classify_kept(predictor, view, keep, slots)
+        return classify_kept(predictor, view, keep, slots, filled=filled)
 
     monkeypatch.setattr(objectives, "classify_kept", counted)
     for gather in ("false", "true"):
