@@ -18,6 +18,7 @@ RECORDS = (
     "methods",
     "method-costs",
     "black-box",
+    "black-box-answers",
     "black-box-one-seed",
     "interactive",
     "n2r-images",
@@ -29,10 +30,12 @@ GUIDE_LINES = (
     "- *No teacher:* `task: extract`, selector warmed up on mask gradients: "
     "{methods-snippets|warmed-up|test accuracy}, trained from scratch by RNP "
     "{methods-snippets|rnp|test accuracy}.",
-    "- *A plain classifier as teacher, and unlabelled texts:* `teacher.rationale: scaffold` or "
-    "`gradient_x_input`, with `transfer`: {black-box|black-box-scaffold-transfer|test accuracy}, "
-    "{black-box|black-box-gradient-x-input-transfer|test accuracy}; extraction alone "
-    "{black-box|extract|test accuracy}.",
+    "- *A plain classifier as teacher, and unlabelled texts:* its answers to them, with `transfer` "
+    "and the student's own mask gradients: "
+    "{black-box-answers|black-box-predictions-transfer|test accuracy}, extraction alone "
+    "{black-box-answers|extract|test accuracy}. Its explanations beside add nothing to that: "
+    "`scaffold` {black-box|black-box-scaffold-transfer|test accuracy}, `gradient_x_input` "
+    "{black-box|black-box-gradient-x-input-transfer|test accuracy}.",
     "- *A plain classifier, and no more texts than it had:* it teaches nothing: "
     "{black-box-one-seed|black-box-predictions|test accuracy} from its answers, "
     "{black-box-one-seed|black-box-scaffold|test accuracy} with its attention.",
