@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -394,8 +394,11 @@ def _reason(error: Exception) -> str:
 
 
 def _release(device: torch.device) -> None:
+    """What a setting that failed held. An error of the device that stays is met again, and told, by
+    the next setting."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def _precisions(device: torch.device) -> tuple[Precision, ...]:
