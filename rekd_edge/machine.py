@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
@@ -38,6 +39,13 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def running_s() -> float:
+    """Seconds since this process was started: what Python and torch took to load is in them."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 def imported_onnxruntime() -> dict[str, str] | None:

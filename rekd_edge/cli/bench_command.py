@@ -395,11 +395,9 @@ def _bench_suite(
     length: tuple[float, int, float | None, bool],
     json_path: str | None,
 ) -> None:
-    import time
     from dataclasses import replace
 
-    import psutil
-
+    from rekd_edge.machine import running_s
     from rekd_edge.recipe.latency_file import load_latency
     from rekd_edge.recipe.suite_file import row_recipes
 
@@ -420,11 +418,10 @@ def _bench_suite(
         settings = replace(BenchSettings.quick_look(), cold_starts=0)
     results, tables = [], []
     limit_s = options.pop("limit_s")
-    began = psutil.Process().create_time()
     with TrainingProgress() as progress:
         for number, (folder, (spec, _)) in enumerate(parts.items()):
             if limit_s is not None:  # what a part leaves goes to those after it
-                options["limit_s"] = (limit_s - (time.time() - began)) / (len(parts) - number)
+                options["limit_s"] = (limit_s - running_s()) / (len(parts) - number)
             results.append(
                 run_latency(
                     spec,

@@ -17,9 +17,6 @@ from rekd_edge.cli.console import (
 )
 from rekd_edge.errors import UsageError
 
-_BEGAN = time.monotonic()
-"""When the program started, nearly: importing torch takes seconds of a limit, too."""
-
 
 def register(app: typer.Typer) -> None:
     app.command("speed")(speed)
@@ -91,6 +88,7 @@ def speed(
         with_random_weights,
     )
     from rekd_edge.cli.console import status_console
+    from rekd_edge.machine import running_s
 
     if device not in {"auto", "cpu", "cuda"}:
         raise UsageError(f"unknown device {device!r}", hint="use auto, cpu or cuda")
@@ -102,7 +100,7 @@ def speed(
         plan = replace(plan, square=1024)
     if quick:
         plan = SpeedPlan.quick()
-    plan = replace(plan, limit_s=limit_s, began=_BEGAN)
+    plan = replace(plan, limit_s=limit_s, began=time.monotonic() - running_s())
     if settings is not None:
         plan = replace(plan, only=tuple(name.strip() for name in settings.split(",")))
     if random_weights:

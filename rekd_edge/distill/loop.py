@@ -45,7 +45,7 @@ LOG_EVERY_STEPS = 10
 CHECKPOINT_STEPS = 200
 CHECKPOINT_APART_S = 30.0
 """Where a recipe does not say, at least so many steps and seconds lie between two checkpoints of an
-epoch: on a GPU 200 steps take a second, and writing a checkpoint a fraction of one."""
+epoch: on a GPU 200 steps may take a second (an estimate), and a checkpoint a fraction of one."""
 
 
 class DivergedError(RekdEdgeError):
